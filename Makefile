@@ -1,0 +1,26 @@
+# make repro: the whole pipeline on the bundled model.   make test: the tests.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 0
+
+.PHONY: repro test clean
+
+repro: $(VENV)/.installed
+	quantline repro
+
+test: $(VENV)/.installed
+	python -m pytest -q
+
+# torch comes first and alone: with it in place, no other package can draw in another build of several gigabytes.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --upgrade pip
+	pip install --quiet $$(grep '^torch==' requirements.lock)
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) pip install --quiet -r requirements.lock
+	pip install --quiet --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) artifacts metrics reports mlartifacts mlflow.db events.jsonl

@@ -1,0 +1,18 @@
+"""The stages of the pipeline and the rooms that they use.
+
+The settings below belong to the process, so they come before any other import: idle OpenMP threads sleep instead of
+spinning (two processes on two cores stall each other otherwise), and nothing reports home.
+"""
+
+import os
+
+for name, value in {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DVC_NO_ANALYTICS": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}.items():
+    os.environ.setdefault(name, value)

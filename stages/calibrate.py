@@ -1,0 +1,45 @@
+"""Run the unquantized model once over the calibration text and keep what every method needs.
+
+    python -m stages.calibrate     # artifacts/model, calibration section → artifacts/calibration/
+"""
+
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from stages.checkpoints import texts
+from stages.checkpoints.moments import collect
+from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.tokenization import Tokenizer
+from stages.load import MODEL
+from stages.tracking import StageRun, sha256_json, stage_run, versions, write_json
+
+CALIBRATION = Path("artifacts/calibration")
+
+
+def calibrate(run: StageRun) -> None:
+    text, checkpoint = texts.pinned(run.params.calibration), Checkpoint(MODEL)
+    documents = texts.documents(text)
+    tokens = Tokenizer(MODEL).pack(documents, text.sequences, text.length)
+
+    with run.output(CALIBRATION) as folder:
+        layers = collect(checkpoint, tokens, folder / "moments.safetensors")
+        info = {"text_sha256": texts.sha256_documents(documents), "text": text.path or text.dataset,
+                "dataset_revision": text.dataset_revision, "tokens": int(tokens.size), "sequences": len(tokens),
+                "length": text.length, "seed": run.params.seed, "layers": layers,
+                "versions": versions("torch", "transformers", "tokenizers")}
+        save_file({"tokens": tokens}, folder / "tokens.safetensors")
+        write_json(folder / "calibration.json", info)
+
+    run.track(key=f"calibration:{sha256_json(info)}:{sha256_json(checkpoint.config)}", name="calibration",
+              params={key: info[key] for key in ("text", "text_sha256", "dataset_revision", "sequences", "length")},
+              metrics={"tokens": tokens.size, "layers": len(layers)}, files=[CALIBRATION / "calibration.json"])
+    short = "" if len(tokens) == text.sequences else f" (the text fills {len(tokens)} of {text.sequences} sequences)"
+    inputs, size = {one["moments"] for one in layers.values()}, (CALIBRATION / "moments.safetensors").stat().st_size
+    run.finish(f"{tokens.size} tokens{short}, second moments of {len(inputs)} inputs of {len(layers)} layers, "
+               f"{size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    with stage_run("calibrate") as this:
+        calibrate(this)

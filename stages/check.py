@@ -1,0 +1,7 @@
+"""Notice a stale params.yaml even when every other stage is cached: this stage depends on conf/ itself."""
+
+from stages.tracking import stage_run
+
+if __name__ == "__main__":
+    with stage_run("check") as run:
+        run.finish("params.yaml is what conf/ composes to, or an override of it")

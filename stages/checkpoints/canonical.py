@@ -1,0 +1,105 @@
+"""The one canonical layout of quantized weights: what every method writes and every container reads.
+
+A grouped linear layer is integers, scales and zero points, and stands for (integers - zeros) * scales. The k-quants
+are ggml blocks, row by row as in the source. Tensors that a method changes without quantizing them (norms into which
+AWQ folded its scales) are overrides. All three lie in weights.safetensors; quantized.json is the report.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from stages.tracking import Failure, StageError, write_json
+
+WEIGHTS, REPORT = "weights.safetensors", "quantized.json"
+
+
+@dataclass(frozen=True)
+class GroupedLinear:
+    """integers uint8 [out, in] in 0 … 2^bits - 1; scales float32 [out, groups]; zeros uint8 [out, groups].
+
+    A group is `group_size` neighbouring inputs of one output; the scales are values that bfloat16 holds exactly.
+    """
+
+    integers: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    def __post_init__(self) -> None:
+        rows, columns = self.integers.shape
+        groups = (rows, columns // self.group_size)
+        if columns % self.group_size or self.scales.shape != groups or self.zeros.shape != groups:
+            raise ValueError(f"expected scales and zeros {groups}, found {self.scales.shape}, {self.zeros.shape}")
+        if not np.isfinite(self.scales).all():
+            raise StageError(Failure.NON_FINITE, "a scale is not finite; look at the weights of this layer")
+        if self.integers.max(initial=0) >= 1 << self.bits or self.zeros.max(initial=0) >= 1 << self.bits:
+            raise ValueError(f"an integer or zero point does not fit {self.bits} bits")
+
+    def dequantize(self) -> np.ndarray:
+        """The weight that the integers stand for, float32 [out, in]."""
+        rows, columns = self.integers.shape
+        grouped = self.integers.reshape(rows, -1, self.group_size).astype(np.float32)
+        return ((grouped - self.zeros[:, :, None]) * self.scales[:, :, None]).reshape(rows, columns)
+
+
+class QuantizedWriter:
+    """Collects what a method makes and writes it to a folder in sorted order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.tensors, self.kinds = folder, {}, {"linears": {}, "overrides": [], "blocks": {}}
+
+    def add_linear(self, name: str, linear: GroupedLinear) -> None:
+        """A quantized linear layer, by its module name."""
+        self.tensors |= {f"{name}.integers": linear.integers, f"{name}.scales": linear.scales,
+                         f"{name}.zeros": linear.zeros}
+        self.kinds["linears"][name] = {"bits": linear.bits, "group_size": linear.group_size,
+                                       "symmetric": linear.symmetric}
+
+    def add_override(self, name: str, tensor: np.ndarray) -> None:
+        """A full-precision tensor, float32, that takes the place of the source's."""
+        self.tensors[f"override:{name}"] = np.ascontiguousarray(tensor, np.float32)
+        self.kinds["overrides"].append(name)
+
+    def add_blocks(self, name: str, kind: str, data: np.ndarray, shape: tuple[int, ...]) -> None:
+        """ggml blocks uint8 [rows, bytes per row] of type `kind`, standing for a tensor of `shape`."""
+        self.tensors[f"blocks:{name}"] = data
+        self.kinds["blocks"][name] = {"type": kind, "shape": list(shape)}
+
+    def close(self, report: dict) -> None:
+        """Write both files."""
+        save_file(dict(sorted(self.tensors.items())), self.folder / WEIGHTS)
+        write_json(self.folder / REPORT, report | {"contents": self.kinds})
+
+
+class Quantized:
+    """A quantized model in the canonical layout, read tensor by tensor."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.report = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        contents = self.report["contents"]
+        self.linears, self.overrides = sorted(contents["linears"]), sorted(contents["overrides"])
+        self.blocks_names, self._contents = sorted(contents["blocks"]), contents
+
+    def _get(self, key: str) -> np.ndarray:
+        with safe_open(self.folder / WEIGHTS, "np") as file:
+            return file.get_tensor(key)
+
+    def linear(self, name: str) -> GroupedLinear:
+        parts = (self._get(f"{name}.{part}") for part in ("integers", "scales", "zeros"))
+        return GroupedLinear(*parts, **self._contents["linears"][name])
+
+    def override(self, name: str) -> np.ndarray:
+        return self._get(f"override:{name}")
+
+    def blocks(self, name: str) -> tuple[str, np.ndarray, tuple[int, ...]]:
+        """(type, uint8 [rows, bytes per row], shape of the tensor)."""
+        about = self._contents["blocks"][name]
+        return about["type"], self._get(f"blocks:{name}"), tuple(about["shape"])

@@ -1,0 +1,112 @@
+"""Tensors of a Hugging Face folder, one at a time, without torch."""
+
+import json
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import ml_dtypes  # noqa: F401  gives numpy the bfloat16 that safetensors hands over
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from stages.tracking import Failure, StageError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+TIED_HEAD = "lm_head.weight"
+COMPUTED = ".rotary_emb.inv_freq"  # old Llama checkpoints store this buffer, which config.json determines
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder/name`. Raises StageError(path_escape) if the name is absolute, climbs out of the folder, or is a link.
+
+    A link may lead only to where the folder itself lies, or into the cache of huggingface_hub that it is part of
+    (there snapshots/<commit>/ links to blobs/): what a link leads to ends up in bundles that people publish.
+    """
+    parts = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
+    if parts.is_absolute() or ".." in parts.parts or "\\" in str(name) or not parts.parts:
+        raise StageError(Failure.PATH_ESCAPE, f"expected a file name inside {folder}, found {name!r}; "
+                                              "the checkpoint is not to be trusted")
+    home = folder.resolve()
+    if home.parent.name == "snapshots" and (home.parent.parent / "blobs").is_dir():
+        home = home.parent.parent
+    if not (folder / name).resolve().is_relative_to(home):
+        raise StageError(Failure.PATH_ESCAPE, f"expected {name} to lie inside {folder}, found a link to "
+                                              f"{(folder / name).resolve()}; put the file itself there if you trust it")
+    return folder / name
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises StageError(missing_file) if it is not there or not JSON."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StageError(Failure.MISSING_FILE, f"expected a JSON object in {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise StageError(Failure.MISSING_FILE, f"expected a JSON object in {path}, found {type(value).__name__}")
+    return value
+
+
+def weight_map(folder: Path) -> dict[str, Path]:
+    """Tensor name → the safetensors file that holds it.
+
+    Raises StageError: missing_shard for a file that is absent or cut short, path_escape for one outside the folder.
+    """
+    if (folder / INDEX).is_file():
+        listed = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise StageError(Failure.MISSING_SHARD, f"expected a weight_map in {folder / INDEX}, found none; "
+                                                    "fetch the checkpoint again")
+        files = {name: inside(folder, file) for name, file in listed.items()}
+    else:
+        files = {SINGLE: inside(folder, SINGLE)}
+    found: dict[str, Path] = {}
+    for path in sorted(set(files.values())):
+        if not path.is_file():
+            raise StageError(Failure.MISSING_SHARD, f"expected {path.name} in {folder}, found no such file; "
+                                                    "fetch the whole checkpoint again")
+        try:
+            with safe_open(path, "np") as file:
+                found |= dict.fromkeys(file.keys(), path)
+        except SafetensorError as error:
+            raise StageError(Failure.MISSING_SHARD, f"{path} is damaged or cut short ({error}); fetch it again") from None
+    absent = sorted(set(files) - set(found)) if (folder / INDEX).is_file() else []
+    if absent:
+        raise StageError(Failure.MISSING_SHARD, f"the index lists {absent[0]} and {len(absent) - 1} more tensors that "
+                                                f"no shard holds; fetch the checkpoint again")
+    return found
+
+
+class Checkpoint:
+    """A checkpoint folder. Raises StageError as `weight_map` does.
+
+    `names` are the tensors that the model consists of: a stored copy of a tied head and buffers that are computed
+    from config.json are left out, so that nobody rounds or ships them.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.files = weight_map(self.folder)
+        tied = (self.folder / "config.json").is_file() and self.config.get("tie_word_embeddings", False)
+        self.names = sorted(name for name in self.files
+                            if not name.endswith(COMPUTED) and not (tied and name == TIED_HEAD))
+
+    @cached_property
+    def config(self) -> dict:
+        return read_json(self.folder / "config.json")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with safe_open(self.files[name], "np") as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def stored_dtype(self, name: str) -> str:
+        """The dtype on disk in safetensors' words: F32, F16, BF16."""
+        with safe_open(self.files[name], "np") as file:
+            return file.get_slice(name).get_dtype()
+
+    def raw(self, name: str) -> np.ndarray:
+        """The tensor as it is stored."""
+        with safe_open(self.files[name], "np") as file:
+            return file.get_tensor(name)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The tensor in float32, which holds every bfloat16 and float16 exactly."""
+        return self.raw(name).astype(np.float32)

@@ -1,0 +1,145 @@
+"""The command `quantline`.
+
+    quantline compose [OVERRIDES...]   conf/ -> params.yaml
+    quantline repro   [OVERRIDES...]   compose, `dvc repro --keep-going`, then the comparison
+
+Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`, `recipes.gptq-w4g128.bits=3`,
+`+variant=[gguf-f16]` (one more variant), `variant=[bf16,gguf-q4_k_m]` (these variants alone). Each call starts from
+conf/ anew: overrides of an earlier call are not remembered.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stages.config import (
+    ConfigError,
+    as_yaml,
+    compose,
+    differences,
+    load_params,
+    missing_inputs,
+    project_root,
+    validate,
+)
+from stages.tracking import write_text
+
+app = typer.Typer(help="A trained language model in; measured, deployable quantized variants out.",
+                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+Overrides = Annotated[list[str] | None, typer.Argument(
+    help="Hydra overrides, such as suite=quick or model=local model.path=/models/mine", show_default=False)]
+PARAMS, COMPARISON, PAGE = Path("params.yaml"), Path("reports/compression.json"), Path("reports/compression.html")
+
+COLUMNS = (  # title, key of the metric, what to multiply it with, form
+    ("MiB", "size_bytes", 2**-20, ".1f"),
+    ("bits/w", "bits_per_weight", 1, ".2f"),
+    ("ppl", "perplexity", 1, ".3f"),
+    ("KLD", "mean_kld", 1, ".5f"),
+    ("top %", "same_top_p", 100, ".1f"),
+    ("gold %", "gold_accuracy", 100, ".1f"),
+    ("tok/s", "decode_tok_s", 1, ".0f"),
+    ("RAM MiB", "peak_rss_mib", 1, ".0f"),
+)
+
+
+@app.command("compose")
+def compose_command(overrides: Overrides = None) -> None:
+    """Compose conf/ into params.yaml and say what changes."""
+    try:
+        _compose(overrides or [])
+    except ConfigError as error:
+        raise _stop(error) from None
+
+
+@app.command()
+def repro(overrides: Overrides = None) -> None:
+    """Compose, run the pipeline, and show the comparison (also when a variant has failed)."""
+    try:
+        _compose(overrides or [])
+    except ConfigError as error:
+        raise _stop(error) from None
+    # The page there may be of an earlier run: if this one makes none, none is shown.
+    before = COMPARISON.stat().st_mtime_ns if COMPARISON.is_file() else None
+    failed = _run("dvc", "repro", "--keep-going")
+    if failed:
+        # DVC does not run compare after a failure upstream; the page should name that failure.
+        _run("stages.compare")
+        if not COMPARISON.is_file() or COMPARISON.stat().st_mtime_ns == before:
+            typer.echo("no comparison could be made; the errors are above, and in events.jsonl", err=True)
+            raise typer.Exit(1)
+    show(json.loads(COMPARISON.read_text(encoding="utf-8")))
+    if failed:
+        typer.echo("something failed: the page and events.jsonl name it", err=True)
+        raise typer.Exit(1)
+
+
+def _stop(error: ConfigError) -> typer.Exit:
+    typer.echo(f"config_invalid: {error}", err=True)
+    return typer.Exit(1)
+
+
+def _compose(overrides: list[str]) -> None:
+    """Write params.yaml, from the project's root. Raises ConfigError, and then leaves params.yaml as it was."""
+    os.chdir(project_root())
+    composed = compose(overrides)
+    params = validate(composed)
+    if missing := missing_inputs(params):
+        raise ConfigError("\n".join(missing))
+    try:
+        changes = differences(load_params(PARAMS), params)
+    except ConfigError:  # none yet, or one that an older version wrote
+        changes = ["params.yaml: new"]
+    text = as_yaml(composed)
+    if not PARAMS.is_file() or PARAMS.read_text(encoding="utf-8") != text:
+        write_text(PARAMS, text)
+    for change in changes:
+        typer.echo(change)
+    typer.echo(f"params.yaml: suite {params.suite}, {len(params.recipes)} recipes, {len(params.variants)} variants, "
+               f"{'changed' if changes else 'as before'}")
+
+
+def _run(module: str, *arguments: str) -> int:
+    """Run a module with this Python; `python` in dvc.yaml is this one too, also where .venv/ is not activated."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return subprocess.run([sys.executable, "-m", module, *arguments], env=os.environ | {"PATH": path}, check=False).returncode
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print reports/compression.json as a table, the pick with its reasons, and where the page lies."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # eight figures in 80 columns
+    table.add_column("variant", no_wrap=True)
+    for title, *_ in COLUMNS:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("")
+    pick = report["pick"]
+    for row in report["variants"]:
+        ok, figures = row["status"] == "ok", row["metrics"] | row["speed"]
+        remark = f"failed: {row['failure']}" if not ok else "pick" if row["variant"] == pick else \
+            "Pareto" if row["pareto"] else ""
+        table.add_row(escape(row["variant"]), *(_figure(figures, *column) for _, *column in COLUMNS), escape(remark),
+                      style="red" if not ok else "bold green" if row["variant"] == pick else "")
+    console = Console()
+    console.print(table)
+    console.print(f"\nShip for {escape(report['target']['name'])}: [bold]{escape(pick or 'none of them')}[/bold]")
+    for reason in report["reasons"]:
+        console.print(f"  - {escape(reason)}", highlight=False)
+    console.print(f"Page: {PAGE.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _figure(figures: dict[str, float | None], key: str, scale: float, form: str) -> str:
+    """A figure as text; "-" for one that was not measured."""
+    value = figures.get(key)
+    return "-" if value is None else format(value * scale, form)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,188 @@
+"""Write one deliverable bundle, read it back, and try it in the runtime that will serve it.
+
+    python -m stages.export gguf-q4_k_m     # → artifacts/exports/gguf-q4_k_m/
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.canonical import REPORT, Quantized
+from stages.checkpoints.reader import Checkpoint, read_json
+from stages.checkpoints.tokenization import Tokenizer
+from stages.config import Params, Variant
+from stages.formats import StoredTensor, load_format, vocabulary
+from stages.formats.serving import readme
+from stages.load import MODEL
+from stages.quantize import QUANTIZED
+from stages.runtimes import Runtime, open_runtime
+from stages.runtimes.parity import TEXTS, mismatches
+from stages.tracking import (
+    Failure,
+    Reason,
+    StageError,
+    StageRun,
+    describe_files,
+    sha256_json,
+    stage_run,
+    versions,
+    write_json,
+    write_text,
+)
+
+EXPORTS = Path("artifacts/exports")
+PACKAGES = ("compressed-tensors", "gguf", "llama-cpp-python", "onnx", "onnxruntime", "optimum", "safetensors",
+            "tokenizers", "torch", "transformers")
+
+
+def inputs(name: str, params: Params) -> tuple[Variant, Checkpoint, Quantized, dict]:
+    """The variant, the model, its quantized weights and the model's manifest.
+
+    Raises StageError: config_invalid, missing_file, artifact_changed if the weights are of another recipe than asked.
+    """
+    if name not in params.variants:
+        raise StageError(Failure.CONFIG_INVALID, f"expected one of {', '.join(params.variants)}, found {name!r}",
+                         Reason.CONFIG_INVALID)
+    variant = params.variants[name]
+    for path, stage in ((MODEL / "manifest.json", "load"), (QUANTIZED / variant.recipe / REPORT, f"quantize@{variant.recipe}")):
+        if not path.is_file():
+            raise StageError(Failure.MISSING_FILE, f"expected {path}, found nothing; run `dvc repro {stage}`",
+                             Reason.EXPORT_ARTIFACT_MISSING)
+    quantized = Quantized(QUANTIZED / variant.recipe)
+    asked = {"name": variant.recipe, **params.recipes[variant.recipe].model_dump(mode="json")}
+    if quantized.report["recipe"] != asked:
+        raise StageError(Failure.ARTIFACT_CHANGED, f"expected weights of {asked}, found those of "
+                         f"{quantized.report['recipe']}; run `dvc repro quantize@{variant.recipe}`")
+    return variant, Checkpoint(MODEL), quantized, read_json(MODEL / "manifest.json")
+
+
+def check_container(module, folder: Path, model: Checkpoint, quantized: Quantized, requested: dict[str, str],
+                    fail_on_substitution: bool) -> dict[str, dict]:
+    """Read every tensor back: type asked and got, and the exact values. Returns the manifest's `tensors`.
+
+    Raises StageError: readback_mismatch, type_substituted.
+    """
+    held: dict[str, StoredTensor] = module.read_back(folder, model)
+    tensors = {}
+    for name in model.names:
+        if name not in requested or name not in held:
+            raise StageError(Failure.READBACK_MISMATCH, f"expected {name} in the container, found no such tensor")
+        got = held[name]
+        if got.shape != model.shape(name):
+            raise StageError(Failure.READBACK_MISMATCH, f"expected {name} to be {model.shape(name)}, found {got.shape}")
+        # array_equal is false for NaN, which no tensor may hold.
+        if not np.array_equal(got.dequantize(), module.expected(model, quantized, name, got.type)):
+            raise StageError(Failure.READBACK_MISMATCH, f"{name} reads back with other values than were written; the "
+                             f"{got.type} in the container does not hold them")
+        tensors[name] = {"requested": requested[name], "actual": got.type, "bits_per_weight": round(got.bits, 4),
+                         "bytes": got.bytes, "weights": int(np.prod(got.shape))}
+    substituted = [name for name, about in tensors.items() if about["requested"] != about["actual"]]
+    if substituted and fail_on_substitution:
+        first = tensors[substituted[0]]
+        raise StageError(Failure.TYPE_SUBSTITUTED, f"expected {first['requested']} for {substituted[0]} and "
+                         f"{len(substituted) - 1} more, found {first['actual']}: the container has no "
+                         f"{first['requested']} for rows of {model.shape(substituted[0])[-1]} weights; choose another "
+                         "type, or substitution: report")
+    return tensors
+
+
+def substitutions(tensors: dict[str, dict], weights: int) -> list[dict[str, Any]]:
+    """Per pair of types asked and got: the share of the model's weights, and the tensors."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for name, about in tensors.items():
+        if about["requested"] != about["actual"]:
+            pairs.setdefault((about["requested"], about["actual"]), []).append(name)
+    return [{"requested": requested, "actual": actual, "tensors": names,
+             "share": sum(tensors[name]["weights"] for name in names) / weights}
+            for (requested, actual), names in sorted(pairs.items())]
+
+
+def check_tokenizer(bundle: Path, runtime: Runtime, source: Tokenizer, prompts: list[str]) -> dict[str, Any]:
+    """Special tokens, chat template and token ids agree with the source's. Raises StageError(tokenizer_mismatch)."""
+    for what, (before, after) in vocabulary.differences(bundle, source).items():
+        raise StageError(Failure.TOKENIZER_MISMATCH, f"expected {what} {before!r} in the bundle, found {after!r}")
+    wrong, compared = mismatches(runtime, source, (*prompts, *TEXTS))
+    if wrong:
+        raise StageError(Failure.TOKENIZER_MISMATCH, f"the bundle tokenizes {len(wrong)} of {compared} texts otherwise "
+                         f"than the source, such as {wrong[0]!r}: {runtime.encode(wrong[0])[:12]} instead of "
+                         f"{source.encode(wrong[0])[:12]}")
+    return {"texts_compared": compared, "texts_given": len(prompts) + len(TEXTS), "special_tokens": True,
+            "chat_template": source.chat_template is not None}
+
+
+def smoke(bundle: Path, variant: Variant, params: Params, source: Tokenizer, rows: int) -> dict[str, Any]:
+    """Run the smoke prompts from the files on disk; `rows` is the height of the source's embedding.
+
+    Raises StageError: tokenizer_mismatch, smoke_failed.
+    """
+    runtime = open_runtime(variant.runtime, bundle, params.evaluation.speed.threads)
+    tokenizer = check_tokenizer(bundle, runtime, source, params.evaluation.smoke_prompts)
+    stop, tokens = {source.special("eos_token")} - {None}, params.evaluation.smoke_tokens
+    traces = []
+    for prompt in params.evaluation.smoke_prompts:
+        ids, started = source.prompt(prompt), time.perf_counter()
+        new = runtime.generate(ids, tokens, stop)
+        seconds = time.perf_counter() - started
+        values = runtime.logprobs(np.array([ids + new], np.int32))
+        checks = {
+            "finite": bool(np.isfinite(values).all()), "non_empty": bool(new), "tokenizer_parity": True,
+            "repeatable": runtime.generate(ids, tokens, stop) == new, "vocabulary": values.shape[-1] == rows,
+        }
+        traces.append({"prompt": prompt, "output": runtime.decode(new), "token_ids": new, "seconds": round(seconds, 4),
+                       "checks": checks, "passed": all(checks.values())})
+    for trace in traces:
+        failed = [check for check, passed in trace["checks"].items() if not passed]
+        if failed:
+            raise StageError(Failure.SMOKE_FAILED, f"the prompt {trace['prompt']!r} failed {', '.join(failed)} in "
+                             f"{variant.runtime}, which answered {trace['output'][:80]!r}")
+    return {"runtime": runtime.name, "runtime_version": runtime.version, "device": runtime.device,
+            "tokenizer": tokenizer, "passed": True, "prompts": traces}
+
+
+def export(run: StageRun) -> None:
+    name = run.instance
+    variant, model, quantized, loaded = inputs(name, run.params)
+    module, source, recipe = load_format(variant.format), Tokenizer(MODEL), quantized.report["recipe"]
+    with run.output(EXPORTS / name) as folder:
+        requested = module.write(model, quantized, folder, variant)
+        tensors = check_container(module, folder, model, quantized, requested, recipe["substitution"] == "fail")
+        files = describe_files(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*")
+                                        if path.is_file()])
+        trace = smoke(folder, variant, run.params, source, model.shape(architecture(model).embedding)[0])
+        weights = sum(about["weights"] for about in tensors.values())
+        replaced = substitutions(tensors, weights)
+        manifest = {
+            "variant": name, "recipe": recipe, "format": variant.format, "runtime": variant.runtime,
+            "source": loaded["source"] | {"files": loaded["files"]},
+            "transforms": [*loaded["transforms"], *quantized.report["transforms"],
+                           {"step": "export", **variant.model_dump(mode="json")},
+                           *({"step": "substitute", **one} for one in replaced)],
+            "tensors": tensors, "substituted_share": sum(one["share"] for one in replaced),
+            "bits_per_weight": 8 * sum(about["bytes"] for about in tensors.values()) / weights,
+            "size_bytes": sum(about["bytes"] for about in files.values()), "files": files,
+            "artifact_sha256": sha256_json({path: about["sha256"] for path, about in files.items()}),
+            "versions": versions(*PACKAGES), "calibration": quantized.report["calibration"], "created_by": run.run_id,
+        }
+        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "smoke.json", trace)
+        write_text(folder / "README.md", readme(manifest))
+    run.track(
+        key=f"{name}:{manifest['artifact_sha256']}", name=name,
+        params={**recipe, "format": variant.format, "runtime": variant.runtime},
+        metrics={key: manifest[key] for key in ("size_bytes", "bits_per_weight", "substituted_share")},
+        tags={"variant": name, "recipe": variant.recipe, "recipe_sha256": sha256_json(recipe), "format": variant.format,
+              "runtime": variant.runtime, "artifact_sha256": manifest["artifact_sha256"]},
+        files=[EXPORTS / name / "manifest.json", EXPORTS / name / "smoke.json"],
+    )
+    told = "".join(f", {one['share']:.0%} of the weights in {one['actual']} instead of {one['requested']}"
+                   for one in replaced)
+    run.finish(f"{manifest['size_bytes'] / 2**20:.1f} MiB, {manifest['bits_per_weight']:.2f} bits per weight{told}")
+
+
+if __name__ == "__main__":
+    with stage_run("export", sys.argv[1]) as this:
+        export(this)

@@ -1,0 +1,57 @@
+"""AWQ (Lin et al. 2023, sections 3.2 and 3.3): scale up the inputs that matter, then clip, then round.
+
+The search needs the second moments alone: scales are diag(H)^(a/2) for a in [0, 1], and the best a has the least
+Σ tr(ΔW H ΔWᵀ) over the linear layers that read the same input. Dividing the input by the scales is the business of
+whatever comes before; see stages/quantize.py.
+"""
+
+import torch
+
+from stages.checkpoints.canonical import GroupedLinear
+from stages.methods.grid import canonical, grid_of, output_error, round_to
+
+SMALLEST = 1e-4
+
+
+def scaled_moment(moment: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """H of the input after it was divided by `scales` [in]."""
+    return moment / scales[:, None] / scales[None, :]
+
+
+def search_scales(weights: list[torch.Tensor], moment: torch.Tensor, bits: int, group_size: int, symmetric: bool,
+                  grid: int) -> tuple[torch.Tensor, float]:
+    """(scales [in], exponent a) for weights [out, in] that read one input; a = 0 is no scaling at all."""
+    size = moment.diagonal().clamp(min=0).sqrt()
+    size = (size / size.mean()).clamp(min=SMALLEST)
+    best = (float("inf"), torch.ones_like(size), 0.0)
+    for step in range(grid):
+        exponent = step / grid
+        scales = size**exponent
+        scales = scales / (scales.max() * scales.min()).sqrt()
+        error = 0.0
+        for weight in weights:
+            scaled = weight * scales
+            grouped = scaled.reshape(len(weight), -1, group_size)
+            s, z = (one[..., None] for one in grid_of(scaled, bits, group_size, symmetric))
+            rounded = ((round_to(grouped, s, z, bits) - z) * s).reshape(weight.shape)
+            error += output_error(weight, rounded / scales, moment)
+        if error < best[0]:
+            best = (error, scales, exponent)
+    return best[1], best[2]
+
+
+def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int,
+             symmetric: bool) -> GroupedLinear:
+    """A weight [out, in] that was scaled already, rounded to the better of the clipped and the min-max grid.
+
+    `moment` belongs to the scaled input. Per group, clipping keeps the span with the least diag(H)-weighted error;
+    where that does not lower the whole layer's error, the min-max grid stays.
+    """
+    grouped = weight.reshape(len(weight), -1, group_size)
+    candidates = []
+    for importance in (None, moment.diagonal()):
+        scales, zeros = grid_of(weight, bits, group_size, symmetric, importance)
+        integers = round_to(grouped, scales[..., None], zeros[..., None], bits).reshape(weight.shape)
+        linear = canonical(integers, scales, zeros, bits, group_size, symmetric)
+        candidates.append((output_error(weight, torch.from_numpy(linear.dequantize()), moment), linear))
+    return min(candidates, key=lambda pair: pair[0])[1]

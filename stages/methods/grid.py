@@ -1,0 +1,86 @@
+"""The grid that a row's group is rounded to: scale and zero point, and rounding to the nearest point."""
+
+import torch
+
+from stages.checkpoints.canonical import GroupedLinear
+from stages.tracking import Failure, StageError
+
+SMALLEST = 1e-10
+
+
+def check_width(name: str, width: int, group_size: int) -> int:
+    """The group size in weights (-1 is the whole row). Raises StageError(unsupported_width) if it does not divide."""
+    size = width if group_size == -1 else group_size
+    if width % size:
+        fitting = [str(one) for one in (128, 64, 32) if width % one == 0] or ["-1 (the whole row)"]
+        raise StageError(Failure.UNSUPPORTED_WIDTH, f"{name} has rows of {width} weights, which groups of {size} do not "
+                                                    f"divide; group_size can be {', '.join(fitting)} here")
+    return size
+
+
+def check_finite(name: str, weight: torch.Tensor) -> None:
+    """Raise StageError(non_finite) if a weight is NaN or infinite."""
+    if not torch.isfinite(weight).all():
+        raise StageError(Failure.NON_FINITE, f"the weight of {name} is not finite")
+
+
+def choose(grouped: torch.Tensor, bits: int, symmetric: bool, shrink: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point, each [..., 1], for groups [..., group] between their least and greatest weight times shrink.
+
+    The grid always holds 0. Scales are rounded to bfloat16, so that every container can carry them exactly, and the
+    integers are chosen on the rounded scale.
+    """
+    top = 2**bits - 1
+    low = grouped.amin(-1, keepdim=True).clamp(max=0) * shrink
+    high = grouped.amax(-1, keepdim=True).clamp(min=0) * shrink
+    if symmetric:
+        half = 2 ** (bits - 1)
+        scale = torch.maximum(-low / half, high / (half - 1)).clamp(min=SMALLEST)
+        return scale.bfloat16().float(), torch.full_like(scale, half)
+    scale = ((high - low) / top).clamp(min=SMALLEST).bfloat16().float()
+    return scale, (-low / scale).round().clamp(0, top)
+
+
+def round_to(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest integers of the grid."""
+    return ((grouped / scale).round() + zero).clamp(0, 2**bits - 1)
+
+
+def grid_of(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool,
+            importance: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zeros [out, groups] of a weight [out, in]; group_size must divide in.
+
+    Without `importance` the grid spans the group (min-max). With it, a positive weight per input [in] such as diag(H),
+    the span is shrunk in steps to the one with the least weighted squared error.
+    """
+    grouped = weight.reshape(len(weight), -1, group_size)
+    best_scale, best_zero = choose(grouped, bits, symmetric)
+    if importance is None:
+        return best_scale[..., 0], best_zero[..., 0]
+    weights = importance.reshape(1, -1, group_size)
+
+    def error(scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+        rounded = (round_to(grouped, scale, zero, bits) - zero) * scale
+        return ((rounded - grouped) ** 2 * weights).sum(-1, keepdim=True)
+
+    least = error(best_scale, best_zero)
+    for step in range(1, 21):
+        scale, zero = choose(grouped, bits, symmetric, 1 - 0.02 * step)
+        found = error(scale, zero)
+        better = found < least
+        least = torch.where(better, found, least)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+    return best_scale[..., 0], best_zero[..., 0]
+
+
+def canonical(integers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int, group_size: int,
+              symmetric: bool) -> GroupedLinear:
+    """The canonical layout of integers [out, in] on a grid [out, groups]."""
+    return GroupedLinear(integers.to(torch.uint8).numpy(), scales.contiguous().numpy(), zeros.to(torch.uint8).numpy(),
+                         bits, group_size, symmetric)
+
+
+def output_error(weight: torch.Tensor, rounded: torch.Tensor, moment: torch.Tensor) -> float:
+    """tr(ΔW H ΔWᵀ): the mean squared error of the layer's output on the calibration text, summed over outputs."""
+    difference = (rounded - weight).double()
+    return float(((difference @ moment.double()) * difference).sum())

@@ -1,0 +1,14 @@
+"""Round to nearest on a min-max grid: the naive method that the others are held against."""
+
+import torch
+
+from stages.checkpoints.canonical import GroupedLinear
+from stages.methods.grid import canonical, grid_of, round_to
+
+
+def quantize(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool) -> GroupedLinear:
+    """A weight [out, in] rounded to its groups' grids."""
+    scales, zeros = grid_of(weight, bits, group_size, symmetric)
+    grouped = weight.reshape(len(weight), -1, group_size)
+    integers = round_to(grouped, scales[..., None], zeros[..., None], bits).reshape(weight.shape)
+    return canonical(integers, scales, zeros, bits, group_size, symmetric)

@@ -1,0 +1,131 @@
+"""What the unquantized model makes of the evaluation text and the gold set: the truth that variants are held against.
+
+    python -m stages.reference     # artifacts/model, evaluation section → artifacts/reference/
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from stages.calibrate import CALIBRATION
+from stages.checkpoints import texts
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.blocks import run_blocks
+from stages.checkpoints.moments import Moments
+from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.tokenization import Tokenizer
+from stages.load import MODEL
+from stages.metrics import gold
+from stages.metrics.divergence import CHUNK_VALUES, OutputHead
+from stages.tracking import (
+    Failure,
+    StageError,
+    StageRun,
+    sha256_file,
+    sha256_json,
+    stage_run,
+    versions,
+    write_json,
+    write_text,
+)
+
+REFERENCE = Path("artifacts/reference")
+
+
+def tokenize(item: gold.GoldItem, tokenizer: Tokenizer) -> gold.TokenizedItem:
+    """A gold item as token ids: the prompt as the model expects it, answer or choices encoded on their own."""
+    choices = item.choices or [item.answer]
+    return gold.TokenizedItem(
+        id=item.id, task=item.task, prompt=tokenizer.prompt(item.prompt, item.messages),
+        continuations=[tokenizer.encode(choice) for choice in choices], answer=choices.index(item.answer),
+        greedy=item.choices is None)
+
+
+def score_gold(checkpoint: Checkpoint, head: OutputHead, items: list[gold.TokenizedItem]) -> list[gold.GoldResult]:
+    """The baseline's answers. Each weight is read once: all sequences go through the blocks together."""
+    longest = max(len(item.prompt) + len(tokens) for item in items for tokens in item.continuations)
+    rows = sorted({tuple(item.prompt + tokens) for item in items for tokens in item.continuations})
+    padded = np.array([row + (0,) * (longest - len(row)) for row in rows], np.int32)
+    hidden = run_blocks(checkpoint, padded, "gold set")
+    place = {row: index for index, row in enumerate(rows)}
+
+    def logprobs(tokens: np.ndarray) -> np.ndarray:
+        whole = [next(row for row in (tuple(line[:n]) for n in range(len(line), 0, -1)) if row in place)
+                 for line in tokens.tolist()]
+        return np.stack([head.logprobs(hidden[place[row], :tokens.shape[1]]) for row in whole])
+
+    return gold.score(logprobs, items)
+
+
+def perplexity(head: OutputHead, hidden: np.ndarray, tokens: np.ndarray) -> float:
+    """exp of the mean negative log-likelihood of every token after the first of each sequence.
+
+    `hidden` float32 [n, length, D], `tokens` int32 [n, length]. Raises StageError(non_finite).
+    """
+    step, total = max(1, CHUNK_VALUES // len(head.weight)), 0.0
+    states, following = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
+    for start in range(0, len(following), step):
+        wanted = following[start:start + step]
+        values = head.logprobs(states[start:start + step])[np.arange(len(wanted)), wanted]
+        total -= float(values.sum(dtype=np.float64))
+    found = float(np.exp(total / len(following)))
+    if not np.isfinite(found):
+        raise StageError(Failure.NON_FINITE, f"expected a finite perplexity of the unquantized model, found {found}; "
+                                             "look at the model and at the evaluation text")
+    return found
+
+
+def check_texts(run: StageRun, documents: list[texts.Document], questions: list[gold.GoldItem]) -> None:
+    """The texts are disjoint, and the calibration text is still the one that was calibrated on.
+
+    Raises StageError: texts_overlap, artifact_changed.
+    """
+    info = Moments(CALIBRATION).info
+    text = run.params.calibration.model_copy(update={"dataset_revision": info["dataset_revision"]})
+    seen = texts.documents(text)
+    if texts.sha256_documents(seen) != info["text_sha256"]:
+        raise StageError(Failure.ARTIFACT_CHANGED, f"expected the calibration text that {CALIBRATION} was made from, found "
+                                                   f"another in {text.path or text.dataset}; run calibrate again")
+    texts.check_disjoint(seen, documents, {one.id: one.prompt for one in questions})
+
+
+def reference(run: StageRun) -> None:
+    evaluation, checkpoint = texts.pinned(run.params.evaluation), Checkpoint(MODEL)
+    facts, tokenizer = architecture(checkpoint), Tokenizer(MODEL)
+    documents = texts.documents(evaluation)
+    questions = gold.load_gold(Path(evaluation.gold)) if evaluation.gold else []
+    check_texts(run, documents, questions)
+
+    tokens = tokenizer.pack(documents, evaluation.sequences, evaluation.length)
+    hidden = run_blocks(checkpoint, tokens, "reference")
+    head = OutputHead(checkpoint.tensor(facts.head), facts.logit_scale, facts.logit_softcap)
+    items = [tokenize(question, tokenizer) for question in questions]
+    baseline = score_gold(checkpoint, head, items) if items else []
+    accuracy = gold.accuracy(baseline)
+
+    info = {"head": facts.head, "logit_scale": facts.logit_scale, "logit_softcap": facts.logit_softcap,
+            "dataset_revision": evaluation.dataset_revision, "tokens": int(tokens.size),
+            "text_sha256": texts.sha256_documents(documents),
+            "gold_sha256": sha256_file(Path(evaluation.gold)) if evaluation.gold else None, "gold_items": len(items),
+            "gold_accuracy": accuracy, "perplexity": perplexity(head, hidden, tokens),
+            "versions": versions("torch", "transformers", "tokenizers")}
+    with run.output(REFERENCE) as folder:
+        save_file({"hidden": hidden, "tokens": tokens}, folder / "hidden.safetensors")
+        save_file({"weight": checkpoint.raw(facts.head)}, folder / "head.safetensors")
+        write_text(folder / "gold.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in items))
+        write_json(folder / "baseline.json", [result.as_dict() for result in baseline])
+        write_json(folder / "reference.json", info)
+    run.track(key=f"reference:{sha256_json(info)}", name="reference", files=[REFERENCE / "reference.json"],
+              params={"text_sha256": info["text_sha256"], "gold_sha256": info["gold_sha256"]},
+              metrics={"perplexity": info["perplexity"], "tokens": tokens.size,
+                       **{f"gold/{task}": share for task, share in accuracy.items()}})
+    told = f", gold accuracy {accuracy['all']:.3f} on {len(items)} items" if items else ", no gold set"
+    run.finish(f"perplexity {info['perplexity']:.3f} on {tokens.size} tokens{told}, {hidden.nbytes / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    with stage_run("reference") as this:
+        reference(this)

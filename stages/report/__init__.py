@@ -1,0 +1,1 @@
+"""The Compression page: the decision, the figures behind it, and where they come from."""

@@ -1,0 +1,37 @@
+"""The report as one self-contained HTML file and as Markdown."""
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from stages.report.plots import pareto_svg
+
+MIB = 2**20
+
+
+def html(report: dict) -> str:
+    """The page. All text is escaped; nothing is fetched from anywhere."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True)
+    measured = [row for row in report["variants"] if row["status"] == "ok"]
+    svg = Markup(pareto_svg(measured)) if measured else None  # made here from numbers and checked names
+    return environment.get_template("page.html.jinja").render(r=report, svg=svg)
+
+
+def markdown(report: dict) -> str:
+    """The decision and the table."""
+    lines = [f"# {report['model']}: {report['pick'] or 'nothing to ship'} (target {report['target']['name']})", ""]
+    lines += [f"- {reason}" for reason in report["reasons"]]
+    lines += ["", "| variant | MiB | bits/weight | KL divergence | perplexity | gold | tokens/s |",
+              "|---|---:|---:|---:|---:|---:|---:|"]
+    for row in report["variants"]:
+        if row["status"] != "ok":
+            lines.append(f"| {row['variant']} | failed: {row['failure']} | | | | | |")
+            continue
+        m = row["metrics"]
+        gold = f"{m['gold_accuracy']:.1%}" if "gold_accuracy" in m else "–"
+        lines.append(f"| {row['variant']} | {m['size_bytes'] / MIB:.1f} | {m['bits_per_weight']:.2f} | "
+                     f"{m['mean_kld']:.5f} ± {m['mean_kld_se']:.5f} | {m['perplexity']:.3f} | {gold} | "
+                     f"{row['speed']['decode_tok_s']:.0f} |")
+    return "\n".join(lines) + "\n"

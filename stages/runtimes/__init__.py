@@ -1,0 +1,56 @@
+"""Engines that serve a bundle, one file each. A runtime reads only the bundle."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stages.tracking import Failure, StageError
+
+MODULES = {"transformers": ("transformers", "transformers"), "llama.cpp": ("llama_cpp", "llama-cpp-python"),
+           "onnxruntime": ("onnxruntime", "onnxruntime")}  # runtime → its module here, the package to install
+
+
+class Runtime(Protocol):
+    """A loaded model."""
+
+    name: str
+    version: str
+    device: str
+
+    def logprobs(self, tokens: np.ndarray) -> np.ndarray:
+        """Natural log-probabilities float32 [b, n, V] of the token after each of `tokens`, int32 [b, n]."""
+
+    def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
+        """The new tokens of greedy decoding with a KV cache, without the one that stopped it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids by the bundle's own tokenizer, without special tokens around the text."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids."""
+
+
+def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime:
+    """Load a bundle. Raises StageError(runtime_unavailable) if the engine is not installed."""
+    module, package = MODULES[name]
+    try:
+        engine = import_module(f"stages.runtimes.{module}")
+    except ImportError as error:
+        raise StageError(Failure.RUNTIME_UNAVAILABLE,
+                         f"cannot import {name}: {error}; install it: pip install {package}") from error
+    return engine.Engine(bundle, threads)
+
+
+def greedy(first: np.ndarray, step, max_new_tokens: int, stop: set[int]) -> list[int]:
+    """Take the most probable token again and again: `first` [V] are the prompt's last logits, `step(token)` the next."""
+    ids, logits = [], first
+    while len(ids) < max_new_tokens:
+        token = int(np.argmax(logits))
+        if token in stop:
+            break
+        ids.append(token)
+        if len(ids) < max_new_tokens:
+            logits = step(token)
+    return ids

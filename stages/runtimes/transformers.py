@@ -1,0 +1,66 @@
+"""transformers in float32, on a GPU where there is one (written for CUDA, and not tried on such hardware yet)."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.runtimes import greedy
+from stages.tracking import Failure, StageError
+
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+
+class Engine:
+    """A safetensors bundle. Quantized weights are expanded to float32 for the computation.
+
+    Raises StageError(runtime_crashed) if transformers does not find every weight: it would draw random ones.
+    """
+
+    name, version = "transformers", transformers.__version__
+
+    def __init__(self, bundle: Path, threads: int | None) -> None:
+        torch.set_num_threads(threads or os.cpu_count())
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=False, local_files_only=True)
+        # compressed-tensors' progress bars cannot be switched off, and its last one comes with the first forward pass.
+        with contextlib.redirect_stderr(io.StringIO()):
+            self.model, found = AutoModelForCausalLM.from_pretrained(
+                bundle, dtype=torch.float32, trust_remote_code=False, local_files_only=True, output_loading_info=True)
+            wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
+            if wrong:
+                raise StageError(Failure.RUNTIME_CRASHED, f"expected every weight of {bundle} to find its place in "
+                                                          f"transformers, found {wrong}; export it again")
+            self.model = self.model.to(self.device).eval()
+            self.logprobs(np.zeros((1, 1), np.int32))
+
+    @torch.inference_mode()
+    def logprobs(self, tokens: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        return torch.log_softmax(logits.float(), -1).cpu().numpy()
+
+    @torch.inference_mode()
+    def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
+        cache = None
+
+        def run(ids: list[int]) -> np.ndarray:
+            nonlocal cache
+            out = self.model(input_ids=torch.tensor([ids], device=self.device), past_key_values=cache,
+                             use_cache=True, logits_to_keep=1)
+            cache = out.past_key_values
+            return out.logits[0, -1].float().cpu().numpy()
+
+        return greedy(run(prompt), lambda token: run([token]), max_new_tokens, stop)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False)

@@ -1,0 +1,73 @@
+"""The closed lists of what can go wrong, and the one exception that carries a name from them."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """`reason_code` of a run event: which promise of the pipeline was not kept, or which step was taken."""
+
+    STAGE_STARTED = "stage_started"
+    STAGE_FINISHED = "stage_finished"
+    LOAD_REJECTED = "load_rejected"
+    CALIBRATION_FAILED = "calibration_failed"
+    REFERENCE_FAILED = "reference_failed"
+    EXPORT_QUANTIZATION_FAILED = "export_quantization_failed"
+    EXPORT_RUN_FAILED = "export_run_failed"
+    EXPORT_ARTIFACT_MISSING = "export_artifact_missing"
+    EVAL_RUNTIME_ERROR = "eval_runtime_error"
+    EVAL_DATASET_MISSING = "eval_dataset_missing"
+    COMPARE_FAILED = "compare_failed"
+    CONFIG_INVALID = "config_invalid"
+
+
+class Failure(StrEnum):
+    """`payload.failure` of a run event: the cause."""
+
+    UNSAFE_CHECKPOINT = "unsafe_checkpoint"
+    CUSTOM_CODE = "custom_code"
+    UNSUPPORTED_ARCHITECTURE = "unsupported_architecture"
+    MISSING_SHARD = "missing_shard"
+    MISSING_TOKENIZER = "missing_tokenizer"
+    MISSING_FILE = "missing_file"
+    NON_FINITE = "non_finite"
+    PATH_ESCAPE = "path_escape"
+    ADAPTER_MISMATCH = "adapter_mismatch"
+    CALIBRATION_EMPTY = "calibration_empty"
+    TEXTS_OVERLAP = "texts_overlap"
+    HESSIAN_NOT_POSITIVE_DEFINITE = "hessian_not_positive_definite"
+    WORSE_THAN_ROUND_TO_NEAREST = "worse_than_round_to_nearest"
+    UNSUPPORTED_WIDTH = "unsupported_width"
+    TYPE_SUBSTITUTED = "type_substituted"
+    TOKENIZER_MISMATCH = "tokenizer_mismatch"
+    READBACK_MISMATCH = "readback_mismatch"
+    SMOKE_FAILED = "smoke_failed"
+    ARTIFACT_CHANGED = "artifact_changed"
+    DATASET_INVALID = "dataset_invalid"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
+    RUNTIME_UNAVAILABLE = "runtime_unavailable"
+    RUNTIME_CRASHED = "runtime_crashed"
+    NETWORK_UNAVAILABLE = "network_unavailable"
+    CONFIG_STALE = "config_stale"
+    CONFIG_INVALID = "config_invalid"
+    INTERNAL_ERROR = "internal_error"
+
+
+REASON_OF_STAGE = {
+    "check": Reason.CONFIG_INVALID,
+    "load": Reason.LOAD_REJECTED,
+    "calibrate": Reason.CALIBRATION_FAILED,
+    "reference": Reason.REFERENCE_FAILED,
+    "quantize": Reason.EXPORT_QUANTIZATION_FAILED,
+    "export": Reason.EXPORT_RUN_FAILED,
+    "evaluate": Reason.EVAL_RUNTIME_ERROR,
+    "compare": Reason.COMPARE_FAILED,
+}
+
+
+class StageError(Exception):
+    """A stage cannot go on. `message` says what was expected, what was found, and what to do next."""
+
+    def __init__(self, failure: Failure, message: str, reason: Reason | None = None) -> None:
+        super().__init__(message)
+        self.failure, self.reason = failure, reason

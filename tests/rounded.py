@@ -1,0 +1,73 @@
+"""Quantized weights for tests, without a calibration, and the torch model that they stand for."""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.canonical import Quantized, QuantizedWriter
+from stages.checkpoints.reader import Checkpoint
+
+CALIBRATION = {"text_sha256": "0" * 64, "tokens": 0, "seed": 0}
+
+
+def rounded(folder: Path, model: Checkpoint, bits: int = 4, group_size: int = 32, symmetric: bool = False,
+            overrides: dict[str, np.ndarray] | None = None, recipe: dict | None = None) -> Quantized:
+    """All linear layers rounded to the nearest; bits 0 rounds none."""
+    import torch
+
+    from stages.methods import rtn
+
+    folder.mkdir(parents=True)
+    writer = QuantizedWriter(folder)
+    for name in architecture(model).linears() if bits else []:
+        weight = torch.from_numpy(model.tensor(f"{name}.weight"))
+        writer.add_linear(name, rtn.quantize(weight, bits, weight.shape[1] if group_size == -1 else group_size, symmetric))
+    for name, tensor in (overrides or {}).items():
+        writer.add_override(name, tensor)
+    writer.close({"recipe": recipe or {"name": "rounded"}, "transforms": [], "calibration": CALIBRATION})
+    return Quantized(folder)
+
+
+def torch_model(model: Checkpoint, quantized: Quantized):
+    """The float32 torch model whose weights are the canonical ones."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    made = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
+    parameters = dict(made.named_parameters())
+    with torch.no_grad():
+        for name in quantized.linears:
+            parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
+        for name in quantized.overrides:
+            parameters[name].copy_(torch.from_numpy(quantized.override(name)))
+    return made
+
+
+def tokens_of(model: Checkpoint, batch: int = 2, length: int = 20) -> np.ndarray:
+    """Random token ids int32 [batch, length]."""
+    return np.random.default_rng(0).integers(0, architecture(model).vocab_size, (batch, length)).astype(np.int32)
+
+
+def torch_logprobs(made, tokens: np.ndarray) -> np.ndarray:
+    """Log-probabilities float32 [b, n, V] by torch."""
+    import torch
+
+    with torch.inference_mode():
+        return torch.log_softmax(made(torch.from_numpy(tokens).long()).logits, -1).numpy()
+
+
+def torch_greedy(made, tokens: np.ndarray, count: int) -> list[int]:
+    """`count` new tokens after the one sequence of `tokens` [1, n], by transformers' own generate."""
+    import torch
+
+    out = made.generate(torch.from_numpy(tokens).long(), max_new_tokens=count, do_sample=False, eos_token_id=None)
+    return out[0, tokens.shape[1]:].tolist()
+
+
+def differing(module, folder: Path, model: Checkpoint, quantized: Quantized) -> list[str]:
+    """The tensors that a container does not hold exactly."""
+    held = module.read_back(folder, model)
+    return [name for name in model.names if name not in held or held[name].shape != model.shape(name)
+            or not np.array_equal(held[name].dequantize(), module.expected(model, quantized, name, held[name].type))]

@@ -1,0 +1,105 @@
+"""MLflow: one run a key, in the main repository's database, with nothing in it that should stay private."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stages.config import Tracking, as_yaml, compose
+from stages.tracking import Failure, StageError, stage_run
+from stages.tracking.experiments import KEY, git_commit, main_root, record, tracking_uri
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_project(root: Path) -> Path:
+    root.mkdir(parents=True)
+    shutil.copytree(ROOT / "conf", root / "conf")
+    shutil.copy(ROOT / "dvc.yaml", root)
+    (root / "params.yaml").write_text(as_yaml(compose(["suite=quick"], root)))
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, empty_database) -> Path:
+    root = make_project(tmp_path / "project")
+    shutil.copy(empty_database, root / "mlflow.db")
+    monkeypatch.chdir(root)
+    return root
+
+
+def runs(root: Path) -> list:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name("quantline")
+    return client.search_runs([experiment.experiment_id]) if experiment else []
+
+
+def test_the_same_key_is_one_run_and_gathers_what_stages_add(folder):
+    Path("manifest.json").write_text("{}")
+    for _ in range(2):
+        with stage_run("export", "bf16") as run:
+            run.track("bf16:0a", "bf16", params={"recipe": "none"}, tags={"artifact_sha256": "0a"},
+                      files=[Path("manifest.json")])
+    with stage_run("evaluate", "bf16") as run:
+        run.track("bf16:0a", "bf16", metrics={"mean_kld": 0.25})
+    (one,) = runs(folder)
+    assert one.data.tags[KEY] == "bf16:0a" and one.data.tags["artifact_sha256"] == "0a"
+    assert one.data.params == {"recipe": "none"} and one.data.metrics == {"mean_kld": 0.25}
+    assert one.data.tags["git_commit"] and one.info.status == "FINISHED"
+    assert list((folder / "mlartifacts").rglob("manifest.json"))
+
+
+def test_another_key_is_another_run(folder):
+    with stage_run("load") as run:
+        run.track("a", "a")
+        run.track("b", "b")
+    assert {one.data.tags[KEY] for one in runs(folder)} == {"a", "b"}
+
+
+def test_nothing_of_the_environment_is_logged(folder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_veryprivate")
+    with stage_run("load") as run:
+        run.track("a", "a", params={"x": 1})
+    assert "hf_veryprivate" not in str([one.to_dictionary() for one in runs(folder)])
+    assert "hf_veryprivate" not in Path("events.jsonl").read_text()
+    assert b"hf_veryprivate" not in Path("mlflow.db").read_bytes()
+
+
+@pytest.mark.parametrize("place", [".dvc/tmp/exps/tmpabc", ".dvc/tmp/exps/standalone/tmpabc"])
+def test_a_queued_experiment_logs_to_the_main_repository(folder, monkeypatch, place):
+    copy = make_project(folder / place)
+    monkeypatch.chdir(copy)
+    assert main_root() == folder.resolve()
+    assert tracking_uri("sqlite:///mlflow.db") == f"sqlite:///{folder.resolve()}/mlflow.db"
+    with stage_run("load") as run:
+        run.track("a", "a")
+    assert len(runs(folder)) == 1 and not (copy / "mlflow.db").exists()
+    assert (folder / "events.jsonl").read_text() == (copy / "events.jsonl").read_text() != ""
+
+
+def test_other_uris_are_left_alone(folder):
+    for uri in ("sqlite:////abs/mlflow.db", "https://example.org/mlflow"):
+        assert tracking_uri(uri) == uri
+
+
+def test_a_server_that_does_not_answer_is_named(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(StageError, match="tracking=local") as error:
+        record(Tracking(uri="http://127.0.0.1:9", experiment="x"), "a", "a", {}, {}, {}, [])
+    assert error.value.failure is Failure.NETWORK_UNAVAILABLE
+
+
+def test_the_commit_is_unknown_outside_git(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() == "unknown"
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert git_commit() == "unknown"  # no commit yet
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "--allow-empty", "-m", "x"],
+                   check=True)
+    assert len(git_commit()) == 40
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() == "unknown"  # no git
