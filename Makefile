@@ -4,6 +4,10 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
+export DVC_NO_ANALYTICS := true
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: repro test clean
 
@@ -15,6 +19,8 @@ test: $(VENV)/.installed
 
 # torch comes first and alone: with it in place, no other package can draw in another build of several gigabytes.
 $(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "expected Python 3.11, found $(PYTHON): $$($(PYTHON) --version); install python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	pip install --quiet --upgrade pip
 	pip install --quiet $$(grep '^torch==' requirements.lock)

@@ -42,11 +42,8 @@ PACKAGES = ("compressed-tensors", "gguf", "llama-cpp-python", "onnx", "onnxrunti
 def inputs(name: str, params: Params) -> tuple[Variant, Checkpoint, Quantized, dict]:
     """The variant, the model, its quantized weights and the model's manifest.
 
-    Raises StageError: config_invalid, missing_file, artifact_changed if the weights are of another recipe than asked.
+    Raises StageError: missing_file, artifact_changed if the weights are of another recipe than asked.
     """
-    if name not in params.variants:
-        raise StageError(Failure.CONFIG_INVALID, f"expected one of {', '.join(params.variants)}, found {name!r}",
-                         Reason.CONFIG_INVALID)
     variant = params.variants[name]
     for path, stage in ((MODEL / "manifest.json", "load"), (QUANTIZED / variant.recipe / REPORT, f"quantize@{variant.recipe}")):
         if not path.is_file():
