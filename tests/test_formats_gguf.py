@@ -1,0 +1,130 @@
+"""GGUF: the real llama.cpp agrees with torch, every tensor reads back, and what has no equal is refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from rounded import rounded, tokens_of, torch_logprobs, torch_model
+
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.canonical import Quantized, QuantizedWriter
+from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.tokenization import Tokenizer
+from stages.config import Variant
+from stages.formats import gguf
+from stages.formats.gguf_vocabulary import pre_tokenizer_name
+from stages.methods import kquant, mixes
+from stages.runtimes import open_runtime
+from stages.runtimes.parity import TEXTS, mismatches
+from stages.tracking import Failure, StageError
+
+
+def variant(dtype: str | None = None) -> Variant:
+    return Variant(recipe="none", format="gguf", runtime="llama.cpp", dtype=dtype)
+
+
+def write_plain(folder, source, dtype: str | None):
+    model = Checkpoint(source)
+    quantized = rounded(folder / "quantized", model, bits=0)
+    (folder / "bundle").mkdir()
+    requested = gguf.write(model, quantized, folder / "bundle", variant(dtype))
+    return model, quantized, folder / "bundle", requested
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_an_f32_file_agrees_with_torch(family, tmp_path, make_model):
+    model, quantized, bundle, _ = write_plain(tmp_path, make_model(tmp_path / "model", family), "float32")
+    tokens = tokens_of(model)
+    found = open_runtime("llama.cpp", bundle, 1).logprobs(tokens)
+    assert np.abs(found - torch_logprobs(torch_model(model, quantized), tokens)).max() <= 1e-3
+
+
+def test_generation_is_greedy_decoding_by_torch(tmp_path, tiny_model):
+    model, quantized, bundle, _ = write_plain(tmp_path, tiny_model, "float32")
+    runtime, prompt = open_runtime("llama.cpp", bundle, 1), [5, 80, 33]
+    new = runtime.generate(prompt, 6, set())
+    torch_model_, ids = torch_model(model, quantized), list(prompt)
+    for _ in range(6):
+        ids.append(int(torch_logprobs(torch_model_, np.array([ids], np.int32))[0, -1].argmax()))
+    assert new == ids[3:]
+    assert runtime.generate(prompt, 6, {new[2]}) == new[:new.index(new[2])]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", None])
+def test_floats_read_back_exactly(dtype, tmp_path, tiny_model):
+    model, quantized, bundle, requested = write_plain(tmp_path, tiny_model, dtype)
+    held = gguf.read_back(bundle, model)
+    assert set(held) == set(model.names)
+    for name, tensor in held.items():
+        assert tensor.type == requested[name]
+        assert np.array_equal(tensor.dequantize(), gguf.expected(model, quantized, name, tensor.type)), name
+
+
+def test_ggml_blocks_read_back_in_the_source_row_order(tmp_path, tiny_model):
+    model = Checkpoint(tiny_model)
+    facts = architecture(model)
+    folder = tmp_path / "quantized"
+    folder.mkdir()
+    writer, tensors = QuantizedWriter(folder), {}
+    for name in model.names:
+        kind = mixes.requested_type("Q4_K_M", facts.role(name), facts.layer_index(name), facts.layers, facts.tied)
+        tensor = model.tensor(name)
+        kind = mixes.fit_width("F32" if tensor.ndim == 1 else kind, tensor.shape[-1])
+        writer.add_blocks(name, kind, kquant.quantize(np.atleast_2d(tensor), kind), tensor.shape)
+        tensors[name] = {"requested": kind, "actual": kind}
+    writer.close({"recipe": {"name": "q4_k_m"}, "transforms": [], "calibration": {}, "tensors": tensors})
+    quantized, bundle = Quantized(folder), tmp_path / "bundle"
+    bundle.mkdir()
+    gguf.write(model, quantized, bundle, variant())
+    held = gguf.read_back(bundle, model)
+    assert {tensor.type for tensor in held.values()} == {"F32", "Q4_K", "Q6_K"}
+    for name, tensor in held.items():
+        assert np.array_equal(tensor.dequantize(), gguf.expected(model, quantized, name, tensor.type)), name
+
+
+def test_rotary_pairs_are_put_side_by_side_within_each_head():
+    assert gguf.permutation(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_the_file_tokenizes_as_the_source_in_many_scripts(tmp_path, tiny_model):
+    _, _, bundle, _ = write_plain(tmp_path, tiny_model, None)
+    wrong, compared = mismatches(open_runtime("llama.cpp", bundle, 1), Tokenizer(tiny_model))
+    assert (wrong, compared) == ([], len(TEXTS))
+
+
+def test_chat_template_and_special_tokens_are_in_the_file(tmp_path, tiny_model):
+    from gguf import GGUFReader
+
+    _, _, bundle, _ = write_plain(tmp_path, tiny_model, None)
+    fields = GGUFReader(bundle / gguf.FILE).fields
+    assert fields["tokenizer.chat_template"].contents() == Tokenizer(tiny_model).chat_template
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == Tokenizer(tiny_model).special("eos_token")
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+
+
+def test_pre_tokenizers_are_told_apart():
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    assert pre_tokenizer_name(byte_level) == "gpt-2"
+    assert pre_tokenizer_name(byte_level | {"add_prefix_space": True}) is None
+    assert pre_tokenizer_name({"type": "Whitespace"}) is None
+    assert pre_tokenizer_name(None) is None
+
+
+def test_a_tokenizer_without_an_equal_is_refused(tmp_path, tiny_model):
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    spec = json.loads((source / "tokenizer.json").read_text())
+    spec["pre_tokenizer"] = {"type": "Whitespace"}
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(StageError, match="Whitespace") as caught:
+        write_plain(tmp_path, source, None)
+    assert caught.value.failure == Failure.TOKENIZER_MISMATCH
+
+
+def test_a_file_cut_short_is_a_named_failure(tmp_path, tiny_model):
+    _, _, bundle, _ = write_plain(tmp_path, tiny_model, None)
+    path = bundle / gguf.FILE
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(StageError, match="cannot load") as caught:
+        open_runtime("llama.cpp", bundle, 1)
+    assert caught.value.failure == Failure.RUNTIME_CRASHED
