@@ -58,7 +58,8 @@ class GoldResult:
 def load_gold(path: Path) -> list[GoldItem]:
     """The items of a JSONL file. Raises StageError(dataset_invalid) with the number of a bad line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a JSON string may hold U+2028 and its like as they are.
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
         raise StageError(Failure.DATASET_INVALID, f"expected a gold set at {path}: {error}",
                          Reason.EVAL_DATASET_MISSING) from error

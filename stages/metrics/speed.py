@@ -13,21 +13,20 @@ PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on w
 def measure(runtime: Runtime, settings: Speed, load_s: float) -> dict:
     """Tokens a second and the process's peak memory.
 
-    Prefill is the time to the first token of a prompt; decode is what each further token adds. The first repetition
-    warms up and is dropped; figures are medians over the others, the spread is least and greatest.
+    Prefill is the prompt's tokens over the time to the first new one; decode is the new tokens, after a prompt of one
+    token, over the time that they take. The first repetition warms up and is dropped; figures are medians over the
+    others, the spread is least and greatest.
     """
     prompt = [index % PROMPT_IDS for index in range(settings.prompt_tokens)]
-    prefill, decode = [], []
-    for repetition in range(settings.repetitions + 1):
+
+    def rate(ids: list[int], new_tokens: int, counted: int) -> float:
         started = time.perf_counter()
-        runtime.generate(prompt, 1, set())
-        first = time.perf_counter() - started
-        started = time.perf_counter()
-        runtime.generate(prompt, settings.new_tokens, set())
-        rest = time.perf_counter() - started - first
-        if repetition and rest > 0:
-            prefill.append(settings.prompt_tokens / first)
-            decode.append((settings.new_tokens - 1) / rest)
+        runtime.generate(ids, new_tokens, set())
+        return counted / (time.perf_counter() - started)
+
+    runs = [(rate(prompt, 1, settings.prompt_tokens), rate(prompt[:1], settings.new_tokens, settings.new_tokens))
+            for _ in range(settings.repetitions + 1)]
+    prefill, decode = zip(*runs[1:], strict=True)
     return {
         "load_s": load_s, "prefill_tok_s": statistics.median(prefill), "decode_tok_s": statistics.median(decode),
         "prefill_spread": [min(prefill), max(prefill)], "decode_spread": [min(decode), max(decode)],

@@ -1,0 +1,144 @@
+"""Figures against plain references, and what they must refuse."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.metrics import gold
+from stages.metrics.divergence import Divergence, OutputHead, log_softmax
+from stages.metrics.significance import compare_gold
+from stages.tracking import Failure, Reason, StageError
+
+VOCABULARY, HIDDEN, LENGTH = 17, 5, 12
+
+
+def setting(seed: int):
+    draw = np.random.default_rng(seed)
+    head = OutputHead(draw.normal(size=(VOCABULARY, HIDDEN)).astype(np.float32))
+    hidden = draw.normal(size=(LENGTH, HIDDEN)).astype(np.float32)
+    other = log_softmax(draw.normal(size=(LENGTH, VOCABULARY)).astype(np.float32))
+    return head, hidden, other, draw.integers(0, VOCABULARY, LENGTH)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_divergence_agrees_with_a_plain_reference(seed):
+    head, hidden, other, tokens = setting(seed)
+    collected = Divergence(head)
+    collected.add(hidden, other, tokens)
+    found = collected.summary()
+    logits = hidden.astype(np.float64) @ head.weight.astype(np.float64).T
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    q = np.exp(other.astype(np.float64))
+    kld = np.array([scipy.stats.entropy(p[i], q[i]) for i in range(LENGTH - 1)])
+    following = tokens[1:]
+    rows = np.arange(LENGTH - 1)
+    assert found["mean_kld"] == pytest.approx(kld.mean(), abs=1e-5)
+    assert found["max_kld"] == pytest.approx(kld.max(), abs=1e-5)
+    assert found["mean_kld_se"] == pytest.approx(scipy.stats.sem(kld), abs=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(-np.log(q[rows, following]).mean()), rel=1e-4)
+    difference = q[rows, following] - p[rows, following]
+    assert found["rms_delta_p"] == pytest.approx(np.sqrt((difference**2).mean()), abs=1e-5)
+    assert found["same_top_p"] == pytest.approx((p.argmax(-1) == q.argmax(-1))[:-1].mean())
+    assert found["mean_kld"] >= 0
+
+
+def test_the_same_distribution_has_no_divergence():
+    head, hidden, _, tokens = setting(0)
+    collected = Divergence(head)
+    collected.add(hidden, head.logprobs(hidden), tokens)
+    found = collected.summary()
+    assert (found["mean_kld"], found["perplexity_delta"], found["same_top_p"]) == (0, 0, 1)
+
+
+def test_nan_is_refused():
+    head, hidden, other, tokens = setting(0)
+    other[3, 2] = np.nan
+    collected = Divergence(head)
+    collected.add(hidden, other, tokens)
+    with pytest.raises(StageError, match="mean_kld") as caught:
+        collected.summary()
+    assert caught.value.failure == Failure.NON_FINITE
+
+
+def test_soft_capped_and_scaled_logits():
+    head = OutputHead(np.eye(3, dtype=np.float32), scale=2.0, softcap=5.0)
+    hidden = np.array([[1, 3, 9]], np.float32)
+    expected = scipy.special.log_softmax(5 * np.tanh(2 * hidden / 5))
+    assert np.allclose(head.logprobs(hidden), expected, atol=1e-6)
+
+
+def chain(tokens: np.ndarray) -> np.ndarray:
+    """A model that is sure that the token after t is t + 1."""
+    values = np.full((*tokens.shape, VOCABULARY), np.log(0.1 / (VOCABULARY - 1)), np.float32)
+    for place in np.ndindex(tokens.shape):
+        values[(*place, (tokens[place] + 1) % VOCABULARY)] = np.log(0.9)
+    return values
+
+
+def item(name: str, prompt: list[int], *continuations: list[int], answer: int = 0, greedy: bool = True):
+    return gold.TokenizedItem(name, "task", prompt, list(continuations), answer, greedy)
+
+
+def test_gold_items_count_by_greedy_decoding_or_by_likelihood_per_token():
+    items = [item("right", [1, 2], [3, 4]), item("wrong second token", [1, 2], [3, 5]),
+             item("choice", [1], [9], [2, 3, 4, 5], answer=1, greedy=False),
+             item("wrong choice", [1], [9], [2], answer=0, greedy=False)]
+    results = gold.score(chain, items)
+    assert [result.correct for result in results] == [True, False, True, False]
+    assert results[0].likelihoods == pytest.approx([np.log(0.9)])
+    assert results[1].likelihoods == pytest.approx([(np.log(0.9) + np.log(0.1 / (VOCABULARY - 1))) / 2])
+    assert gold.accuracy(results) == {"all": 0.5, "task": 0.5}
+
+
+def test_batches_do_not_change_gold_scores(monkeypatch):
+    items = [item(str(n), list(range(n % 5 + 1)), [n % 5 + 1, n % 7]) for n in range(40)]
+    together = gold.score(chain, items)
+    monkeypatch.setattr(gold, "BATCH_TOKENS", 8)
+    assert gold.score(chain, items) == together
+
+
+def test_a_nan_likelihood_is_refused():
+    with pytest.raises(StageError) as caught:
+        gold.score(lambda tokens: np.full((*tokens.shape, VOCABULARY), np.nan, np.float32), [item("a", [1], [2])])
+    assert caught.value.failure == Failure.NON_FINITE
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("{", "one JSON object"), ('{"id": "b", "prompt": "x"}', "answer"), ('{"id": "a", "prompt": "x", "answer": "y"}', "again"),
+    ('{"id": "b", "prompt": "x", "answer": ""}', "not empty"), ('{"id": "b", "prompt": "x", "answer": "y", "huh": 1}', "huh"),
+    ('{"id": "b", "prompt": "x", "answer": "y", "choices": ["z"]}', "among the choices"), ("[]", "one JSON object"),
+])
+def test_a_bad_line_of_the_gold_set_is_named_by_its_number(line, words, tmp_path):
+    path = tmp_path / "gold.jsonl"
+    path.write_text(json.dumps({"id": "a", "prompt": "p \u2028 q", "answer": "r"}, ensure_ascii=False) + "\n" + line + "\n")
+    with pytest.raises(StageError, match="line 2") as caught:
+        gold.load_gold(path)
+    assert words in str(caught.value)
+    assert (caught.value.failure, caught.value.reason) == (Failure.DATASET_INVALID, Reason.EVAL_DATASET_MISSING)
+
+
+def test_a_gold_set_that_is_not_there(tmp_path):
+    with pytest.raises(StageError) as caught:
+        gold.load_gold(tmp_path / "none.jsonl")
+    assert caught.value.reason == Reason.EVAL_DATASET_MISSING
+
+
+def results(answers: list[bool]) -> list[gold.GoldResult]:
+    return [gold.GoldResult(str(i), "task", correct, []) for i, correct in enumerate(answers)]
+
+
+def test_flips_and_the_exact_mcnemar_test():
+    found = compare_gold(results([True] * 8 + [False] * 2), results([False] * 5 + [True] * 4 + [False]))
+    assert (found["gold_lost"], found["gold_won"], found["gold_flips"], found["gold_items"]) == (5, 1, 6, 10)
+    assert found["gold_accuracy_delta"] == pytest.approx(-0.4)
+    assert found["gold_p_value"] == pytest.approx(scipy.stats.binomtest(5, 6).pvalue)
+    assert compare_gold(results([True]), results([True]))["gold_p_value"] == 1
+
+
+def test_other_items_are_not_compared():
+    with pytest.raises(ValueError, match="same gold items"):
+        compare_gold(results([True, False]), results([True]))

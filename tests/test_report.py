@@ -1,0 +1,93 @@
+"""Gates, the Pareto front, the pick, and the page."""
+
+import math
+import re
+
+import pytest
+
+from stages.config import Gate, Target
+from stages.report import page, selection
+
+TARGET = Target(name="laptop", formats=["gguf", "onnx"], runtimes=["llama.cpp", "onnxruntime"], max_size_mib=None,
+                max_memory_mib=None, gates=[Gate(metric="mean_kld", operator="<=", threshold=0.1)],
+                optimize={"metric": "size_bytes", "direction": "min"})
+
+
+def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> dict:
+    """A measured variant of `size` MiB."""
+    metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "perplexity": 3.0, "tokens": 100,
+               "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
+               "gold_accuracy": 0.9, "gold_accuracy_delta": -0.01, "gold_flips": 3, "gold_lost": 2, "gold_won": 1,
+               "gold_p_value": 0.6, "gold_items": 100, "gold_facts": 0.9, "artifact_sha256": "ab" * 32,
+               "runtime_version": "1.0"}
+    speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
+             "device": "cpu"}
+    made = {"variant": name, "recipe": "r", "format": "gguf", "runtime": "llama.cpp", "status": "ok", "failure": None,
+            "message": None, "pareto": False, "metrics": metrics, "speed": speed, "flips": [], "smoke": [],
+            "substituted_share": 0.0} | more
+    made["gates"] = [selection.check_gate(gate, made["metrics"]) for gate in target.gates]
+    made["objections"] = selection.objections(made, target)
+    return made
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.05, True), (0.1, True), (0.2, False), (math.nan, False), (None, False)])
+def test_gates_fail_for_nan_and_for_what_was_not_measured(value, passed):
+    assert selection.check_gate(TARGET.gates[0], {"mean_kld": value})["passed"] is passed
+
+
+def test_the_front_holds_what_no_other_beats_in_both():
+    rows = [row("small", 1, 0.3), row("mid", 2, 0.1), row("beaten", 3, 0.1), row("big", 4, 0.0)]
+    assert selection.on_front(rows) == {"small", "mid", "big"}
+
+
+def test_the_pick_is_the_best_among_those_that_meet_the_target():
+    rows = [row("small but bad", 1, 0.3), row("good", 2, 0.05), row("better", 3, 0.01),
+            row("wrong format", 0.5, 0.0, format="safetensors", runtime="transformers")]
+    chosen, second, reasons = selection.pick(rows, TARGET)
+    assert (chosen, second) == ("good", "better")
+    assert "smallest size_bytes: 2.0 MiB" in reasons[0]
+    assert rows[0]["objections"] == ["mean_kld is 0.3, the gate wants <= 0.1"]
+    assert "format safetensors" in rows[3]["objections"][0]
+
+
+def test_nothing_is_picked_when_nothing_fits():
+    target = TARGET.model_copy(update={"max_size_mib": 1.0})
+    rows = [row("a", 2, 0.01, target)]
+    chosen, second, reasons = selection.pick(rows, target)
+    assert (chosen, second) == (None, None)
+    assert "no variant meets" in reasons[0]
+    assert rows[0]["objections"] == ["2.0 MiB is over the limit of 1 MiB"]
+
+
+def test_memory_that_was_not_measured_does_not_pass_a_limit():
+    target = TARGET.model_copy(update={"max_memory_mib": 1000.0})
+    assert row("a", 2, 0.01, target)["objections"] == []
+    assert row("b", 2, 0.01, target, speed={})["objections"] != []
+
+
+def report(rows: list[dict]) -> dict:
+    chosen, second, reasons = selection.pick(rows, TARGET)
+    return {"model": "demo", "parameters": 5e6, "target": TARGET.model_dump(), "pick": chosen, "runner_up": second,
+            "reasons": reasons, "tokens": 1000, "baseline": {"all": 0.9, "facts": 0.9}, "tasks": ["facts"],
+            "variants": rows}
+
+
+def failed(message: str) -> dict:
+    return row("broken", 1, 1) | {"status": "failed", "failure": "type_substituted", "message": message, "metrics": {},
+                                  "objections": ["failed: type_substituted"]}
+
+
+def test_the_page_is_one_file_that_fetches_nothing_and_escapes_what_it_shows():
+    smoke = [{"prompt": "<script>alert(1)</script>", "output": "&"}]
+    text = page.html(report([row("a", 2, 0.01, smoke=smoke), failed("<img src=x>")]))
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(\s*["']?http""", text)
+    assert "<script>alert" not in text
+    assert "&lt;img src=x&gt;" in text
+    assert "type_substituted" in text
+    assert text == page.html(report([row("a", 2, 0.01, smoke=smoke), failed("<img src=x>")]))
+
+
+def test_the_page_appears_when_every_variant_failed():
+    text = page.html(report([failed("gone")]))
+    assert "Nothing meets the target" in text
+    assert "failed: type_substituted" in page.markdown(report([failed("gone")]))
