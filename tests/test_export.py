@@ -1,5 +1,6 @@
 """export: the whole bundle, and that a failure has a name and leaves nothing."""
 
+import itertools
 import json
 import re
 import shutil
@@ -132,6 +133,9 @@ def test_a_container_that_holds_something_else_fails(ready, capsys, monkeypatch)
             "model.layers.1.mlp.down_proj.weight reads back with other values")
 
 
+COUNTER = itertools.count()
+
+
 class Broken:
     """A runtime that is right but for one thing."""
 
@@ -145,7 +149,7 @@ class Broken:
 @pytest.mark.parametrize(("changes", "failure", "words"), [
     ({"logprobs": lambda tokens: np.full((*tokens.shape, 384), np.nan, np.float32)}, "smoke_failed", "failed finite"),
     ({"generate": lambda ids, count, stop: []}, "smoke_failed", "failed non_empty"),
-    ({"generate": lambda ids, count, stop, draw=iter(range(99)): [next(draw)]}, "smoke_failed", "failed repeatable"),
+    ({"generate": lambda ids, count, stop: [next(COUNTER) % 300]}, "smoke_failed", "failed repeatable"),
     ({"logprobs": lambda tokens: np.zeros((*tokens.shape, 380), np.float32)}, "smoke_failed", "failed vocabulary"),
     ({"encode": lambda text: [1, 2, 3]}, "tokenizer_mismatch", "[1, 2, 3] instead of"),
 ])
