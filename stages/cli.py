@@ -39,7 +39,7 @@ COLUMNS = (  # title, key of the metric, what to multiply it with, form
     ("MiB", "size_bytes", 2**-20, ".1f"),
     ("bits/w", "bits_per_weight", 1, ".2f"),
     ("ppl", "perplexity", 1, ".3f"),
-    ("KLD", "mean_kld", 1, ".5f"),
+    ("KLD", "mean_kld", 1, "z.5f"),
     ("top %", "same_top_p", 100, ".1f"),
     ("gold %", "gold_accuracy", 100, ".1f"),
     ("tok/s", "decode_tok_s", 1, ".0f"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from stages.config import Params
 from stages.evaluate import EXPORTS, METRICS, REFERENCE
 from stages.report import page, selection
-from stages.tracking import EVENTS, Failure, StageRun, sha256_json, stage_run, write_json, write_text
+from stages.tracking import EVENTS, Failure, Reason, StageRun, sha256_json, stage_run, write_json, write_text
 
 REPORTS = Path("reports")
 
@@ -21,16 +21,18 @@ def read(path: Path):
 
 
 def last_failure(name: str, recipe: str) -> tuple[str, str]:
-    """(named failure, message) of the newest error event on the way to this variant."""
+    """(named failure, message) of the newest error on the way to this variant whose stage has not ended well since."""
     ours = {("quantize", recipe), ("export", name), ("evaluate", name), ("load", None), ("calibrate", None),
             ("reference", None)}
-    newest = (Failure.MISSING_FILE, "it was not built; run dvc repro")
-    lines = EVENTS.read_text(encoding="utf-8").splitlines() if EVENTS.is_file() else []
-    for line in lines:
+    open_errors: dict[tuple, tuple[str, str]] = {}
+    for line in EVENTS.read_text(encoding="utf-8").splitlines() if EVENTS.is_file() else []:
         event = json.loads(line)
-        if event["severity"] in ("error", "critical") and (event["stage"], event["payload"].get("instance")) in ours:
-            newest = (event["payload"]["failure"], event["summary"])
-    return newest
+        stage = (event["stage"], event["payload"].get("instance"))
+        if stage in ours and (event["reason_code"] == Reason.STAGE_FINISHED or event["severity"] in ("error", "critical")):
+            open_errors.pop(stage, None)  # so that the newest stands last
+            if event["severity"] in ("error", "critical"):
+                open_errors[stage] = (event["payload"]["failure"], event["summary"])
+    return [(Failure.MISSING_FILE, "it was not built; run dvc repro"), *open_errors.values()][-1]
 
 
 def row_of(name: str, params: Params) -> dict:

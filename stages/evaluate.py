@@ -67,7 +67,7 @@ def in_fresh_process(name: str) -> dict:
     with tempfile.TemporaryDirectory() as work:
         target = Path(work) / "measured.json"
         done = subprocess.run([sys.executable, "-m", "stages.evaluate", name, "--into", str(target)],
-                              capture_output=True, text=True)
+                              capture_output=True, text=True, check=False)
         if done.returncode or not target.is_file():
             tail = " ".join(done.stderr.strip().splitlines()[-2:])
             if done.returncode == OUT_OF_MEMORY_SIGNAL:

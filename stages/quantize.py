@@ -6,24 +6,29 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from stages.calibrate import CALIBRATION
 from stages.checkpoints.architecture import Architecture, architecture
-from stages.checkpoints.canonical import QuantizedWriter
+from stages.checkpoints.canonical import GroupedLinear, QuantizedWriter
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.load import MODEL
 from stages.tracking import Failure, StageError, StageRun, sha256_json, stage_run, versions
 
+if TYPE_CHECKING:
+    import torch
+
 QUANTIZED = Path("artifacts/quantized")
 ROUNDING = 1e-9  # share by which two sums of the same errors may differ
 
 
-def finished_layer(name: str, linear, weight, moment, recipe, damping: float | None, tokens: int) -> dict:
-    """The report of a layer, its error held against round-to-nearest on the original weight.
+def layer_report(name: str, linear: GroupedLinear, weight: "torch.Tensor", rounded: "torch.Tensor", moments: Moments,
+                 damping: float | None = None) -> dict:
+    """What is told of a layer: the error of the `rounded` weight [out, in], held against round-to-nearest's.
 
     Raises StageError(worse_than_round_to_nearest), also when an error is NaN.
     """
@@ -32,20 +37,15 @@ def finished_layer(name: str, linear, weight, moment, recipe, damping: float | N
     from stages.methods import rtn
     from stages.methods.grid import output_error
 
+    moment = torch.from_numpy(moments.moment(name))
     naive = rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric)
-    plain_error = output_error(weight, torch.from_numpy(naive.dequantize()), moment)
-    error = output_error(weight, torch.from_numpy(linear.dequantize()), moment)
+    error, plain = output_error(weight, rounded, moment), output_error(weight, torch.from_numpy(naive.dequantize()), moment)
+    if not error <= plain * (1 + ROUNDING):
+        raise StageError(Failure.WORSE_THAN_ROUND_TO_NEAREST, f"{name} has the error {error:.4g}, more than "
+                         f"round-to-nearest's {plain:.4g}; calibrate on more text, or use rtn")
     return {"bits": linear.bits, "group_size": linear.group_size, "symmetric": linear.symmetric,
-            "shape": list(linear.integers.shape), "tokens": tokens, "damping": damping, "error": error,
-            "rtn_error": plain_error}
-
-
-def check_layer(name: str, report: dict) -> dict:
-    """Raise StageError(worse_than_round_to_nearest) unless the layer's error is at most round-to-nearest's."""
-    if not report["error"] <= report["rtn_error"] * (1 + ROUNDING):
-        raise StageError(Failure.WORSE_THAN_ROUND_TO_NEAREST, f"{name} has the error {report['error']:.4g}, more than "
-                         f"round-to-nearest's {report['rtn_error']:.4g}; calibrate on more text, or use rtn")
-    return report
+            "shape": list(linear.integers.shape), "tokens": moments.tokens(name), "damping": damping,
+            "error": error, "rtn_error": plain}
 
 
 def integers_by_layer(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments,
@@ -69,7 +69,7 @@ def integers_by_layer(recipe, checkpoint: Checkpoint, facts: Architecture, momen
             else:
                 linear, damping = gptq.quantize(weight, moment, *grid, recipe.act_order, recipe.damping)
         writer.add_linear(name, linear)
-        yield name, check_layer(name, finished_layer(name, linear, weight, moment, recipe, damping, moments.tokens(name)))
+        yield name, layer_report(name, linear, weight, torch.from_numpy(linear.dequantize()), moments, damping)
 
 
 def integers_by_input(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments, writer: QuantizedWriter,
@@ -115,23 +115,8 @@ def integers_by_input(recipe, checkpoint: Checkpoint, facts: Architecture, momen
                 linear = awq.quantize(scaled, after, recipe.bits, check_width(name, scaled.shape[1], recipe.group_size),
                                       recipe.symmetric)
                 writer.add_linear(name, linear)
-                yield name, scaled_report(name, linear, weights[name], columns[name], divide, moment, recipe, moments)
-
-
-def scaled_report(name: str, linear, weight, columns, divide, moment, recipe, moments: Moments) -> dict:
-    """The report of a layer that AWQ scaled, its error measured on the unscaled function."""
-    import torch
-
-    from stages.methods import rtn
-    from stages.methods.grid import output_error
-
-    rounded = torch.from_numpy(linear.dequantize()) * divide[:, None] / columns
-    naive = rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric)
-    report = {"bits": linear.bits, "group_size": linear.group_size, "symmetric": linear.symmetric,
-              "shape": list(linear.integers.shape), "tokens": moments.tokens(name), "damping": None,
-              "error": output_error(weight, rounded, moment),
-              "rtn_error": output_error(weight, torch.from_numpy(naive.dequantize()), moment)}
-    return report
+                rounded = torch.from_numpy(linear.dequantize()) * divide[:, None] / columns[name]
+                yield name, layer_report(name, linear, weights[name], rounded, moments)
 
 
 def ggml_blocks(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments,

@@ -7,7 +7,6 @@ from types import ModuleType
 
 import numpy as np
 
-
 ABOUT = ("manifest.json", "smoke.json", "README.md")  # what a bundle says of itself, beside the files it consists of
 
 

@@ -1,5 +1,6 @@
 """GGUF, written tensor by tensor with the gguf package: no 16-bit file in between, no converter."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -95,8 +96,8 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     add_hyperparameters(writer, facts)
     writer.add_name(variant.recipe)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_string("quantline.recipe", str(quantized.report["recipe"]))
-    writer.add_string("quantline.calibration", str(quantized.report["calibration"]))
+    writer.add_string("quantline.recipe", json.dumps(quantized.report["recipe"], sort_keys=True))
+    writer.add_string("quantline.calibration", json.dumps(quantized.report["calibration"], sort_keys=True))
     add_vocabulary(writer, Tokenizer(model.folder), model.shape(facts.embedding)[0])
 
     requested, written = {}, {}

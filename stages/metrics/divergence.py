@@ -9,6 +9,7 @@ a standard error is the sample's standard deviation over the square root of the 
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import log_softmax
 
 from stages.tracking import Failure, StageError
 
@@ -28,13 +29,7 @@ class OutputHead:
         logits = (hidden @ self.weight.T) * np.float32(self.scale)
         if self.softcap:
             logits = np.tanh(logits / self.softcap) * np.float32(self.softcap)
-        return log_softmax(logits)
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural log-probabilities over the last axis, float32."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)).astype(np.float32)
+        return log_softmax(logits, axis=-1)
 
 
 @dataclass

@@ -32,6 +32,6 @@ def markdown(report: dict) -> str:
         m = row["metrics"]
         gold = f"{m['gold_accuracy']:.1%}" if "gold_accuracy" in m else "–"
         lines.append(f"| {row['variant']} | {m['size_bytes'] / MIB:.1f} | {m['bits_per_weight']:.2f} | "
-                     f"{m['mean_kld']:.5f} ± {m['mean_kld_se']:.5f} | {m['perplexity']:.3f} | {gold} | "
+                     f"{m['mean_kld']:z.5f} ± {m['mean_kld_se']:.5f} | {m['perplexity']:.3f} | {gold} | "
                      f"{row['speed']['decode_tok_s']:.0f} |")
     return "\n".join(lines) + "\n"

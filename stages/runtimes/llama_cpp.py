@@ -7,7 +7,6 @@ from pathlib import Path
 import llama_cpp as llama
 import numpy as np
 
-from stages.metrics.divergence import log_softmax
 from stages.runtimes import greedy
 from stages.tracking import Failure, StageError
 
@@ -58,7 +57,7 @@ class Engine:
 
     def _decode(self, tokens: np.ndarray, start: int, last_only: bool) -> np.ndarray:
         """Logits float32 [b · n, V], or of the last token alone, for tokens [b, n] at positions from `start`."""
-        sequences, length = tokens.shape
+        length = tokens.shape[1]
         count = tokens.size
         batch = llama.llama_batch_init(count, 0, 1)
         try:
@@ -81,7 +80,7 @@ class Engine:
         for start in range(0, len(tokens), step):
             part = tokens[start:start + step]
             self._prepare(*part.shape)
-            found.append(log_softmax(self._decode(part, 0, False)).reshape(*part.shape, self.size))
+            found.append(log_softmax(self._decode(part, 0, False), axis=-1).reshape(*part.shape, self.size))
         return np.concatenate(found)
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:

@@ -7,7 +7,6 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from stages.metrics.divergence import log_softmax
 from stages.runtimes import greedy
 from stages.tracking import Failure, StageError
 
@@ -51,7 +50,7 @@ class Engine:
             "attention_mask": np.ones((batch, before + length), np.int64), **dict(zip(self.cached, past, strict=True))})
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
-        return log_softmax(self._run(tokens)[0])
+        return log_softmax(self._run(tokens)[0], axis=-1)
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
         logits, *cache = self._run(np.array([prompt]))

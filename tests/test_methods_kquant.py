@@ -1,0 +1,122 @@
+"""ggml's quantizer and the mixes, against the gguf package and llama.cpp's own quantize."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFReader, quants
+from hypothesis import given
+from hypothesis import strategies as st
+from rounded import rounded
+
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.reader import Checkpoint
+from stages.config import Variant
+from stages.formats import gguf
+from stages.methods import kquant, mixes
+from stages.tracking import Failure, StageError
+
+# Largest error over the row's largest weight that each type may make.
+COARSEST = {"Q2_K": 0.5, "Q3_K": 0.25, "Q4_K": 0.1, "Q5_K": 0.05, "Q6_K": 0.04, "Q8_0": 0.005, "IQ4_NL": 0.15,
+            "Q4_0": 0.13, "Q4_1": 0.08, "Q5_0": 0.07, "Q5_1": 0.04}
+
+
+def rows(seed: int, count: int = 4, width: int = 256) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32"]))
+def test_blocks_are_those_of_the_gguf_package(seed, kind):
+    weight = rows(seed, 2, 64)
+    ours, theirs = kquant.quantize(weight, kind), quants.quantize(weight, GGMLQuantizationType[kind])
+    assert np.array_equal(ours, theirs.view(np.uint8).reshape(ours.shape))
+
+
+@pytest.mark.parametrize("kind", COARSEST)
+def test_blocks_stand_for_the_weights(kind):
+    weight = rows(1)
+    back = quants.dequantize(kquant.quantize(weight, kind), GGMLQuantizationType[kind])
+    assert np.abs(back - weight).max() <= COARSEST[kind] * np.abs(weight).max()
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q4_K", "Q6_K"])
+def test_importance_moves_the_error_to_where_it_matters_less(kind):
+    weight, importance = rows(2, 64), np.geomspace(1e-3, 10, 256).astype(np.float32)
+
+    def weighted(blocks):
+        return float((((quants.dequantize(blocks, GGMLQuantizationType[kind]) - weight) ** 2) * importance).sum())
+
+    assert weighted(kquant.quantize(weight, kind, importance)) < weighted(kquant.quantize(weight, kind))
+
+
+def test_threads_do_not_show_in_the_bytes(monkeypatch):
+    monkeypatch.setattr(kquant, "WEIGHTS_AT_ONCE", 256 * 3)
+    weight, importance = rows(3, 10), np.abs(rows(4, 1))[0]
+    one, three = (kquant.quantize(weight, "Q4_K", importance, threads) for threads in (1, 3))
+    assert np.array_equal(one, three)
+    assert np.array_equal(one[4:5], kquant.quantize(weight[4:5], "Q4_K", importance))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value):
+    weight = rows(5)
+    weight[1, 7] = value
+    with pytest.raises(StageError, match="not finite") as caught:
+        kquant.quantize(weight, "Q4_K")
+    assert caught.value.failure == Failure.NON_FINITE
+
+
+def test_a_runtime_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(kquant, "find_spec", lambda name: None)
+    kquant._library.cache_clear()
+    with pytest.raises(StageError, match="pip install llama-cpp-python") as caught:
+        kquant.quantize(rows(6), "Q4_K")
+    assert caught.value.failure == Failure.RUNTIME_UNAVAILABLE
+
+
+def llama_quantize(source, target, mix: str) -> None:
+    """llama.cpp's own quantize, from a 32-bit file."""
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.nthread = 1
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{mix}")
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings)) == 0
+
+
+@pytest.fixture(scope="module", params=[{"tied": True, "layers": 9}, {"tied": False, "layers": 17},
+                                        {"tied": True, "layers": 3, "width": 96}], ids=["tied", "untied", "narrow"])
+def plain_file(request, tmp_path_factory, make_model):
+    """(checkpoint, its 32-bit GGUF): many layers, since mixes tell them apart."""
+    folder = tmp_path_factory.mktemp("mixes")
+    width = request.param.get("width", 256)
+    model = Checkpoint(make_model(folder / "model", num_hidden_layers=request.param["layers"], hidden_size=width,
+                                  intermediate_size=2 * width, num_attention_heads=2, num_key_value_heads=1,
+                                  tie_word_embeddings=request.param["tied"]))
+    (folder / "bundle").mkdir()
+    gguf.write(model, rounded(folder / "quantized", model, bits=0), folder / "bundle",
+               Variant(recipe="none", format="gguf", runtime="llama.cpp", dtype="float32"))
+    return model, folder / "bundle" / gguf.FILE
+
+
+@pytest.mark.parametrize("mix", mixes.BASE)
+def test_types_and_bytes_are_those_of_llama_cpp(mix, plain_file, tmp_path):
+    model, source = plain_file
+    facts = architecture(model)
+    llama_quantize(source, tmp_path / "theirs.gguf", mix)
+    theirs = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors}
+    for name, place in gguf.tensor_names(model, facts).items():
+        tensor = model.tensor(name)
+        kind = "F32" if tensor.ndim == 1 else mixes.fit_width(mixes.requested_type(
+            mix, facts.role(name), facts.layer_index(name), facts.layers, facts.tied, facts.heads // facts.kv_heads),
+            tensor.shape[-1])
+        assert theirs[place].tensor_type.name == kind, name
+        order = gguf.row_order(facts, name, len(tensor)) if tensor.ndim > 1 else None
+        ours = kquant.quantize(np.atleast_2d(tensor if order is None else tensor[order]), kind)
+        assert np.array_equal(ours.reshape(-1), np.asarray(theirs[place].data).view(np.uint8).reshape(-1)), name
+
+
+def test_an_unknown_mix_is_refused_with_those_that_there_are():
+    with pytest.raises(StageError, match="Q4_K_M") as caught:
+        mixes.requested_type("Q4_K_XXL", "attn_q", 0, 8, True)
+    assert caught.value.failure == Failure.CONFIG_INVALID
