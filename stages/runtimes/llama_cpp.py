@@ -6,6 +6,7 @@ from pathlib import Path
 
 import llama_cpp as llama
 import numpy as np
+from scipy.special import log_softmax
 
 from stages.runtimes import greedy
 from stages.tracking import Failure, StageError

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from scipy.special import log_softmax
 from tokenizers import Tokenizer
 
 from stages.runtimes import greedy

@@ -1,0 +1,169 @@
+"""quantize: what each recipe writes, that it repeats itself to the byte, and how it fails."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from rounded import tokens_of, torch_logprobs, torch_model
+from safetensors.numpy import load_file
+
+from stages.checkpoints.canonical import Quantized
+from stages.checkpoints.moments import Moments
+from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.stream import SafetensorsStream
+from stages.methods import gptq, rtn
+from stages.tracking import Failure, Reason
+
+RECIPES = ["none", "rtn-w4g128", "gptq-w4g128", "awq-w4g128", "int8", "q4_k_m"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory, tiny_model):
+    """artifacts/ with the model and a calibration, made once."""
+    return tmp_path_factory.mktemp("calibrated") / "artifacts"
+
+
+@pytest.fixture
+def ready(project, calibrated, tiny_model):
+    """The project with everything before quantize done."""
+    project.compose(f"recipe=[{','.join(RECIPES)}]")
+    if not calibrated.exists():
+        shutil.copytree(tiny_model, project.root / "artifacts/model")
+        project.stage("calibrate")
+        shutil.copytree(project.root / "artifacts", calibrated)
+    else:
+        shutil.copytree(calibrated, project.root / "artifacts")
+    return project
+
+
+def files(project, name: str) -> dict[str, bytes]:
+    folder = project.root / "artifacts/quantized" / name
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
+    ready.stage("quantize", name)
+    first = files(ready, name)
+    ready.stage("quantize", name)
+    assert files(ready, name) == first and set(first) == {"quantized.json", "weights.safetensors"}
+    report = json.loads(first["quantized.json"])
+    assert report["recipe"] == {"name": name, **ready_recipe(ready, name)}
+    assert set(report["calibration"]) == {"text_sha256", "tokens", "seed"} and report["versions"]["torch"]
+    layers = report.get("layers", {})
+    assert len(layers) == (0 if name in ("none", "q4_k_m") else 14)
+    for about in layers.values():
+        assert about["tokens"] == 512 and 0 < about["error"] <= about["rtn_error"] * (1 + 1e-9)
+        assert (about["damping"] is not None) == (name == "gptq-w4g128")
+    if name == "gptq-w4g128":
+        assert np.mean([about["error"] / about["rtn_error"] for about in layers.values()]) < 0.9
+    assert f"quantize {name}: " in capsys.readouterr().out
+
+
+def ready_recipe(project, name: str) -> dict:
+    from stages.config import load_params
+
+    return load_params(project.root / "params.yaml").recipes[name].model_dump(mode="json")
+
+
+def test_awq_folds_its_scales_so_that_the_function_stays(ready, tiny_model):
+    """At 8 bits nothing but a wrong folding could move the logits."""
+    ready.compose("recipe=[none,awq-w4g128]", "variant=[bf16]", "recipes.awq-w4g128.bits=8",
+                  "recipes.awq-w4g128.group_size=32")
+    for name in ("none", "awq-w4g128"):
+        ready.stage("quantize", name)
+    model, quantized = Checkpoint(tiny_model), Quantized("artifacts/quantized/awq-w4g128")
+    folded = {one["into"]: one["exponent"] for one in quantized.report["transforms"] if one["step"] == "fold_scales"}
+    assert {name.split(".", 3)[-1] for name in folded} == {"input_layernorm", "post_attention_layernorm", "mlp.up_proj"}
+    assert any(exponent > 0 for exponent in folded.values())
+    assert len(quantized.overrides) == 4
+    moved = [np.abs(quantized.override(name) / model.tensor(name) - 1).max() for name in quantized.overrides]
+    assert max(moved) > 0.05
+    tokens = tokens_of(model)
+    plain = torch_logprobs(torch_model(model, Quantized("artifacts/quantized/none")), tokens)
+    assert np.abs(torch_logprobs(torch_model(model, quantized), tokens) - plain).mean() < 0.02
+
+
+def test_a_k_quant_names_the_type_asked_and_got_for_every_tensor(ready):
+    ready.stage("quantize", "q4_k_m")
+    quantized = Quantized("artifacts/quantized/q4_k_m")
+    tensors = quantized.report["tensors"]
+    assert set(tensors) == set(quantized.blocks_names) == set(Checkpoint("artifacts/model").names)
+    assert tensors["model.layers.0.mlp.gate_proj.weight"] | {"tokens": 512} == {
+        "requested": "Q4_K", "actual": "Q4_K", "shape": [512, 256], "tokens": 512, "importance": True}
+    assert tensors["model.embed_tokens.weight"]["actual"] == "Q6_K" and tensors["model.norm.weight"]["actual"] == "F32"
+
+
+def refused(project, capsys, name: str, failure: Failure, words: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        project.stage("quantize", name)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert f"quantize {name}: export_quantization_failed ({failure}): " in error and words in error
+    last = project.events()[-1]
+    assert (last["severity"], last["reason_code"]) == ("error", Reason.EXPORT_QUANTIZATION_FAILED)
+    assert last["payload"] == {"instance": name, "failure": failure} and words in last["summary"]
+    quantized = project.root / "artifacts/quantized"
+    assert not quantized.exists() or not list(quantized.iterdir())
+
+
+def test_rows_that_the_groups_do_not_divide(ready, capsys, make_model, tmp_path):
+    shutil.rmtree(ready.root / "artifacts/model")
+    shutil.copytree(make_model(tmp_path / "odd", intermediate_size=320, num_hidden_layers=1),
+                    ready.root / "artifacts/model")
+    ready.stage("calibrate")
+    capsys.readouterr()
+    refused(ready, capsys, "gptq-w4g128", Failure.UNSUPPORTED_WIDTH, "group_size can be 64, 32 here")
+
+
+def test_weights_that_are_not_finite(ready, capsys):
+    folder = ready.root / "artifacts/model"
+    base = Checkpoint(folder)
+    tensors = {name: base.raw(name).copy() for name in base.names}
+    tensors["model.layers.1.self_attn.v_proj.weight"].reshape(-1)[5] = np.nan
+    (folder / "model.safetensors").unlink()
+    with SafetensorsStream(folder / "model.safetensors", base.names) as stream:
+        for name, tensor in tensors.items():
+            stream.add(name, tensor)
+    for name in ("rtn-w4g128", "awq-w4g128", "q4_k_m"):
+        refused(ready, capsys, name, Failure.NON_FINITE, "not finite")
+
+
+def spoil_moment(project, layer: str, change) -> None:
+    """Change one H of the stored calibration."""
+    path = project.root / "artifacts/calibration/moments.safetensors"
+    key = Moments(path.parent).info["layers"][layer]["moments"]
+    tensors = load_file(path)
+    tensors[key] = change(tensors[key])
+    path.unlink()
+    with SafetensorsStream(path, sorted(tensors)) as stream:
+        for name, tensor in sorted(tensors.items()):
+            stream.add(name, tensor)
+
+
+def test_moments_that_cannot_be_inverted(ready, capsys):
+    spoil_moment(ready, "model.layers.1.mlp.down_proj", lambda h: h - 50 * np.trace(h) / len(h) * np.eye(len(h), k=1)
+                 .astype(np.float32) - 50 * np.trace(h) / len(h) * np.eye(len(h), k=-1).astype(np.float32))
+    refused(ready, capsys, "gptq-w4g128", Failure.HESSIAN_NOT_POSITIVE_DEFINITE, "calibrate on more text")
+
+
+def test_moments_that_are_not_finite(ready, capsys):
+    spoil_moment(ready, "model.layers.0.mlp.down_proj", lambda h: h * np.float32("nan"))
+    refused(ready, capsys, "gptq-w4g128", Failure.NON_FINITE, "model.layers.0.mlp.down_proj")
+
+
+def test_a_layer_worse_than_round_to_nearest_is_a_failure(ready, capsys, monkeypatch):
+    def worse(weight, moment, bits, group_size, symmetric, act_order, damping):
+        return rtn.quantize(weight * 1.3, bits, group_size, symmetric), damping
+
+    monkeypatch.setattr(gptq, "quantize", worse)
+    refused(ready, capsys, "gptq-w4g128", Failure.WORSE_THAN_ROUND_TO_NEAREST,
+            "model.layers.0.self_attn.q_proj has the error")
+
+
+def test_a_recipe_that_there_is_not(ready, capsys):
+    with pytest.raises(SystemExit):
+        ready.stage("quantize", "gptq-w4g12")
+    assert "did you mean gptq-w4g128?" in capsys.readouterr().err
+    assert ready.events()[-1]["reason_code"] == Reason.CONFIG_INVALID
