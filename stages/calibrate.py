@@ -23,10 +23,10 @@ def calibrate(run: StageRun) -> None:
     tokens = Tokenizer(MODEL).pack(documents, text.sequences, text.length)
 
     with run.output(CALIBRATION) as folder:
-        layers = collect(checkpoint, tokens, folder / "moments.safetensors")
+        layers = collect(checkpoint, tokens, folder / "moments.safetensors", run.params.seed if text.curvature else None)
         info = {"text_sha256": texts.sha256_documents(documents), "text": text.path or text.dataset,
                 "dataset_revision": text.dataset_revision, "tokens": int(tokens.size), "sequences": len(tokens),
-                "length": text.length, "seed": run.params.seed, "layers": layers,
+                "length": text.length, "seed": run.params.seed, "curvature": text.curvature, "layers": layers,
                 "versions": versions("torch", "transformers", "tokenizers")}
         save_file({"tokens": tokens}, folder / "tokens.safetensors")
         write_json(folder / "calibration.json", info)
@@ -36,7 +36,8 @@ def calibrate(run: StageRun) -> None:
               metrics={"tokens": tokens.size, "layers": len(layers)}, files=[CALIBRATION / "calibration.json"])
     short = "" if len(tokens) == text.sequences else f" (the text fills {len(tokens)} of {text.sequences} sequences)"
     inputs, size = {one["moments"] for one in layers.values()}, (CALIBRATION / "moments.safetensors").stat().st_size
-    run.finish(f"{tokens.size} tokens{short}, second moments of {len(inputs)} inputs of {len(layers)} layers, "
+    run.finish(f"{tokens.size} tokens{short}, second moments of {len(inputs)} inputs of {len(layers)} layers"
+               f"{' and of their output gradients' if text.curvature else ''}, "
                f"{size / 2**20:.1f} MiB")
 
 

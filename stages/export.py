@@ -158,7 +158,7 @@ def export(run: StageRun) -> None:
             "transforms": [*loaded["transforms"], *quantized.report["transforms"],
                            {"step": "export", **variant.model_dump(mode="json")},
                            *({"step": "substitute", **one} for one in replaced)],
-            "tensors": tensors, "substituted_share": sum(one["share"] for one in replaced),
+            "tensors": tensors, "layers": quantized.report.get("layers", {}), "substituted_share": sum(one["share"] for one in replaced),
             "bits_per_weight": 8 * sum(about["bytes"] for about in tensors.values()) / weights,
             "size_bytes": sum(about["bytes"] for about in files.values()), "files": files,
             "artifact_sha256": sha256_json({path: about["sha256"] for path, about in files.items()}),

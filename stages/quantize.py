@@ -26,10 +26,37 @@ QUANTIZED = Path("artifacts/quantized")
 ROUNDING = 1e-9  # share by which two sums of the same errors may differ
 
 
-def layer_report(name: str, linear: GroupedLinear, weight: "torch.Tensor", rounded: "torch.Tensor", moments: Moments,
-                 damping: float | None = None) -> dict:
-    """What is told of a layer: the error of the `rounded` weight [out, in], held against round-to-nearest's.
+def rounded(name: str, recipe, weight: "torch.Tensor", moment: "torch.Tensor",
+            factors: "torch.Tensor | None") -> tuple[GroupedLinear, float | None]:
+    """(a weight [out, in] rounded by a recipe with its statistics, the damping if there was one)."""
+    from stages.methods import awq, gptq, int8, rtn
+    from stages.methods.grid import check_finite, check_width
 
+    check_finite(name, weight)
+    if recipe.method == "int8":
+        return int8.quantize(weight), None
+    grid = (recipe.bits, check_width(name, weight.shape[1], recipe.group_size), recipe.symmetric)
+    weighted, damping = recipe.scales == "weighted", None
+    if recipe.method == "gptq":
+        linear, damping = gptq.quantize(weight, moment, *grid, recipe.act_order, recipe.damping, weighted)
+    elif recipe.method == "awq" and recipe.rounding == "gptq":
+        linear, damping = gptq.quantize(weight, moment, *grid, weighted=weighted)
+    elif recipe.method == "awq" and weighted:
+        linear = awq.quantize(weight, moment, *grid)
+    else:
+        linear = rtn.quantize(weight, *grid, moment.diagonal() if weighted else None)
+    if factors is not None:
+        from stages.methods import curvature
+
+        linear = curvature.refine(linear, weight, moment, factors)
+    return linear, damping
+
+
+def layer_report(name: str, linear: GroupedLinear, weight: "torch.Tensor", stored: "torch.Tensor",
+                 moment: "torch.Tensor", factors: "torch.Tensor | None", tokens: int, damping: float | None) -> dict:
+    """What is told of a layer: the error of the weight as it is `stored` [out, in], held against round-to-nearest's.
+
+    The error is tr(Δ H Δᵀ), and with the output factor also the divergence tr(G Δ H Δᵀ).
     Raises StageError(worse_than_round_to_nearest), also when an error is NaN.
     """
     import torch
@@ -37,15 +64,28 @@ def layer_report(name: str, linear: GroupedLinear, weight: "torch.Tensor", round
     from stages.methods import rtn
     from stages.methods.grid import output_error
 
-    moment = torch.from_numpy(moments.moment(name))
-    naive = rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric)
-    error, plain = output_error(weight, rounded, moment), output_error(weight, torch.from_numpy(naive.dequantize()), moment)
-    if not error <= plain * (1 + ROUNDING):
-        raise StageError(Failure.WORSE_THAN_ROUND_TO_NEAREST, f"{name} has the error {error:.4g}, more than "
-                         f"round-to-nearest's {plain:.4g}; calibrate on more text, or use rtn")
-    return {"bits": linear.bits, "group_size": linear.group_size, "symmetric": linear.symmetric,
-            "shape": list(linear.integers.shape), "tokens": moments.tokens(name), "damping": damping,
-            "error": error, "rtn_error": plain}
+    naive = torch.from_numpy(rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric).dequantize())
+    report = {"bits": linear.bits, "group_size": linear.group_size, "symmetric": linear.symmetric,
+              "shape": list(linear.integers.shape), "tokens": tokens, "damping": damping,
+              "error": output_error(weight, stored, moment), "rtn_error": output_error(weight, naive, moment)}
+    if factors is not None:
+        from stages.methods.curvature import divergence
+
+        report |= {"divergence": divergence(stored - weight, moment, factors),
+                   "rtn_divergence": divergence(naive - weight, moment, factors)}
+    for what in ("error", "divergence") if factors is not None else ("error",):
+        if not report[what] <= report[f"rtn_{what}"] * (1 + ROUNDING):
+            raise StageError(Failure.WORSE_THAN_ROUND_TO_NEAREST, f"{name} has the {what} {report[what]:.4g}, more than "
+                             f"round-to-nearest's {report[f'rtn_{what}']:.4g}; calibrate on more text, or use rtn")
+    return report
+
+
+def output_factors(recipe, moments: Moments, name: str) -> "torch.Tensor | None":
+    """G of a layer where the recipe asks for curvature rounding."""
+    import torch
+
+    wanted = recipe.method != "int8" and recipe.curvature
+    return torch.from_numpy(moments.factors(name)) if wanted else None
 
 
 def integers_by_layer(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments,
@@ -53,23 +93,13 @@ def integers_by_layer(recipe, checkpoint: Checkpoint, facts: Architecture, momen
     """rtn, gptq and int8: each linear layer on its own."""
     import torch
 
-    from stages.methods import gptq, int8, rtn
-    from stages.methods.grid import check_finite, check_width
-
     for name in facts.linears():
         weight = torch.from_numpy(checkpoint.tensor(f"{name}.weight"))
-        check_finite(name, weight)
-        moment, damping = torch.from_numpy(moments.moment(name)), None
-        if recipe.method == "int8":
-            linear = int8.quantize(weight)
-        else:
-            grid = (recipe.bits, check_width(name, weight.shape[1], recipe.group_size), recipe.symmetric)
-            if recipe.method == "rtn":
-                linear = rtn.quantize(weight, *grid)
-            else:
-                linear, damping = gptq.quantize(weight, moment, *grid, recipe.act_order, recipe.damping)
+        moment, factors = torch.from_numpy(moments.moment(name)), output_factors(recipe, moments, name)
+        linear, damping = rounded(name, recipe, weight, moment, factors)
         writer.add_linear(name, linear)
-        yield name, layer_report(name, linear, weight, torch.from_numpy(linear.dequantize()), moments, damping)
+        yield name, layer_report(name, linear, weight, torch.from_numpy(linear.dequantize()), moment, factors,
+                                 moments.tokens(name), damping)
 
 
 def integers_by_input(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments, writer: QuantizedWriter,
@@ -87,14 +117,13 @@ def integers_by_input(recipe, checkpoint: Checkpoint, facts: Architecture, momen
 
     for layer in range(facts.layers):
         groups = facts.input_groups(layer)
-        weights, columns, rows = {}, {}, {}
-        for linears, _ in groups:
-            for name in linears:
-                weights[name] = torch.from_numpy(checkpoint.tensor(f"{name}.weight"))
-                check_finite(name, weights[name])
+        weights = {name: torch.from_numpy(checkpoint.tensor(f"{name}.weight")) for linears, _ in groups for name in linears}
+        columns, rows = {}, {}
         for linears, before in groups:
             moment = torch.from_numpy(moments.moment(linears[0]))
             size = check_width(linears[0], len(moment), recipe.group_size)
+            for name in linears:
+                check_finite(name, weights[name])
             if before is None:
                 columns |= dict.fromkeys(linears, torch.ones(len(moment)))
                 continue
@@ -110,13 +139,13 @@ def integers_by_input(recipe, checkpoint: Checkpoint, facts: Architecture, momen
             moment = torch.from_numpy(moments.moment(linears[0]))
             for name in linears:
                 divide = rows.get(name, torch.ones(len(weights[name])))
-                scaled = weights[name] * columns[name] / divide[:, None]
-                after = awq.scaled_moment(moment, columns[name])
-                linear = awq.quantize(scaled, after, recipe.bits, check_width(name, scaled.shape[1], recipe.group_size),
-                                      recipe.symmetric)
+                factors = output_factors(recipe, moments, name)
+                linear, damping = rounded(
+                    name, recipe, weights[name] * columns[name] / divide[:, None],
+                    awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, divide))
                 writer.add_linear(name, linear)
-                rounded = torch.from_numpy(linear.dequantize()) * divide[:, None] / columns[name]
-                yield name, layer_report(name, linear, weights[name], rounded, moments)
+                stored = torch.from_numpy(linear.dequantize()) * divide[:, None] / columns[name]
+                yield name, layer_report(name, linear, weights[name], stored, moment, factors, moments.tokens(name), damping)
 
 
 def ggml_blocks(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments,

@@ -74,6 +74,10 @@ class Speed(Section):
     threads: int | None = Field(default=None, gt=0)  # None: as many as there are cores
 
 
+class Calibration(Text):
+    curvature: bool = True  # also collect the output factors of the KL divergence's curvature, in a backward pass
+
+
 class Evaluation(Text):
     gold: str | None = None
     gold_watch: str  # `gold`, or `watch` where there is none: DVC cannot depend on nothing
@@ -90,6 +94,8 @@ class Grouped(Recipe):
     bits: Literal[2, 3, 4, 8]
     group_size: Literal[32, 64, 128, -1]
     symmetric: bool
+    scales: Literal["minmax", "weighted"] = "weighted"  # weighted: the span with the least diag(H)-weighted error
+    curvature: bool = False  # afterwards move integers and scales to where the KL divergence rises least
 
 
 class NoneRecipe(Recipe):
@@ -98,6 +104,7 @@ class NoneRecipe(Recipe):
 
 class Rtn(Grouped):
     method: Literal["rtn"]
+    scales: Literal["minmax", "weighted"] = "minmax"
 
 
 class Gptq(Grouped):
@@ -109,6 +116,7 @@ class Gptq(Grouped):
 class Awq(Grouped):
     method: Literal["awq"]
     grid: int = Field(default=20, ge=2)
+    rounding: Literal["nearest", "gptq"] = "nearest"  # how the scaled weights are rounded
 
 
 class Int8(Recipe):
@@ -164,7 +172,7 @@ class Params(Section):
     conf_sha256: str
     suite: str
     model: Model
-    calibration: Text
+    calibration: Calibration
     evaluation: Evaluation
     recipes: dict[Name, AnyRecipe]
     variants: dict[Name, Variant]

@@ -58,7 +58,7 @@ def test_the_weighted_span_is_never_worse_than_the_whole_span(bits):
     def weighted(scale, zero):
         grouped = weight.reshape(len(weight), -1, 16)
         rounded = (round_to(grouped, scale[..., None], zero[..., None], bits) - zero[..., None]) * scale[..., None]
-        return (((rounded - grouped) ** 2) * importance.reshape(1, -1, 16)).sum((-1))
+        return (((rounded - grouped) ** 2) * importance.reshape(1, -1, 16)).sum(-1)
 
     plain, chosen = weighted(*grid_of(weight, bits, 16, False)), weighted(*grid_of(weight, bits, 16, False, importance))
     assert (chosen <= plain).all()

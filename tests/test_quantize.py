@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from rounded import tokens_of, torch_logprobs, torch_model
 from safetensors.numpy import load_file
 
@@ -13,9 +14,10 @@ from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.stream import SafetensorsStream
 from stages.methods import gptq, rtn
+from stages.methods.curvature import divergence
 from stages.tracking import Failure, Reason
 
-RECIPES = ["none", "rtn-w4g128", "gptq-w4g128", "awq-w4g128", "int8", "q4_k_m"]
+RECIPES = ["none", "rtn-w4g128", "gptq-w4g128", "gptq-w4g128-curvature", "awq-w4g128", "int8", "q4_k_m"]
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +57,50 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
     assert len(layers) == (0 if name in ("none", "q4_k_m") else 14)
     for about in layers.values():
         assert about["tokens"] == 512 and 0 < about["error"] <= about["rtn_error"] * (1 + 1e-9)
-        assert (about["damping"] is not None) == (name == "gptq-w4g128")
+        assert (about["damping"] is not None) == name.startswith("gptq")
+        assert ("divergence" in about) == name.endswith("curvature")
     if name == "gptq-w4g128":
         assert np.mean([about["error"] / about["rtn_error"] for about in layers.values()]) < 0.9
+    if name.endswith("curvature"):
+        ready.stage("quantize", "gptq-w4g128")
+        assert mean_divergence(report) < 0.9 * mean_divergence(with_factors(Quantized("artifacts/quantized/gptq-w4g128")))
     assert f"quantize {name}: " in capsys.readouterr().out
+
+
+def mean_divergence(report: dict) -> float:
+    """The mean over the layers of the divergence over round-to-nearest's."""
+    return float(np.mean([about["divergence"] / about["rtn_divergence"] for about in report["layers"].values()]))
+
+
+def with_factors(quantized: Quantized) -> dict:
+    """The report of a recipe without curvature rounding, with the divergences worked out."""
+    model, moments, layers = Checkpoint("artifacts/model"), Moments("artifacts/calibration"), {}
+    for name in quantized.linears:
+        weight, linear = torch.from_numpy(model.tensor(f"{name}.weight")), quantized.linear(name)
+        statistics = torch.from_numpy(moments.moment(name)), torch.from_numpy(moments.factors(name))
+        naive = rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric)
+        layers[name] = {key: divergence(torch.from_numpy(one.dequantize()) - weight, *statistics)
+                        for key, one in (("divergence", linear), ("rtn_divergence", naive))}
+    return {"layers": layers}
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_awq_goes_with_every_rounding(ready, rounding):
+    ready.compose("recipe=[none,awq-w4g128]", "variant=[bf16]", f"recipes.awq-w4g128.rounding={rounding}",
+                  "recipes.awq-w4g128.bits=3", "recipes.awq-w4g128.curvature=true")
+    ready.stage("quantize", "awq-w4g128")
+    layers = Quantized("artifacts/quantized/awq-w4g128").report["layers"]
+    assert all(about["divergence"] < about["rtn_divergence"] for about in layers.values())
+    assert all((about["damping"] is not None) == (rounding == "gptq") for about in layers.values())
+
+
+def test_curvature_needs_a_calibration_with_gradients(ready, capsys):
+    ready.compose("recipe=[none,gptq-w4g128-curvature]", "variant=[bf16]", "calibration.curvature=false")
+    ready.stage("calibrate")
+    assert set(load_file(ready.root / "artifacts/calibration/moments.safetensors")) == {
+        f"model.layers.{layer}.{name}.inputs.{part}" for layer in (0, 1) for part in ("diagonal", "triangle")
+        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")}
+    refused(ready, capsys, "gptq-w4g128-curvature", Failure.CALIBRATION_EMPTY, "set calibration.curvature=true")
 
 
 def ready_recipe(project, name: str) -> dict:
@@ -130,10 +172,10 @@ def test_weights_that_are_not_finite(ready, capsys):
         refused(ready, capsys, name, Failure.NON_FINITE, "not finite")
 
 
-def spoil_moment(project, layer: str, change) -> None:
-    """Change one H of the stored calibration."""
+def spoil_moment(project, layer: str, part: str, change) -> None:
+    """Change the diagonal or the triangle of one H of the stored calibration."""
     path = project.root / "artifacts/calibration/moments.safetensors"
-    key = Moments(path.parent).info["layers"][layer]["moments"]
+    key = f"{Moments(path.parent).info['layers'][layer]['moments']}.inputs.{part}"
     tensors = load_file(path)
     tensors[key] = change(tensors[key])
     path.unlink()
@@ -143,18 +185,17 @@ def spoil_moment(project, layer: str, change) -> None:
 
 
 def test_moments_that_cannot_be_inverted(ready, capsys):
-    spoil_moment(ready, "model.layers.1.mlp.down_proj", lambda h: h - 50 * np.trace(h) / len(h) * np.eye(len(h), k=1)
-                 .astype(np.float32) - 50 * np.trace(h) / len(h) * np.eye(len(h), k=-1).astype(np.float32))
+    spoil_moment(ready, "model.layers.1.mlp.down_proj", "triangle", lambda values: values * 0 - np.float16(1))
     refused(ready, capsys, "gptq-w4g128", Failure.HESSIAN_NOT_POSITIVE_DEFINITE, "calibrate on more text")
 
 
 def test_moments_that_are_not_finite(ready, capsys):
-    spoil_moment(ready, "model.layers.0.mlp.down_proj", lambda h: h * np.float32("nan"))
+    spoil_moment(ready, "model.layers.0.mlp.down_proj", "diagonal", lambda values: values * np.float32("nan"))
     refused(ready, capsys, "gptq-w4g128", Failure.NON_FINITE, "model.layers.0.mlp.down_proj")
 
 
 def test_a_layer_worse_than_round_to_nearest_is_a_failure(ready, capsys, monkeypatch):
-    def worse(weight, moment, bits, group_size, symmetric, act_order, damping):
+    def worse(weight, moment, bits, group_size, symmetric, act_order, damping, weighted):
         return rtn.quantize(weight * 1.3, bits, group_size, symmetric), damping
 
     monkeypatch.setattr(gptq, "quantize", worse)

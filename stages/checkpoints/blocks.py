@@ -1,7 +1,7 @@
 """The unquantized model run one decoder block at a time, so that memory does not grow with its depth."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from stages.checkpoints.reader import Checkpoint
 
 DECODER, EMBEDDING, NORM = "model", "model.embed_tokens", "model.norm"
 BATCH_TOKENS = 4096
+Watch = Callable[[str, nn.Module], AbstractContextManager]
 
 
 class _Recorder(nn.Module):
@@ -56,43 +57,71 @@ def empty_model(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def run_blocks(checkpoint: Checkpoint, tokens: np.ndarray, label: str,
-               watch: Callable[[str, nn.Module], AbstractContextManager] | None = None) -> np.ndarray:
-    """Final hidden states, after the last norm: float32 [sequences, length, hidden] for tokens int32 of that shape.
+class BlockRun:
+    """The decoder's blocks over one set of tokens, int32 [sequences, length]; one block's weights in memory at a time.
 
-    Only one block's weights are in memory at a time. `watch(prefix, block)` is a context manager entered while a block
-    runs over all sequences. Which mask and which positions a block is called with is the model's own affair, so it is
-    recorded from a first pass in which recorders stand in the blocks' places.
+    Which mask and which positions a block is called with is the model's own affair, so it is recorded from a first
+    pass in which recorders stand in the blocks' places. `hidden` is what enters the next block, in batches.
     """
-    model = empty_model(checkpoint.folder)
-    decoder = model.get_decoder()
-    blocks = list(decoder.layers)
-    _fill(model, decoder.embed_tokens, EMBEDDING, checkpoint)
-    calls: list[dict] = []
-    decoder.layers = nn.ModuleList(_Recorder(block, calls) for block in blocks)
-    norm, decoder.norm = decoder.norm, nn.Identity()
-    size = max(1, BATCH_TOKENS // tokens.shape[1])
-    batches = torch.from_numpy(tokens.astype(np.int64)).split(size)
-    arguments: dict[int, list[dict]] = {}  # by batch size: positions and masks are the same for equal shapes
-    hidden = []
-    with torch.inference_mode():
-        for batch in batches:
-            calls.clear()
-            hidden.append(decoder(input_ids=batch, use_cache=False).last_hidden_state)
-            arguments.setdefault(len(batch), list(calls))
-        decoder.layers, decoder.norm = nn.ModuleList(blocks), norm
-        for index, block in enumerate(tqdm(blocks, desc=label, unit="block", disable=None)):
-            prefix = f"{DECODER}.layers.{index}"
-            _fill(model, block, prefix, checkpoint)
-            with watch(prefix, block) if watch else nullcontext():
-                _run(block, hidden, arguments, index)
-            block.to("meta")
-        _fill(model, norm, NORM, checkpoint)
-        return torch.cat([norm(batch) for batch in hidden]).numpy()
+
+    def __init__(self, checkpoint: Checkpoint, tokens: np.ndarray) -> None:
+        self.checkpoint, self.model = checkpoint, empty_model(checkpoint.folder)
+        decoder = self.model.get_decoder()
+        self.blocks = list(decoder.layers)
+        _fill(self.model, decoder.embed_tokens, EMBEDDING, checkpoint)
+        calls: list[dict] = []
+        decoder.layers = nn.ModuleList(_Recorder(block, calls) for block in self.blocks)
+        self.norm, decoder.norm = decoder.norm, nn.Identity()
+        batches = torch.from_numpy(tokens.astype(np.int64)).split(max(1, BATCH_TOKENS // tokens.shape[1]))
+        self.hidden: list[torch.Tensor] = []
+        self._arguments: dict[int, list[dict]] = {}  # by batch size: they are the same for equal shapes
+        with torch.no_grad():
+            for batch in batches:
+                calls.clear()
+                self.hidden.append(decoder(input_ids=batch, use_cache=False).last_hidden_state)
+                self._arguments.setdefault(len(batch), list(calls))
+        decoder.embed_tokens.to("meta")
+        decoder.layers, decoder.norm = nn.ModuleList(self.blocks), self.norm
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+
+    @contextmanager
+    def loaded(self, index: int) -> Iterator[tuple[str, nn.Module]]:
+        """(prefix, block) with the block's weights in memory."""
+        prefix = f"{DECODER}.layers.{index}"
+        _fill(self.model, self.blocks[index], prefix, self.checkpoint)
+        yield prefix, self.blocks[index]
+        self.blocks[index].to("meta")
+
+    def call(self, index: int, batch: torch.Tensor) -> torch.Tensor:
+        """What a loaded block makes of one batch of `hidden`."""
+        out = self.blocks[index](batch, **self._arguments[len(batch)][index])
+        return out[0] if isinstance(out, tuple) else out
+
+    def forward(self, label: str, watch: Watch | None = None, keep: Callable[[int, int, torch.Tensor], None] | None = None
+                ) -> None:
+        """Take `hidden` through all blocks. `watch(prefix, block)` is entered while a block runs over all batches;
+        `keep(block, batch, tensor)` gets what enters each block.
+        """
+        with torch.no_grad():
+            for index in tqdm(range(len(self.blocks)), desc=label, unit="block", disable=None):
+                with self.loaded(index) as (prefix, block), watch(prefix, block) if watch else nullcontext():
+                    for number, batch in enumerate(self.hidden):
+                        if keep:
+                            keep(index, number, batch)
+                        self.hidden[number] = self.call(index, batch)
+
+    @contextmanager
+    def final_norm(self) -> Iterator[nn.Module]:
+        """The norm after the last block, with its weights in memory."""
+        _fill(self.model, self.norm, NORM, self.checkpoint)
+        yield self.norm
+        self.norm.to("meta")
 
 
-def _run(block: nn.Module, hidden: list[torch.Tensor], arguments: dict[int, list[dict]], index: int) -> None:
-    """Take all batches through one block, in place."""
-    for i, batch in enumerate(hidden):
-        out = block(batch, **arguments[len(batch)][index])
-        hidden[i] = out[0] if isinstance(out, tuple) else out
+def run_blocks(checkpoint: Checkpoint, tokens: np.ndarray, label: str, watch: Watch | None = None) -> np.ndarray:
+    """Final hidden states, after the last norm: float32 [sequences, length, hidden] for tokens int32 of that shape."""
+    run = BlockRun(checkpoint, tokens)
+    run.forward(label, watch)
+    with torch.no_grad(), run.final_norm() as norm:
+        return torch.cat([norm(batch) for batch in run.hidden]).numpy()

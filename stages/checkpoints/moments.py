@@ -1,4 +1,5 @@
-"""The calibration: second moments of the inputs of every linear layer of the decoder blocks."""
+"""The calibration: second moments of the inputs of every linear layer of the decoder blocks, and of the gradients at
+their outputs where those are asked for."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors import safe_open
 
+from stages.checkpoints import packing
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.reader import Checkpoint, read_json
 from stages.checkpoints.stream import SafetensorsStream
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 MOMENTS, ABOUT = "moments.safetensors", "calibration.json"
+PARTS = ("inputs.diagonal", "inputs.triangle", "outputs.diagonal", "outputs.triangle")
+WIDEST_FACTOR = 512  # outputs that one block of an output factor spans: wider ones cost more than they bring
 
 
 class InputMoments:
@@ -69,29 +73,46 @@ class InputMoments:
 def check(key: str, moment: np.ndarray) -> None:
     """Raise StageError: non_finite, or calibration_empty if the inputs were all zero."""
     if not np.isfinite(moment).all():
-        raise StageError(Failure.NON_FINITE, f"expected finite inputs of {key}, found NaN or infinity in their second "
-                                             "moments; the model overflows on the calibration text")
-    if not np.trace(moment) > 0:
-        raise StageError(Failure.CALIBRATION_EMPTY, f"expected inputs of {key} that are not all zero; "
+        raise StageError(Failure.NON_FINITE, f"expected finite inputs and gradients of {key}, found NaN or infinity in "
+                                             "their second moments; the model overflows on the calibration text")
+    if not np.diagonal(moment, axis1=-2, axis2=-1).sum() > 0:
+        raise StageError(Failure.CALIBRATION_EMPTY, f"expected inputs and gradients of {key} that are not all zero; "
                                                     "look at the calibration text and at the layer before")
 
 
-def collect(checkpoint: Checkpoint, tokens: np.ndarray, path: Path) -> dict[str, dict]:
+def collect(checkpoint: Checkpoint, tokens: np.ndarray, path: Path, seed: int | None = None) -> dict[str, dict]:
     """Write the moments of every distinct input to `path`; returns {linear: {moments: key, tokens: n}}.
 
-    `tokens` int32 [sequences, length]. One block's moments are in memory at a time.
+    `tokens` int32 [sequences, length]. One block's moments are in memory at a time. With a `seed` a backward pass
+    follows, with labels drawn by it, and the output factors are written too.
     Raises StageError: non_finite, calibration_empty (also for a linear layer of the blocks that saw nothing).
     """
-    from stages.checkpoints.blocks import run_blocks
+    from stages.checkpoints.blocks import BlockRun
 
-    linears = architecture(checkpoint).linears()
-    with SafetensorsStream(path, linears) as stream:
-        def keep(key: str, moment: np.ndarray) -> None:
-            check(key, moment)
-            stream.add(key, moment)
+    facts = architecture(checkpoint)
+    linears = facts.linears()
+    with SafetensorsStream(path, [f"{name}.{part}" for name in linears for part in PARTS]) as stream:
+        def keep(kind: str) -> Callable[[str, np.ndarray], None]:
+            def write(name: str, matrix: np.ndarray) -> None:
+                check(name, matrix)
+                for part, values in zip(("diagonal", "triangle"), packing.pack(matrix), strict=True):
+                    stream.add(f"{name}.{kind}.{part}", values)
 
-        inputs = InputMoments(keep)
-        run_blocks(checkpoint, tokens, "calibrating", inputs.watch)
+            return write
+
+        inputs, run = InputMoments(keep("inputs")), BlockRun(checkpoint, tokens)
+        if seed is None:
+            run.forward("calibrating", inputs.watch)
+        else:
+            import torch
+
+            from stages.checkpoints.gradients import OutputMoments, collect_gradients, stored_inputs
+
+            head = torch.from_numpy(checkpoint.tensor(facts.head))
+            with stored_inputs(path.parent, run) as stored:
+                run.forward("calibrating", inputs.watch, stored.keep)
+                collect_gradients(run, stored, head, facts.logit_scale, facts.logit_softcap, seed,
+                                  OutputMoments(WIDEST_FACTOR, keep("outputs")))
     for name in linears:
         if not inputs.layers.get(name, {"tokens": 0})["tokens"] == tokens.size:
             raise StageError(Failure.CALIBRATION_EMPTY, f"expected {name} to see {tokens.size} tokens, found "
@@ -118,8 +139,21 @@ class Moments:
         """
         if linear not in self.info["layers"] or not self.tokens(linear) > 0:
             raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
+        return self._get(linear, f"{self.info['layers'][linear]['moments']}.inputs")
+
+    def factors(self, linear: str) -> np.ndarray:
+        """G, the diagonal blocks of the output factor of the curvature: float32 [blocks, size, size].
+
+        Raises StageError: calibration_empty if they were not collected, non_finite.
+        """
+        if not self.info["curvature"]:
+            raise StageError(Failure.CALIBRATION_EMPTY, "expected a calibration with gradients, which curvature rounding "
+                             "needs, found one without; set calibration.curvature=true")
+        return self._get(linear, f"{linear}.outputs")
+
+    def _get(self, linear: str, key: str) -> np.ndarray:
         with safe_open(self.folder / MOMENTS, "np") as file:
-            found = file.get_tensor(self.info["layers"][linear]["moments"])
+            found = packing.unpack(file.get_tensor(f"{key}.diagonal"), file.get_tensor(f"{key}.triangle"))
         check(linear, found)
         return found
 

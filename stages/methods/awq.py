@@ -8,7 +8,8 @@ whatever comes before; see stages/quantize.py.
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
-from stages.methods.grid import canonical, grid_of, output_error, round_to
+from stages.methods import rtn
+from stages.methods.grid import grid_of, output_error, round_to
 
 SMALLEST = 1e-4
 
@@ -16,6 +17,14 @@ SMALLEST = 1e-4
 def scaled_moment(moment: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """H of the input after it was divided by `scales` [in]."""
     return moment / scales[:, None] / scales[None, :]
+
+
+def scaled_factors(factors: torch.Tensor | None, divisors: torch.Tensor) -> torch.Tensor | None:
+    """G [blocks, size, size] of an output that was divided by `divisors` [out]: its gradient grew by as much."""
+    if factors is None:
+        return None
+    grown = divisors.reshape(len(factors), -1)
+    return factors * grown[:, :, None] * grown[:, None, :]
 
 
 def search_scales(weights: list[torch.Tensor], moment: torch.Tensor, bits: int, group_size: int, symmetric: bool,
@@ -47,11 +56,6 @@ def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: 
     `moment` belongs to the scaled input. Per group, clipping keeps the span with the least diag(H)-weighted error;
     where that does not lower the whole layer's error, the min-max grid stays.
     """
-    grouped = weight.reshape(len(weight), -1, group_size)
-    candidates = []
-    for importance in (None, moment.diagonal()):
-        scales, zeros = grid_of(weight, bits, group_size, symmetric, importance)
-        integers = round_to(grouped, scales[..., None], zeros[..., None], bits).reshape(weight.shape)
-        linear = canonical(integers, scales, zeros, bits, group_size, symmetric)
-        candidates.append((output_error(weight, torch.from_numpy(linear.dequantize()), moment), linear))
-    return min(candidates, key=lambda pair: pair[0])[1]
+    candidates = [rtn.quantize(weight, bits, group_size, symmetric, importance)
+                  for importance in (None, moment.diagonal())]
+    return min(candidates, key=lambda one: output_error(weight, torch.from_numpy(one.dequantize()), moment))

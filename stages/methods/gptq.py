@@ -33,13 +33,14 @@ def inverse_factor(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, 
 
 
 def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int, symmetric: bool,
-             act_order: bool = True, damping: float = 0.01) -> tuple[GroupedLinear, float]:
+             act_order: bool = True, damping: float = 0.01, weighted: bool = True) -> tuple[GroupedLinear, float]:
     """(a weight [out, in] rounded with H = `moment` [in, in], the damping that was used).
 
-    The grid of a group has the least error weighted with diag(H). Raises as `inverse_factor` does.
+    The grid of a group spans it, or, `weighted`, the part of it with the least diag(H)-weighted error.
+    Raises as `inverse_factor` does.
     """
     top = 2**bits - 1
-    scales, zeros = grid_of(weight, bits, group_size, symmetric, moment.diagonal())
+    scales, zeros = grid_of(weight, bits, group_size, symmetric, moment.diagonal() if weighted else None)
     width = weight.shape[1]
     order = torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else torch.arange(width)
     group = order // group_size

@@ -1,4 +1,4 @@
-"""Round to nearest on a min-max grid: the naive method that the others are held against."""
+"""Round to nearest; on a min-max grid this is the naive method that the others are held against."""
 
 import torch
 
@@ -6,9 +6,10 @@ from stages.checkpoints.canonical import GroupedLinear
 from stages.methods.grid import canonical, grid_of, round_to
 
 
-def quantize(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool) -> GroupedLinear:
-    """A weight [out, in] rounded to its groups' grids."""
-    scales, zeros = grid_of(weight, bits, group_size, symmetric)
+def quantize(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool,
+             importance: torch.Tensor | None = None) -> GroupedLinear:
+    """A weight [out, in] rounded to its groups' grids; with `importance` [in] their spans are chosen by it."""
+    scales, zeros = grid_of(weight, bits, group_size, symmetric, importance)
     grouped = weight.reshape(len(weight), -1, group_size)
     integers = round_to(grouped, scales[..., None], zeros[..., None], bits).reshape(weight.shape)
     return canonical(integers, scales, zeros, bits, group_size, symmetric)

@@ -1,0 +1,127 @@
+"""The output factors of the KL divergence's curvature: second moments of the gradients at the linear layers' outputs.
+
+With labels drawn from the model's own next-token distribution the second moment of the gradient is the Fisher matrix,
+which is the Hessian of the KL divergence at the unquantized weights. Per layer it is taken as the product of an input
+factor H and an output factor G (K-FAC: Martens and Grosse 2015, section 3.1), so that rounding W to W + Δ costs about
+tr(G Δ H Δᵀ) / 2. H is in stages/checkpoints/moments.py.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from stages.checkpoints.blocks import BlockRun
+
+CHUNK_VALUES = 1 << 24  # logits held at once
+
+
+def widest(rows: int, limit: int) -> int:
+    """The largest divisor of `rows` that is at most `limit`: how many outputs one block of G spans."""
+    return next(size for size in range(min(rows, limit), 0, -1) if rows % size == 0)
+
+
+class StoredInputs:
+    """What entered each block, kept in a file that the system holds in memory while there is room."""
+
+    def __init__(self, folder: Path, blocks: int, hidden: list[torch.Tensor]) -> None:
+        self.starts = np.cumsum([0] + [len(batch) for batch in hidden])
+        self.values = np.memmap(folder / "inputs", np.float32, "w+", shape=(blocks, self.starts[-1], *hidden[0].shape[1:]))
+
+    def keep(self, block: int, number: int, batch: torch.Tensor) -> None:
+        self.values[block, self.starts[number]:self.starts[number + 1]] = batch.numpy()
+
+    def get(self, block: int, number: int) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.values[block, self.starts[number]:self.starts[number + 1]]))
+
+
+def output_gradient(hidden: torch.Tensor, head: torch.Tensor, draw: torch.Generator, scale: float,
+                    softcap: float | None) -> torch.Tensor:
+    """d(-log p(label)) / d(hidden) for final hidden states [n, D], labels drawn from p itself; head [V, D]."""
+    found = torch.empty_like(hidden)
+    step = max(1, CHUNK_VALUES // len(head))
+    for start in range(0, len(hidden), step):
+        states = hidden[start:start + step]
+        logits = (states @ head.T) * scale
+        slope = scale
+        if softcap:
+            bent = torch.tanh(logits / softcap)
+            logits, slope = bent * softcap, scale * (1 - bent**2)
+        gradient = torch.softmax(logits, -1)
+        labels = torch.multinomial(gradient, 1, generator=draw)
+        gradient.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=gradient.dtype))
+        found[start:start + step] = (gradient * slope) @ head
+    return found
+
+
+class OutputMoments:
+    """Sums GᵀG of the gradients at the outputs of a block's linear layers, in blocks of at most `limit` outputs."""
+
+    def __init__(self, limit: int, keep: Callable[[str, np.ndarray], None]) -> None:
+        """`keep(layer, G)` takes each finished G = Σ g gᵀ / n, float32 [blocks, size, size]."""
+        self.limit, self.keep = limit, keep
+        self._sums: dict[str, tuple[torch.Tensor, int]] = {}
+
+    @contextmanager
+    def watch(self, prefix: str, block: nn.Module) -> Iterator[None]:
+        """Listen to every linear layer of a block while it runs forward and backward."""
+        def listen(name: str) -> Callable:
+            def on_output(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
+                out.register_hook(lambda gradient: self._see(name, gradient))
+
+            return on_output
+
+        hooks = [module.register_forward_hook(listen(f"{prefix}.{name}"))
+                 for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name in sorted(self._sums):
+            total, count = self._sums.pop(name)
+            self.keep(name, (total / count).float().numpy())
+
+    def _see(self, name: str, gradient: torch.Tensor) -> None:
+        width = gradient.shape[-1]
+        size = widest(width, self.limit)
+        rows = gradient.reshape(-1, width // size, size).transpose(0, 1)
+        product = (rows.transpose(1, 2) @ rows).double()
+        total, count = self._sums.get(name, (0, 0))
+        self._sums[name] = (total + product, count + rows.shape[1])
+
+
+def collect_gradients(run: BlockRun, inputs: StoredInputs, head: torch.Tensor, scale: float, softcap: float | None,
+                      seed: int, moments: OutputMoments) -> None:
+    """One backward pass, block by block from the last, over a run that has gone forward.
+
+    Each block runs again from its stored input, so that only its own activations are held.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    gradients = []
+    with run.final_norm() as norm:
+        for batch in run.hidden:
+            states = batch.clone().requires_grad_(True)
+            final = norm(states)
+            flat = final.detach().reshape(-1, final.shape[-1])
+            final.backward(output_gradient(flat, head, draw, scale, softcap).reshape(final.shape))
+            gradients.append(states.grad)
+    for index in tqdm(reversed(range(len(run.blocks))), total=len(run.blocks), desc="gradients", unit="block", disable=None):
+        with run.loaded(index) as (prefix, block), moments.watch(prefix, block):
+            for number, gradient in enumerate(gradients):
+                entering = inputs.get(index, number).requires_grad_(True)
+                with torch.enable_grad():
+                    run.call(index, entering).backward(gradient)
+                gradients[number] = entering.grad
+
+
+@contextmanager
+def stored_inputs(folder: Path, run: BlockRun) -> Iterator[StoredInputs]:
+    """Room beside `folder` for what enters each block; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=folder) as room:
+        yield StoredInputs(Path(room), len(run.blocks), run.hidden)

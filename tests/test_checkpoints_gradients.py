@@ -1,0 +1,78 @@
+"""The output factors are those of gradients through the whole model, and of labels that the model itself draws."""
+
+import numpy as np
+import pytest
+import torch
+from rounded import tokens_of
+from transformers import AutoModelForCausalLM
+
+from stages.checkpoints import blocks, gradients
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.blocks import BlockRun
+from stages.checkpoints.gradients import OutputMoments, collect_gradients, output_gradient, stored_inputs, widest
+from stages.checkpoints.reader import Checkpoint
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, None), (1.0, 2.0)])
+def test_the_first_gradient_is_autograds(scale, softcap):
+    draw = torch.Generator().manual_seed(1)
+    hidden, head = torch.randn(7, 5, generator=draw).requires_grad_(True), torch.randn(11, 5, generator=draw)
+    logits = hidden @ head.T * scale
+    logits = torch.tanh(logits / softcap) * softcap if softcap else logits
+    labels = torch.multinomial(torch.softmax(logits.detach(), -1), 1, generator=torch.Generator().manual_seed(3))
+    torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum").backward()
+    found = output_gradient(hidden.detach(), head, torch.Generator().manual_seed(3), scale, softcap)
+    assert torch.allclose(found, hidden.grad, atol=1e-5)
+
+
+def test_with_the_models_own_labels_the_gradient_is_zero_on_average():
+    draw = torch.Generator().manual_seed(2)
+    hidden, head = torch.randn(1, 4, generator=draw), torch.randn(6, 4, generator=draw)
+    found = output_gradient(hidden.expand(40_000, 4).contiguous(), head, torch.Generator().manual_seed(0), 1.0, None)
+    assert found.mean(0).abs().max() < 0.03 < found.abs().mean()
+
+
+def test_a_block_of_the_factor_divides_the_outputs():
+    assert [widest(*pair) for pair in ((768, 512), (256, 512), (352, 128), (7, 3))] == [384, 256, 88, 1]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monkeypatch):
+    def first_token(hidden, head, draw, scale, softcap):
+        """The gradient for the label 1, so that no draw stands between the two."""
+        probability = torch.softmax(hidden @ head.T, -1)
+        probability[:, 1] -= 1
+        return probability @ head
+
+    monkeypatch.setattr(gradients, "output_gradient", first_token)
+    folder = make_model(tmp_path / "model", family, hidden_size=64, intermediate_size=96, num_hidden_layers=3)
+    checkpoint, limit = Checkpoint(folder), 48
+    tokens = tokens_of(checkpoint, 5, 20)
+    monkeypatch.setattr(blocks, "BATCH_TOKENS", 40)  # batches of 2, 2 and 1
+    found, run = {}, BlockRun(checkpoint, tokens)
+    with stored_inputs(tmp_path, run) as stored:
+        run.forward("test", None, stored.keep)
+        head = torch.from_numpy(checkpoint.tensor(architecture(checkpoint).head))
+        collect_gradients(run, stored, head, 1.0, None, 0, OutputMoments(limit, found.__setitem__))
+
+    model, seen = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.register_full_backward_hook(lambda _, into, out, name=name: seen.__setitem__(name, out[0]))
+    logits = model(torch.from_numpy(tokens).long()).logits
+    torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), torch.ones(100, dtype=torch.long),
+                                      reduction="sum").backward()
+    assert sorted(found) == sorted(seen) == sorted(architecture(checkpoint).linears())
+    for name, gradient in seen.items():
+        rows = gradient.reshape(100, -1).double().numpy()
+        whole, size = rows.T @ rows / 100, widest(rows.shape[1], limit)
+        for number, block in enumerate(found[name]):
+            span = slice(number * size, (number + 1) * size)
+            np.testing.assert_allclose(block, whole[span, span], rtol=1e-3, atol=1e-5 * np.abs(whole).max())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # the stored inputs are gone
+
+
+def test_the_same_seed_draws_the_same_labels():
+    hidden, head = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.randn(6, 4)
+    one, same, other = (output_gradient(hidden, head, torch.Generator().manual_seed(seed), 1.0, None) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
