@@ -138,6 +138,7 @@ class Variant(Section):
     format: Literal["safetensors", "gguf", "onnx"]
     runtime: Literal["transformers", "llama.cpp", "onnxruntime"]
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    layout: Literal["compressed-tensors", "gptq", "awq"] = "compressed-tensors"  # of quantized layers in safetensors
 
 
 class Gate(Section):

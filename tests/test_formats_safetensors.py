@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from stages.checkpoints.reader import Checkpoint
 from stages.config import Variant
 from stages.formats import safetensors
+from stages.formats.layouts import one_scheme
 from stages.runtimes import open_runtime
 from stages.tracking import StageError
 
@@ -126,4 +127,4 @@ def test_rows_that_are_one_group_by_chance_do_not_make_the_scheme_per_channel(tm
 
 def test_layers_of_unlike_schemes_are_refused(tmp_path):
     with pytest.raises(StageError, match="one width and group size"):
-        safetensors.quantization_config({(4, False, 32, False), (8, False, 32, False)})
+        one_scheme({(4, False, 32, False), (8, False, 32, False)})

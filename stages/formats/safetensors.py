@@ -1,5 +1,5 @@
-"""Safetensors: the plain Hugging Face folder, or compressed-tensors' pack-quantized layout, which vLLM and transformers
-load. Tensors are read one by one; the model is never built."""
+"""Safetensors: the plain Hugging Face folder, or the same with quantized layers in one of the layouts that servers load
+(stages/formats/layouts/). Tensors are read one by one; the model is never built."""
 
 import fcntl
 import shutil
@@ -10,23 +10,26 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import GroupedLinear, Quantized
+from stages.checkpoints.canonical import Quantized
 from stages.checkpoints.links import FICLONE
 from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from stages.checkpoints.source import SIDE_FILES
 from stages.config import Variant
 from stages.formats import StoredTensor
-from stages.tracking import Failure, StageError, write_json
+from stages.formats.layouts import load_layout
+from stages.tracking import write_json
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 LONG = {short: long for long, short in NAMES.items()}
 SHARD_BYTES = 2 << 30  # a shard is in memory until it is written
-GROUP = "group_0"  # the one scheme of quantization_config, by which all quantized layers are stored
 
 
 def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
-    """Write the folder; returns source tensor name → requested type. Raises StageError(unsupported_width)."""
+    """Write the folder; returns source tensor name → requested type.
+
+    Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold).
+    """
     kinds = {name: NAMES[variant.dtype] if variant.dtype else model.stored_dtype(name) for name in model.names}
     for name in SIDE_FILES:
         if (model.folder / name).is_file():
@@ -39,7 +42,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             shutil.copyfile(model.folder / INDEX, folder / INDEX)
         return kinds
 
-    shards, schemes = _Shards(folder), set()
+    layout, shards, schemes = load_layout(variant.layout), _Shards(folder), set()
     for name in model.names:
         module, dtype = name.removesuffix(".weight"), DTYPES[kinds[name]]
         if module in quantized.linears:
@@ -47,7 +50,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             kinds[name] = f"int{linear.bits}"
             whole = linear.group_size == linear.integers.shape[1]
             schemes.add((linear.bits, linear.symmetric, linear.group_size, whole))
-            shards.add(packed(module, linear, dtype))
+            shards.add(layout.tensors(module, linear, dtype))
         else:
             shards.add({name: values(model, quantized, name, dtype)})
     shards.close()
@@ -55,7 +58,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     kind = variant.dtype or LONG[model.stored_dtype(architecture(model).embedding)]
     config["torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"] = kind
     if schemes:
-        config["quantization_config"] = quantization_config(schemes)
+        config["quantization_config"] = layout.config(schemes)
     write_json(folder / "config.json", config)
     return kinds
 
@@ -113,89 +116,25 @@ class _Shards:
         write_json(self.folder / INDEX, {"metadata": {"total_size": self.total}, "weight_map": weight_map})
 
 
-def packed(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.ndarray]:
-    """A layer's tensors in pack-quantized layout, by compressed-tensors' own packing.
-
-    Integers are packed along the inputs and zero points along the outputs, both moved by 2^(bits-1) to signed numbers.
-    """
-    import torch
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
-    def pack(unsigned: np.ndarray, axis: int) -> np.ndarray:
-        signed = torch.from_numpy(unsigned.astype(np.int16) - (1 << (linear.bits - 1))).to(torch.int8)
-        return pack_to_int32(signed, linear.bits, packed_dim=axis).contiguous().numpy()
-
-    tensors = {
-        f"{module}.weight_packed": pack(linear.integers, 1), f"{module}.weight_scale": linear.scales.astype(dtype),
-        f"{module}.weight_shape": np.array(linear.integers.shape, np.int64),
-    }
-    if not linear.symmetric:
-        tensors[f"{module}.weight_zero_point"] = pack(linear.zeros, 0)
-    return tensors
-
-
-def quantization_config(schemes: set[tuple[int, bool, int, bool]]) -> dict:
-    """The quantization_config of config.json, by compressed-tensors' own schema.
-
-    `schemes` holds (bits, symmetric, group size, whether a group is the whole row) of every layer. Raises
-    StageError(unsupported_width) if they are not one scheme; only rows that are one group each may differ in length.
-    """
-    from compressed_tensors.quantization import (
-        QuantizationArgs,
-        QuantizationConfig,
-        QuantizationScheme,
-        QuantizationStatus,
-    )
-
-    channel = all(whole for *_, whole in schemes)
-    found = sorted({(bits, symmetric, None if channel else size) for bits, symmetric, size, _ in schemes})
-    if len(found) != 1:
-        raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected one width and group size for all layers, found {found}; "
-                                                    "quantize them with one recipe")
-    bits, symmetric, size = found[0]
-    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, group_size=size,
-                               strategy="channel" if channel else "group")
-    return QuantizationConfig(
-        config_groups={GROUP: QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"],
-        format="pack-quantized", quantization_status=QuantizationStatus.COMPRESSED,
-    ).model_dump(mode="json")
-
-
 def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
     """What the folder holds, under the source's names."""
     checkpoint = Checkpoint(folder)
     config = checkpoint.config.get("quantization_config")
-    bits = config["config_groups"][GROUP]["weights"]["num_bits"] if config else 0
+    layout = load_layout(config["quant_method"]) if config else None
     found = {}
     for name in model.names:
         module = name.removesuffix(".weight")
+        parts = [one for one in layout.parts(module) if one in checkpoint.files] if layout else []
         if name in checkpoint.files:
             kind, shape = checkpoint.stored_dtype(name), checkpoint.shape(name)
             size = int(np.prod(shape)) * np.dtype(DTYPES[kind]).itemsize
             found[name] = StoredTensor(kind, shape, size, lambda name=name: checkpoint.tensor(name))
-        elif f"{module}.weight_packed" in checkpoint.files:
-            parts = [f"{module}.{part}" for part in ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")]
-            shape = tuple(int(size) for size in checkpoint.raw(f"{module}.weight_shape"))
+        elif parts and parts[0] == layout.parts(module)[0]:
             found[name] = StoredTensor(
-                f"int{bits}", shape, sum(checkpoint.raw(one).nbytes for one in parts if one in checkpoint.files),
-                lambda module=module, shape=shape: _dequantize(checkpoint, module, shape, bits))
+                f"int{layout.bits_of(config)}", layout.shape_of(checkpoint, module),
+                sum(checkpoint.raw(one).nbytes for one in parts),
+                lambda module=module: layout.dequantize(checkpoint, module, config))
     return found
-
-
-def _dequantize(checkpoint: Checkpoint, module: str, shape: tuple[int, ...], bits: int) -> np.ndarray:
-    """The weight float32 [out, in] that a packed layer stands for."""
-    import torch
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
-    def unpack(part: str, size: tuple[int, ...], axis: int) -> np.ndarray:
-        words = torch.from_numpy(checkpoint.raw(f"{module}.{part}"))
-        return unpack_from_int32(words, bits, torch.Size(size), packed_dim=axis).numpy().astype(np.float32)
-
-    scales = checkpoint.tensor(f"{module}.weight_scale")
-    grouped = unpack("weight_packed", shape, 1).reshape(shape[0], scales.shape[1], -1)
-    if f"{module}.weight_zero_point" in checkpoint.files:
-        grouped = grouped - unpack("weight_zero_point", scales.shape, 0)[:, :, None]
-    return (grouped * scales[:, :, None]).reshape(shape)
 
 
 def expected(model: Checkpoint, quantized: Quantized, name: str, kind: str) -> np.ndarray:

@@ -20,7 +20,8 @@ transformers.utils.logging.disable_progress_bar()
 class Engine:
     """A safetensors bundle. Quantized weights are expanded to float32 for the computation.
 
-    Raises StageError(runtime_crashed) if transformers does not find every weight: it would draw random ones.
+    Raises StageError: runtime_crashed if transformers does not find every weight (it would draw random ones),
+    runtime_unavailable if the layout needs a package that is not installed.
     """
 
     name, version = "transformers", transformers.__version__
@@ -31,8 +32,12 @@ class Engine:
         self.tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=False, local_files_only=True)
         # compressed-tensors' progress bars cannot be switched off, and its last one comes with the first forward pass.
         with contextlib.redirect_stderr(io.StringIO()):
-            self.model, found = AutoModelForCausalLM.from_pretrained(
-                bundle, dtype=torch.float32, trust_remote_code=False, local_files_only=True, output_loading_info=True)
+            try:
+                self.model, found = AutoModelForCausalLM.from_pretrained(
+                    bundle, dtype=torch.float32, trust_remote_code=False, local_files_only=True, output_loading_info=True)
+            except ImportError as error:  # the layouts gptq and awq need a package of their own
+                raise StageError(Failure.RUNTIME_UNAVAILABLE, f"transformers cannot load this layout here: {error}; "
+                                                              "install it: pip install 'quantline[gptqmodel]'") from None
             wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
             if wrong:
                 raise StageError(Failure.RUNTIME_CRASHED, f"expected every weight of {bundle} to find its place in "

@@ -1,0 +1,75 @@
+"""compressed-tensors' pack-quantized layout, by its own packing and its own schema; transformers and vLLM load it.
+
+Integers are packed along the inputs and zero points along the outputs, both moved by 2^(bits-1) to signed numbers.
+"""
+
+import numpy as np
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+)
+
+from stages.checkpoints.canonical import GroupedLinear
+from stages.checkpoints.reader import Checkpoint
+from stages.formats.layouts import Scheme, one_scheme
+
+GROUP = "group_0"  # the one scheme, by which all quantized layers are stored
+BITS = (2, 3, 4, 8)
+
+
+def parts(module: str) -> list[str]:
+    """The tensors that a layer may have; the first is always there."""
+    return [f"{module}.{part}" for part in ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape")]
+
+
+def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.ndarray]:
+    """A layer's tensors; the scales in `dtype`."""
+    def pack(unsigned: np.ndarray, axis: int) -> np.ndarray:
+        signed = torch.from_numpy(unsigned.astype(np.int16) - (1 << (linear.bits - 1))).to(torch.int8)
+        return pack_to_int32(signed, linear.bits, packed_dim=axis).contiguous().numpy()
+
+    packed, scale, zero, shape = parts(module)
+    found = {packed: pack(linear.integers, 1), scale: linear.scales.astype(dtype),
+             shape: np.array(linear.integers.shape, np.int64)}
+    return found if linear.symmetric else found | {zero: pack(linear.zeros, 0)}
+
+
+def config(schemes: set[Scheme]) -> dict:
+    """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
+    bits, symmetric, size = one_scheme(schemes)
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, group_size=size,
+                               strategy="channel" if size is None else "group")
+    return QuantizationConfig(
+        config_groups={GROUP: QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"],
+        format="pack-quantized", quantization_status=QuantizationStatus.COMPRESSED,
+    ).model_dump(mode="json")
+
+
+def bits_of(config: dict) -> int:
+    """Bits per weight that a quantization_config names."""
+    return config["config_groups"][GROUP]["weights"]["num_bits"]
+
+
+def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
+    """(out, in) of a stored layer."""
+    rows, columns = checkpoint.raw(f"{module}.weight_shape")
+    return int(rows), int(columns)
+
+
+def dequantize(checkpoint: Checkpoint, module: str, config: dict) -> np.ndarray:
+    """The weight float32 [out, in] that a stored layer stands for."""
+    shape, bits = shape_of(checkpoint, module), bits_of(config)
+
+    def unpack(part: str, size: tuple[int, ...], axis: int) -> np.ndarray:
+        words = torch.from_numpy(checkpoint.raw(f"{module}.{part}"))
+        return unpack_from_int32(words, bits, torch.Size(size), packed_dim=axis).numpy().astype(np.float32)
+
+    scales = checkpoint.tensor(f"{module}.weight_scale")
+    grouped = unpack("weight_packed", shape, 1).reshape(shape[0], scales.shape[1], -1)
+    if f"{module}.weight_zero_point" in checkpoint.files:
+        grouped = grouped - unpack("weight_zero_point", scales.shape, 0)[:, :, None]
+    return (grouped * scales[:, :, None]).reshape(shape)
