@@ -12,6 +12,7 @@ import yaml
 
 from stages.schema import (
     RECIPES,
+    AnyRecipe,
     Calibration,
     ConfigError,
     Evaluation,
@@ -29,7 +30,7 @@ from stages.schema import (
     validate,
 )
 
-__all__ = ["RECIPES", "Calibration", "ConfigError", "Evaluation", "Gate", "Model", "Optimize", "Params", "Recipe", "Speed",
+__all__ = ["RECIPES", "AnyRecipe", "Calibration", "ConfigError", "Evaluation", "Gate", "Model", "Optimize", "Params", "Recipe", "Speed",
            "StaleError", "Target", "Text", "Tracking", "Variant", "as_yaml", "check_fresh", "compose", "conf_digest",
            "differences", "load_params", "missing_inputs", "project_root", "register_resolvers", "validate"]
 

@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ from tqdm import tqdm
 from stages.calibrate import CALIBRATION
 from stages.checkpoints.architecture import Architecture, architecture
 from stages.checkpoints.canonical import GroupedLinear, QuantizedWriter
-from stages.checkpoints.moments import Moments
+from stages.checkpoints.moments import MOMENTS, Moments
 from stages.checkpoints.reader import Checkpoint
+from stages.config import AnyRecipe
 from stages.load import MODEL
-from stages.tracking import Failure, StageError, StageRun, sha256_json, stage_run, versions
+from stages.tracking import Failure, StageError, StageRun, sha256_file, sha256_json, stage_run, versions
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ QUANTIZED = Path("artifacts/quantized")
 ROUNDING = 1e-9  # share by which two sums of the same errors may differ
 
 
-def rounded(name: str, recipe, weight: "torch.Tensor", moment: "torch.Tensor",
+def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch.Tensor",
             factors: "torch.Tensor | None") -> tuple[GroupedLinear, float | None]:
     """(a weight [out, in] rounded by a recipe with its statistics, the damping if there was one)."""
     from stages.methods import awq, gptq, int8, rtn
@@ -80,31 +81,47 @@ def layer_report(name: str, linear: GroupedLinear, weight: "torch.Tensor", store
     return report
 
 
-def output_factors(recipe, moments: Moments, name: str) -> "torch.Tensor | None":
-    """G of a layer where the recipe asks for curvature rounding."""
+@dataclass(frozen=True)
+class Work:
+    """What every method works with."""
+
+    recipe: AnyRecipe
+    checkpoint: Checkpoint
+    facts: Architecture
+    moments: Moments
+    writer: QuantizedWriter
+
+    def factors(self, name: str) -> "torch.Tensor | None":
+        """G of a layer where the recipe asks for curvature rounding."""
+        import torch
+
+        wanted = self.recipe.method != "int8" and self.recipe.curvature
+        return torch.from_numpy(self.moments.factors(name)) if wanted else None
+
+    def moment(self, name: str) -> "torch.Tensor":
+        """H of a layer."""
+        import torch
+
+        return torch.from_numpy(self.moments.moment(name))
+
+
+def integers_by_layer(work: Work, layer: int) -> dict:
+    """rtn, gptq and int8: each linear layer of a block on its own."""
     import torch
 
-    wanted = recipe.method != "int8" and recipe.curvature
-    return torch.from_numpy(moments.factors(name)) if wanted else None
+    reports = {}
+    for name in work.facts.linears_of(layer):
+        weight = torch.from_numpy(work.checkpoint.tensor(f"{name}.weight"))
+        moment, factors = work.moment(name), work.factors(name)
+        linear, damping = rounded(name, work.recipe, weight, moment, factors)
+        work.writer.add_linear(name, linear)
+        reports[name] = layer_report(name, linear, weight, torch.from_numpy(linear.dequantize()), moment, factors,
+                                     work.moments.tokens(name), damping)
+    return {"layers": reports, "transforms": []}
 
 
-def integers_by_layer(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments,
-                      writer: QuantizedWriter) -> Iterator[tuple[str, dict]]:
-    """rtn, gptq and int8: each linear layer on its own."""
-    import torch
-
-    for name in facts.linears():
-        weight = torch.from_numpy(checkpoint.tensor(f"{name}.weight"))
-        moment, factors = torch.from_numpy(moments.moment(name)), output_factors(recipe, moments, name)
-        linear, damping = rounded(name, recipe, weight, moment, factors)
-        writer.add_linear(name, linear)
-        yield name, layer_report(name, linear, weight, torch.from_numpy(linear.dequantize()), moment, factors,
-                                 moments.tokens(name), damping)
-
-
-def integers_by_input(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments, writer: QuantizedWriter,
-                      transforms: list[dict]) -> Iterator[tuple[str, dict]]:
-    """awq: the layers that share an input are scaled together; the scales go into what comes before them.
+def integers_by_input(work: Work, layer: int) -> dict:
+    """awq: the layers of a block that share an input are scaled together; the scales go into what comes before them.
 
     Inputs are divided by the scales and weights multiplied, so the function stays the same. The layer before may be
     a linear layer of the same block (up before down): its rows change after its own scales were found, which leaves
@@ -115,88 +132,106 @@ def integers_by_input(recipe, checkpoint: Checkpoint, facts: Architecture, momen
     from stages.methods import awq
     from stages.methods.grid import check_finite, check_width
 
-    for layer in range(facts.layers):
-        groups = facts.input_groups(layer)
-        weights = {name: torch.from_numpy(checkpoint.tensor(f"{name}.weight")) for linears, _ in groups for name in linears}
-        columns, rows = {}, {}
-        for linears, before in groups:
-            moment = torch.from_numpy(moments.moment(linears[0]))
-            size = check_width(linears[0], len(moment), recipe.group_size)
-            for name in linears:
-                check_finite(name, weights[name])
-            if before is None:
-                columns |= dict.fromkeys(linears, torch.ones(len(moment)))
-                continue
-            scales, exponent = awq.search_scales([weights[name] for name in linears], moment, recipe.bits, size,
-                                                 recipe.symmetric, recipe.grid)
-            columns |= dict.fromkeys(linears, scales)
-            transforms.append({"step": "fold_scales", "into": before, "of": linears, "exponent": exponent})
-            if before in weights:
-                rows[before] = scales
-            else:
-                writer.add_override(f"{before}.weight", checkpoint.tensor(f"{before}.weight") / scales.numpy())
-        for linears, _ in groups:
-            moment = torch.from_numpy(moments.moment(linears[0]))
-            for name in linears:
-                divide = rows.get(name, torch.ones(len(weights[name])))
-                factors = output_factors(recipe, moments, name)
-                linear, damping = rounded(
-                    name, recipe, weights[name] * columns[name] / divide[:, None],
-                    awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, divide))
-                writer.add_linear(name, linear)
-                stored = torch.from_numpy(linear.dequantize()) * divide[:, None] / columns[name]
-                yield name, layer_report(name, linear, weights[name], stored, moment, factors, moments.tokens(name), damping)
+    recipe, groups, transforms, reports = work.recipe, work.facts.input_groups(layer), [], {}
+    weights = {name: torch.from_numpy(work.checkpoint.tensor(f"{name}.weight")) for linears, _ in groups for name in linears}
+    columns, rows = {}, {}
+    for linears, before in groups:
+        moment = work.moment(linears[0])
+        size = check_width(linears[0], len(moment), recipe.group_size)
+        for name in linears:
+            check_finite(name, weights[name])
+        if before is None:
+            columns |= dict.fromkeys(linears, torch.ones(len(moment)))
+            continue
+        scales, exponent = awq.search_scales([weights[name] for name in linears], moment, recipe.bits, size,
+                                             recipe.symmetric, recipe.grid)
+        columns |= dict.fromkeys(linears, scales)
+        transforms.append({"step": "fold_scales", "into": before, "of": linears, "exponent": exponent})
+        if before in weights:
+            rows[before] = scales
+        else:
+            work.writer.add_override(f"{before}.weight", work.checkpoint.tensor(f"{before}.weight") / scales.numpy())
+    for linears, _ in groups:
+        moment = work.moment(linears[0])
+        for name in linears:
+            divide = rows.get(name, torch.ones(len(weights[name])))
+            factors = work.factors(name)
+            linear, damping = rounded(name, recipe, weights[name] * columns[name] / divide[:, None],
+                                      awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, divide))
+            work.writer.add_linear(name, linear)
+            stored = torch.from_numpy(linear.dequantize()) * divide[:, None] / columns[name]
+            reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.tokens(name),
+                                         damping)
+    return {"layers": reports, "transforms": transforms}
 
 
-def ggml_blocks(recipe, checkpoint: Checkpoint, facts: Architecture, moments: Moments,
-                writer: QuantizedWriter) -> Iterator[tuple[str, dict]]:
-    """kquant: every tensor of the model, in the type that the mix and its width give it."""
+def ggml_blocks(work: Work, layer: int | None) -> dict:
+    """kquant: the tensors of a block, or those outside of all blocks, in the types that the mix and their widths give."""
     from stages.methods import kquant, mixes
 
-    for name in checkpoint.names:
-        role, layer, tensor = facts.role(name), facts.layer_index(name), checkpoint.tensor(name)
-        wanted = mixes.requested_type(recipe.mix, role, layer, facts.layers, facts.tied, facts.heads // facts.kv_heads)
+    recipe, facts, reports = work.recipe, work.facts, {}
+    for name in work.checkpoint.names:
+        if facts.layer_index(name) != layer:
+            continue
+        tensor, module = work.checkpoint.tensor(name), name.removesuffix(".weight")
+        wanted = mixes.requested_type(recipe.mix, facts.role(name), layer, facts.layers, facts.tied,
+                                      facts.heads // facts.kv_heads)
         if tensor.ndim == 1:
             wanted = "F32"
         actual = mixes.fit_width(wanted, tensor.shape[-1])
-        module = name.removesuffix(".weight")
         importance, tokens = None, 0
-        if recipe.importance and module in moments.layers and actual not in ("F32", "F16"):
-            importance, tokens = np.diagonal(moments.moment(module)), moments.tokens(module)
-        rows = kquant.quantize(np.atleast_2d(tensor), actual, importance)
-        writer.add_blocks(name, actual, rows, tensor.shape)
-        yield name, {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
-                     "importance": importance is not None}
+        if recipe.importance and module in work.moments.layers and actual not in ("F32", "F16"):
+            importance, tokens = np.diagonal(work.moments.moment(module)), work.moments.tokens(module)
+        work.writer.add_blocks(name, actual, kquant.quantize(np.atleast_2d(tensor), actual, importance), tensor.shape)
+        reports[name] = {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
+                         "importance": importance is not None}
+    return {"layers": reports, "transforms": []}
+
+
+def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint) -> dict:
+    """What the result of a recipe depends on; a killed run goes on only if all of it is the same.
+
+    Large files are told by size and time of change: hashing them would take longer than most recipes.
+    """
+    def seen(path: Path) -> list[int]:
+        return [path.stat().st_size, path.stat().st_mtime_ns]
+
+    code = [path for room in ("methods", "checkpoints") for path in (Path(__file__).parent / room).glob("*.py")]
+    return {"recipe": recipe, "calibration": sha256_json(moments.info),
+            "moments": seen(moments.folder / MOMENTS), "model": sorted(map(seen, set(checkpoint.files.values()))),
+            "versions": versions("torch", "numpy", "numba", "gguf", "llama-cpp-python"),
+            "code": sha256_json({path.name: sha256_file(path) for path in [*code, Path(__file__)]})}
 
 
 def quantize(run: StageRun) -> None:
     name, recipe = run.instance, run.params.recipes[run.instance]
     checkpoint, moments = Checkpoint(MODEL), Moments(CALIBRATION)
-    facts = architecture(checkpoint)
-    with run.output(QUANTIZED / name) as folder:
-        writer, transforms = QuantizedWriter(folder), []
-        if recipe.method == "none":
-            layers = iter(())
-        elif recipe.method == "kquant":
-            layers = ggml_blocks(recipe, checkpoint, facts, moments, writer)
-        elif recipe.method == "awq":
-            layers = integers_by_input(recipe, checkpoint, facts, moments, writer, transforms)
-        else:
-            layers = integers_by_layer(recipe, checkpoint, facts, moments, writer)
-        done = dict(tqdm(layers, desc=name, unit="layer", disable=None))
-        if recipe.method != "none":
+    facts, asked = architecture(checkpoint), {"name": name, **recipe.model_dump(mode="json")}
+    blocks = {f"block-{layer:03d}": layer for layer in range(facts.layers)}
+    method, parts = {"none": (None, {}), "kquant": (ggml_blocks, blocks | {"rest": None}),
+                     "awq": (integers_by_input, blocks)}.get(recipe.method, (integers_by_layer, blocks))
+    with run.resumable_output(QUANTIZED / name, inputs_key(asked, moments, checkpoint)) as folder:
+        work, layers, transforms = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder)), {}, []
+        for part, layer in tqdm(parts.items(), desc=name, unit="block", disable=None):
+            done = work.writer.report_of(part)
+            if done is None:
+                done = method(work, layer)
+                work.writer.close_part(part, done)
+            layers |= done["layers"]
+            transforms += done["transforms"]
+        if method:
             transforms.append({"step": "quantize", **recipe.model_dump(mode="json")})
-        report = {"recipe": {"name": name, **recipe.model_dump(mode="json")}, "transforms": transforms,
-                  "calibration": moments.provenance(), "versions": versions("torch", "gguf", "llama-cpp-python"),
-                  "tensors" if recipe.method == "kquant" else "layers": done}
-        writer.close(report)
-    errors = [(one["error"], one["rtn_error"]) for one in done.values() if "error" in one]
+        report = {"recipe": asked, "transforms": transforms, "calibration": moments.provenance(),
+                  "versions": versions("torch", "gguf", "llama-cpp-python"),
+                  "tensors" if recipe.method == "kquant" else "layers": layers}
+        work.writer.close(report)
+    errors = [(one["error"], one["rtn_error"]) for one in layers.values() if "error" in one]
     gain = float(np.mean([ours / naive if naive > 0 else 1.0 for ours, naive in errors])) if errors else None
-    run.track(key=f"recipe:{name}:{sha256_json(report)}", name=f"quantize {name}", params=report["recipe"],
-              metrics={"layers": len(done)} | ({"error_over_rtn": gain, "fell_back": 0} if errors else {}),
+    run.track(key=f"recipe:{name}:{sha256_json(report)}", name=f"quantize {name}", params=asked,
+              metrics={"layers": len(layers)} | ({"error_over_rtn": gain, "fell_back": 0} if errors else {}),
               files=[QUANTIZED / name / "quantized.json"])
     told = f", output error {gain:.2f} of round-to-nearest's" if errors else ""
-    run.finish(f"{len(done)} {'tensors' if recipe.method == 'kquant' else 'layers'} rounded{told}")
+    run.finish(f"{len(layers)} {'tensors' if recipe.method == 'kquant' else 'layers'} rounded{told}")
 
 
 if __name__ == "__main__":

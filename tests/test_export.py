@@ -118,9 +118,9 @@ def test_weights_of_another_recipe_than_asked_are_not_exported(ready, capsys):
 
 
 def test_a_container_that_holds_something_else_fails(ready, capsys, monkeypatch):
-    from stages.formats import safetensors
+    from stages.formats.layouts import compressed
 
-    written = safetensors.packed
+    written = compressed.tensors
 
     def wrong(module, linear, dtype):
         tensors = written(module, linear, dtype)
@@ -128,7 +128,7 @@ def test_a_container_that_holds_something_else_fails(ready, capsys, monkeypatch)
             tensors[f"{module}.weight_packed"] ^= 1
         return tensors
 
-    monkeypatch.setattr(safetensors, "packed", wrong)
+    monkeypatch.setattr(compressed, "tensors", wrong)
     refused(ready, capsys, "rtn-w4g128", "export_run_failed", "readback_mismatch",
             "model.layers.1.mlp.down_proj.weight reads back with other values")
 

@@ -1,15 +1,19 @@
 """quantize: what each recipe writes, that it repeats itself to the byte, and how it fails."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from rounded import tokens_of, torch_logprobs, torch_model
 from safetensors.numpy import load_file
 
-from stages.checkpoints.canonical import Quantized
+from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.stream import SafetensorsStream
@@ -49,7 +53,8 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
     ready.stage("quantize", name)
     first = files(ready, name)
     ready.stage("quantize", name)
-    assert files(ready, name) == first and set(first) == {"quantized.json", "weights.safetensors"}
+    parts = {"none": [], "q4_k_m": ["block-000", "block-001", "rest"]}.get(name, ["block-000", "block-001"])
+    assert files(ready, name) == first and set(first) == {"quantized.json", *(f"{part}.safetensors" for part in parts)}
     report = json.loads(first["quantized.json"])
     assert report["recipe"] == {"name": name, **ready_recipe(ready, name)}
     assert set(report["calibration"]) == {"text_sha256", "tokens", "seed"} and report["versions"]["torch"]
@@ -201,6 +206,58 @@ def test_a_layer_worse_than_round_to_nearest_is_a_failure(ready, capsys, monkeyp
     monkeypatch.setattr(gptq, "quantize", worse)
     refused(ready, capsys, "gptq-w4g128", Failure.WORSE_THAN_ROUND_TO_NEAREST,
             "model.layers.0.self_attn.q_proj has the error")
+
+
+def stopped_after(project, name: str, parts: int) -> None:
+    """A quantize process that the system kills when it has written `parts` parts."""
+    code = f"""
+import os, sys
+from stages import quantize
+from stages.checkpoints.canonical import QuantizedWriter
+from stages.tracking import stage_run
+close, done = QuantizedWriter.close_part, []
+def close_part(self, part, report):
+    close(self, part, report)
+    done.append(part)
+    if len(done) == {parts}:
+        os.kill(os.getpid(), 9)
+QuantizedWriter.close_part = close_part
+with stage_run("quantize", {name!r}) as run:
+    quantize.quantize(run)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=project.root, check=False, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == -9
+
+
+@pytest.mark.parametrize("name", ["awq-w4g128", "q4_k_m"])
+def test_a_killed_run_goes_on_at_the_block_where_it_stopped(ready, name, capsys, monkeypatch):
+    ready.stage("quantize", name)
+    wanted = files(ready, name)
+    shutil.rmtree(ready.root / "artifacts/quantized")
+    stopped_after(ready, name, 1)
+    assert not (ready.root / "artifacts/quantized" / name).exists()
+    made = []
+    close = QuantizedWriter.close_part
+    monkeypatch.setattr(QuantizedWriter, "close_part", lambda self, part, report: (made.append(part), close(self, part, report)))
+    ready.stage("quantize", name)
+    assert "goes on where an earlier run stopped" in capsys.readouterr().out
+    assert made == {"awq-w4g128": ["block-001"], "q4_k_m": ["block-001", "rest"]}[name]
+    assert files(ready, name) == wanted
+    assert [path.name for path in (ready.root / "artifacts/quantized").iterdir()] == [name]
+
+
+def test_a_killed_run_does_not_go_on_when_something_changed(ready, capsys):
+    ready.compose("recipe=[none,rtn-w4g128]", "variant=[bf16]")
+    stopped_after(ready, "rtn-w4g128", 1)
+    ready.compose("recipe=[none,rtn-w4g128]", "variant=[bf16]", "recipes.rtn-w4g128.bits=3")
+    ready.stage("quantize", "rtn-w4g128")
+    assert "does not go on where an earlier run stopped: recipe changed since" in capsys.readouterr().out
+    assert {about["bits"] for about in Quantized("artifacts/quantized/rtn-w4g128").report["layers"].values()} == {3}
+    stopped_after(ready, "rtn-w4g128", 1)
+    (ready.root / "artifacts/model/model.safetensors").touch()
+    ready.stage("quantize", "rtn-w4g128")
+    assert "stopped: model changed since" in capsys.readouterr().out
 
 
 def test_a_recipe_that_there_is_not(ready, capsys):

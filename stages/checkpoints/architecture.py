@@ -41,9 +41,13 @@ class Architecture:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
+    def linears_of(self, layer: int) -> list[str]:
+        """Module names of the linear layers of one decoder block, in order of use."""
+        return [f"model.layers.{layer}.{module}" for module in LINEARS]
+
     def linears(self) -> list[str]:
         """Module names of all linear layers of the decoder blocks, in order of use."""
-        return [f"model.layers.{layer}.{module}" for layer in range(self.layers) for module in LINEARS]
+        return [name for layer in range(self.layers) for name in self.linears_of(layer)]
 
     def role(self, name: str) -> str:
         """The part that a tensor or module plays: token_embd, output, output_norm, attn_q, ffn_down, …

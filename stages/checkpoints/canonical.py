@@ -2,7 +2,7 @@
 
 A grouped linear layer is integers, scales and zero points, and stands for (integers - zeros) * scales. The k-quants
 are ggml blocks, row by row as in the source. Tensors that a method changes without quantizing them (norms into which
-AWQ folded its scales) are overrides. All three lie in weights.safetensors; quantized.json is the report.
+AWQ folded its scales) are overrides. They lie in one safetensors file per part of the model; quantized.json is the report.
 """
 
 import json
@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from stages.tracking import Failure, StageError, write_json
 
-WEIGHTS, REPORT = "weights.safetensors", "quantized.json"
+REPORT = "quantized.json"
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,16 @@ class GroupedLinear:
 
 
 class QuantizedWriter:
-    """Collects what a method makes and writes it to a folder in sorted order."""
+    """Collects what a method makes of one part of the model (a decoder block, or what lies outside of them) and writes it,
+    so that one part is in memory at a time. A part that is in the folder already need not be made again.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.tensors, self.kinds = folder, {}, {"linears": {}, "overrides": [], "blocks": {}}
+        self.folder = folder
+        self._clear()
+
+    def _clear(self) -> None:
+        self.tensors, self.kinds = {}, {"linears": {}, "overrides": {}, "blocks": {}}
 
     def add_linear(self, name: str, linear: GroupedLinear) -> None:
         """A quantized linear layer, by its module name."""
@@ -65,17 +71,38 @@ class QuantizedWriter:
     def add_override(self, name: str, tensor: np.ndarray) -> None:
         """A full-precision tensor, float32, that takes the place of the source's."""
         self.tensors[f"override:{name}"] = np.ascontiguousarray(tensor, np.float32)
-        self.kinds["overrides"].append(name)
+        self.kinds["overrides"][name] = {}
 
     def add_blocks(self, name: str, kind: str, data: np.ndarray, shape: tuple[int, ...]) -> None:
         """ggml blocks uint8 [rows, bytes per row] of type `kind`, standing for a tensor of `shape`."""
         self.tensors[f"blocks:{name}"] = data
         self.kinds["blocks"][name] = {"type": kind, "shape": list(shape)}
 
+    def report_of(self, part: str) -> dict | None:
+        """The report of a part that is complete, else None."""
+        path = self.folder / f"{part}.json"
+        return json.loads(path.read_text(encoding="utf-8"))["report"] if path.is_file() else None
+
+    def close_part(self, part: str, report: dict) -> None:
+        """Write what was added since the last part. The part counts as complete once its report is there."""
+        save_file(dict(sorted(self.tensors.items())), self.folder / f"{part}.safetensors")
+        contents = {kind: {name: about | {"part": part} for name, about in found.items()}
+                    for kind, found in self.kinds.items()}
+        write_json(self.folder / f"{part}.json", {"contents": contents, "report": report})
+        self._clear()
+
     def close(self, report: dict) -> None:
-        """Write both files."""
-        save_file(dict(sorted(self.tensors.items())), self.folder / WEIGHTS)
-        write_json(self.folder / REPORT, report | {"contents": self.kinds})
+        """Write the report on the whole, after the last part."""
+        if self.tensors:
+            self.close_part("rest", {})
+        contents = {"linears": {}, "overrides": {}, "blocks": {}}
+        parts = sorted(path for path in self.folder.glob("*.json") if path.with_suffix(".safetensors").is_file())
+        for path in parts:
+            for kind, found in json.loads(path.read_text(encoding="utf-8"))["contents"].items():
+                contents[kind] |= found
+        write_json(self.folder / REPORT, report | {"contents": contents})
+        for path in parts:
+            path.unlink()
 
 
 class Quantized:
@@ -84,22 +111,23 @@ class Quantized:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.report = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
-        contents = self.report["contents"]
-        self.linears, self.overrides = sorted(contents["linears"]), sorted(contents["overrides"])
-        self.blocks_names, self._contents = sorted(contents["blocks"]), contents
+        self._contents = self.report["contents"]
+        self.linears, self.overrides, self.blocks_names = (sorted(self._contents[kind])
+                                                           for kind in ("linears", "overrides", "blocks"))
 
-    def _get(self, key: str) -> np.ndarray:
-        with safe_open(self.folder / WEIGHTS, "np") as file:
+    def _get(self, about: dict, key: str) -> np.ndarray:
+        with safe_open(self.folder / f"{about['part']}.safetensors", "np") as file:
             return file.get_tensor(key)
 
     def linear(self, name: str) -> GroupedLinear:
-        parts = (self._get(f"{name}.{part}") for part in ("integers", "scales", "zeros"))
-        return GroupedLinear(*parts, **self._contents["linears"][name])
+        about = self._contents["linears"][name]
+        parts = (self._get(about, f"{name}.{part}") for part in ("integers", "scales", "zeros"))
+        return GroupedLinear(*parts, about["bits"], about["group_size"], about["symmetric"])
 
     def override(self, name: str) -> np.ndarray:
-        return self._get(f"override:{name}")
+        return self._get(self._contents["overrides"][name], f"override:{name}")
 
     def blocks(self, name: str) -> tuple[str, np.ndarray, tuple[int, ...]]:
         """(type, uint8 [rows, bytes per row], shape of the tensor)."""
         about = self._contents["blocks"][name]
-        return about["type"], self._get(f"blocks:{name}"), tuple(about["shape"])
+        return about["type"], self._get(about, f"blocks:{name}"), tuple(about["shape"])

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +35,37 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             os.rename(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(target: Path, key: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
+    """As `atomic_folder`, but what a killed run has written is there again for the next run with the same `key`.
+
+    After an error, or with another key, nothing is kept; `say` is told which parts of the key have changed.
+    """
+    beside, key_file = target.parent / f".{target.name}.partial", "key.json"
+    if beside.is_dir():
+        try:
+            before = json.loads((beside / key_file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        changed = sorted(name for name in {*before, *key} if before.get(name) != key.get(name))
+        if changed:
+            say(f"does not go on where an earlier run stopped: {', '.join(changed)} changed since")
+            shutil.rmtree(beside)
+        else:
+            say("goes on where an earlier run stopped")
+    beside.mkdir(parents=True, exist_ok=True)
+    write_json(beside / key_file, key)
+    try:
+        yield beside
+    except Exception:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    (beside / key_file).unlink()
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(beside, target)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -109,6 +109,16 @@ class StageRun:
         """An output folder that appears when its block ends well."""
         return outputs.atomic_folder(Path(target))
 
+    def resumable_output(self, target: str | Path, key: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
+        """An output folder that appears when its block ends well, and in which a killed run is continued if all that
+        it depends on, `key`, is the same.
+        """
+        return outputs.resumable_folder(Path(target), key, self._resuming)
+
+    def _resuming(self, what: str) -> None:
+        print(f"{self.label}: {what}")
+        self.event("info", f"{self.label} {what}", Reason.STAGE_STARTED)
+
     def output_file(self, target: str | Path, value: Any) -> None:
         """An output file of JSON, written beside and renamed."""
         outputs.write_json(Path(target), value)
