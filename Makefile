@@ -28,5 +28,6 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	pip install --quiet --no-deps --editable .
 	touch $@
 
+# What the pipeline makes; the environment, the history of runs and the events stay.
 clean:
-	rm -rf $(VENV) artifacts metrics reports mlartifacts mlflow.db events.jsonl
+	rm -rf artifacts metrics reports

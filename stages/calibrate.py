@@ -22,9 +22,12 @@ def calibrate(run: StageRun) -> None:
     documents = texts.documents(text)
     tokens = Tokenizer(MODEL).pack(documents, text.sequences, text.length)
 
-    with run.output(CALIBRATION) as folder:
-        layers = collect(checkpoint, tokens, folder / "moments.safetensors", run.params.seed if text.curvature else None)
-        info = {"text_sha256": texts.sha256_documents(documents), "text": text.path or text.dataset,
+    text_sha256 = texts.sha256_documents(documents)
+    key = {"text": text_sha256, "calibration": text.model_dump(mode="json"), "seed": run.params.seed,
+           "model": checkpoint.stamp(), "versions": versions("torch", "transformers", "tokenizers")}
+    with run.resumable_output(CALIBRATION, key) as folder:
+        layers = collect(checkpoint, tokens, folder, run.params.seed if text.curvature else None)
+        info = {"text_sha256": text_sha256, "text": text.path or text.dataset,
                 "dataset_revision": text.dataset_revision, "tokens": int(tokens.size), "sequences": len(tokens),
                 "length": text.length, "seed": run.params.seed, "curvature": text.curvature, "layers": layers,
                 "versions": versions("torch", "transformers", "tokenizers")}
@@ -35,7 +38,7 @@ def calibrate(run: StageRun) -> None:
               params={key: info[key] for key in ("text", "text_sha256", "dataset_revision", "sequences", "length")},
               metrics={"tokens": tokens.size, "layers": len(layers)}, files=[CALIBRATION / "calibration.json"])
     short = "" if len(tokens) == text.sequences else f" (the text fills {len(tokens)} of {text.sequences} sequences)"
-    inputs, size = {one["moments"] for one in layers.values()}, (CALIBRATION / "moments.safetensors").stat().st_size
+    inputs, size = {one["moments"] for one in layers.values()}, sum(path.stat().st_size for path in CALIBRATION.iterdir())
     run.finish(f"{tokens.size} tokens{short}, second moments of {len(inputs)} inputs of {len(layers)} layers"
                f"{' and of their output gradients' if text.curvature else ''}, "
                f"{size / 2**20:.1f} MiB")

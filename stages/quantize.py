@@ -14,8 +14,8 @@ from tqdm import tqdm
 from stages.calibrate import CALIBRATION
 from stages.checkpoints.architecture import Architecture, architecture
 from stages.checkpoints.canonical import GroupedLinear, QuantizedWriter
-from stages.checkpoints.moments import MOMENTS, Moments
-from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.moments import Moments
+from stages.checkpoints.reader import Checkpoint, stamp
 from stages.config import AnyRecipe
 from stages.load import MODEL
 from stages.tracking import Failure, StageError, StageRun, sha256_file, sha256_json, stage_run, versions
@@ -191,14 +191,11 @@ def ggml_blocks(work: Work, layer: int | None) -> dict:
 def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint) -> dict:
     """What the result of a recipe depends on; a killed run goes on only if all of it is the same.
 
-    Large files are told by size and time of change: hashing them would take longer than most recipes.
+    Hashing the moments would take longer than most recipes, so they are told by size and time of change.
     """
-    def seen(path: Path) -> list[int]:
-        return [path.stat().st_size, path.stat().st_mtime_ns]
-
     code = [path for room in ("methods", "checkpoints") for path in (Path(__file__).parent / room).glob("*.py")]
     return {"recipe": recipe, "calibration": sha256_json(moments.info),
-            "moments": seen(moments.folder / MOMENTS), "model": sorted(map(seen, set(checkpoint.files.values()))),
+            "moments": stamp(moments.folder.glob("*.safetensors")), "model": checkpoint.stamp(),
             "versions": versions("torch", "numpy", "numba", "gguf", "llama-cpp-python"),
             "code": sha256_json({path.name: sha256_file(path) for path in [*code, Path(__file__)]})}
 

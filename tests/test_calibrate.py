@@ -1,10 +1,14 @@
 """calibrate: what it writes, that it repeats itself to the byte, and how it fails."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from safetensors.numpy import load_file
 
 from stages.checkpoints.moments import Moments
@@ -60,6 +64,52 @@ def test_calibrate_twice_gives_the_same_bytes(loaded):
     first = files(loaded.root / "artifacts/calibration")
     loaded.stage("calibrate")
     assert files(loaded.root / "artifacts/calibration") == first
+
+
+def stopped(project, where: str, count: int) -> None:
+    """A calibrate process that the system kills when it has written `count` files of a kind, inputs or outputs."""
+    code = f"""
+import os
+from stages import calibrate
+from stages.checkpoints import moments
+from stages.tracking import stage_run
+close, done = moments._Parts.close, []
+def closing(self, block):
+    close(self, block)
+    done.append(self.kind)
+    if done.count({where!r}) == {count}:
+        os.kill(os.getpid(), 9)
+moments._Parts.close = closing
+with stage_run("calibrate") as run:
+    calibrate.calibrate(run)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=project.root, check=False, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == -9
+    assert not (project.root / "artifacts/calibration").exists()
+
+
+@pytest.mark.parametrize(("where", "count"), [("inputs", 1), ("inputs", 2), ("outputs", 1), ("outputs", 2)])
+def test_a_killed_run_goes_on_at_the_block_where_it_stopped(loaded, capsys, where, count):
+    loaded.stage("calibrate")
+    wanted = files(loaded.root / "artifacts/calibration")
+    shutil.rmtree(loaded.root / "artifacts/calibration")
+    stopped(loaded, where, count)
+    partial = loaded.root / "artifacts/.calibration.partial"
+    kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("*puts-*")}
+    assert len(kept) == (count if where == "inputs" else 2 + count)
+    loaded.stage("calibrate")
+    assert "goes on where an earlier run stopped" in capsys.readouterr().out
+    assert files(loaded.root / "artifacts/calibration") == wanted and not partial.exists()
+    assert {name: (loaded.root / "artifacts/calibration" / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_killed_run_does_not_go_on_with_another_text(loaded, capsys):
+    stopped(loaded, "inputs", 1)
+    loaded.compose("calibration.sequences=4")
+    loaded.stage("calibrate")
+    assert "does not go on where an earlier run stopped: calibration changed since" in capsys.readouterr().out
+    assert json.loads((loaded.root / "artifacts/calibration/calibration.json").read_text())["tokens"] == 256
 
 
 def test_a_short_text_is_told(loaded, capsys):

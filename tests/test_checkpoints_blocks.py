@@ -32,6 +32,11 @@ def tokens():
     return np.random.default_rng(0).integers(3, 380, (5, 40)).astype(np.int32)
 
 
+def stored(folder) -> dict[str, np.ndarray]:
+    """All tensors that `collect` has written."""
+    return {name: tensor for path in folder.glob("inputs-*.safetensors") for name, tensor in load_file(path).items()}
+
+
 def whole(folder):
     import torch
     from transformers import AutoModelForCausalLM
@@ -80,8 +85,8 @@ def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tm
 
     folder = make_model(tmp_path / "model", **SIZES, **KINDS[kind])
     monkeypatch.setattr(blocks, "BATCH_TOKENS", 80)
-    layers = collect(Checkpoint(folder), tokens, tmp_path / "moments.safetensors")
-    found = load_file(tmp_path / "moments.safetensors")
+    layers = collect(Checkpoint(folder), tokens, tmp_path)
+    found = stored(tmp_path)
 
     model, inputs = whole(folder), {}
     for name, module in model.named_modules():
@@ -93,7 +98,7 @@ def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tm
     for name, tensor in inputs.items():
         rows = tensor.reshape(-1, tensor.shape[-1]).double().numpy()
         assert layers[name]["tokens"] == len(rows) == tokens.size
-        key = f"{layers[name]['moments']}.inputs"
+        key = layers[name]["moments"]
         wanted = rows.T @ rows / len(rows)
         size = np.sqrt(np.diagonal(wanted))
         off = (unpack(found[f"{key}.diagonal"], found[f"{key}.triangle"]) - wanted) / np.outer(size, size)
@@ -101,14 +106,14 @@ def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tm
 
 
 def test_layers_that_read_one_tensor_share_one_moment(tiny_model, tmp_path, tokens):
-    layers = collect(Checkpoint(tiny_model), tokens, tmp_path / "moments.safetensors")
+    layers = collect(Checkpoint(tiny_model), tokens, tmp_path)
     shared = {}
     for name, about in layers.items():
         shared.setdefault(about["moments"], []).append(name.split(".")[-1])
     assert sorted(sorted(group) for group in shared.values()) == sorted(2 * [
         ["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]])
-    assert set(load_file(tmp_path / "moments.safetensors")) == {
-        f"{key}.inputs.{part}" for key in shared for part in ("diagonal", "triangle")}
+    assert set(stored(tmp_path)) == {
+        f"{key}.{part}" for key in shared for part in ("diagonal", "triangle")}
 
 
 def test_equal_inputs_that_are_not_one_tensor_stay_apart():

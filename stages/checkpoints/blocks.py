@@ -98,18 +98,18 @@ class BlockRun:
         out = self.blocks[index](batch, **self._arguments[len(batch)][index])
         return out[0] if isinstance(out, tuple) else out
 
-    def forward(self, label: str, watch: Watch | None = None, keep: Callable[[int, int, torch.Tensor], None] | None = None
-                ) -> None:
-        """Take `hidden` through all blocks. `watch(prefix, block)` is entered while a block runs over all batches;
-        `keep(block, batch, tensor)` gets what enters each block.
+    def forward(self, label: str, watch: Watch | None = None, after: Callable[[int], None] | None = None,
+                start: int = 0) -> None:
+        """Take `hidden` through the blocks from `start` on. `watch(prefix, block)` is entered while a block runs over all
+        batches; `after(block)` is called when it has.
         """
         with torch.no_grad():
-            for index in tqdm(range(len(self.blocks)), desc=label, unit="block", disable=None):
+            for index in tqdm(range(start, len(self.blocks)), desc=label, unit="block", disable=None):
                 with self.loaded(index) as (prefix, block), watch(prefix, block) if watch else nullcontext():
                     for number, batch in enumerate(self.hidden):
-                        if keep:
-                            keep(index, number, batch)
                         self.hidden[number] = self.call(index, batch)
+                if after:
+                    after(index)
 
     @contextmanager
     def final_norm(self) -> Iterator[nn.Module]:

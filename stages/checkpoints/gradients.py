@@ -6,7 +6,6 @@ factor H and an output factor G (K-FAC: Martens and Grosse 2015, section 3.1), s
 tr(G Δ H Δᵀ) / 2. H is in stages/checkpoints/moments.py.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,18 +25,25 @@ def widest(rows: int, limit: int) -> int:
     return next(size for size in range(min(rows, limit), 0, -1) if rows % size == 0)
 
 
-class StoredInputs:
-    """What entered each block, kept in a file that the system holds in memory while there is room."""
+class StoredStates:
+    """States in batches [sequences, length, width], in a file that the system holds in memory while there is room.
 
-    def __init__(self, folder: Path, blocks: int, hidden: list[torch.Tensor]) -> None:
-        self.starts = np.cumsum([0] + [len(batch) for batch in hidden])
-        self.values = np.memmap(folder / "inputs", np.float32, "w+", shape=(blocks, self.starts[-1], *hidden[0].shape[1:]))
+    There are `slots` of them, and state n lies in slot n modulo that. What a killed run stored is there for the next.
+    """
 
-    def keep(self, block: int, number: int, batch: torch.Tensor) -> None:
-        self.values[block, self.starts[number]:self.starts[number + 1]] = batch.numpy()
+    def __init__(self, path: Path, slots: int, like: list[torch.Tensor]) -> None:
+        self.ends, self.slots = np.cumsum([len(batch) for batch in like]), slots
+        shape = (slots, int(self.ends[-1]), *like[0].shape[1:])
+        self.values = np.memmap(path, np.float32, "r+" if path.is_file() else "w+", shape=shape)
 
-    def get(self, block: int, number: int) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.values[block, self.starts[number]:self.starts[number + 1]]))
+    def put(self, number: int, batches: list[torch.Tensor]) -> None:
+        for end, batch in zip(self.ends, batches, strict=True):
+            self.values[number % self.slots, end - len(batch):end] = batch.numpy()
+        self.values.flush()
+
+    def get(self, number: int) -> list[torch.Tensor]:
+        whole = torch.from_numpy(np.array(self.values[number % self.slots]))
+        return list(whole.tensor_split(self.ends[:-1].tolist()))
 
 
 def output_gradient(hidden: torch.Tensor, head: torch.Tensor, draw: torch.Generator, scale: float,
@@ -96,32 +102,33 @@ class OutputMoments:
         self._sums[name] = (total + product, count + rows.shape[1])
 
 
-def collect_gradients(run: BlockRun, inputs: StoredInputs, head: torch.Tensor, scale: float, softcap: float | None,
-                      seed: int, moments: OutputMoments) -> None:
-    """One backward pass, block by block from the last, over a run that has gone forward.
-
-    Each block runs again from its stored input, so that only its own activations are held.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    gradients = []
+def first_gradients(run: BlockRun, hidden: list[torch.Tensor], head: torch.Tensor, scale: float, softcap: float | None,
+                    seed: int) -> list[torch.Tensor]:
+    """The gradients at what leaves the last block, `hidden`, in its batches."""
+    draw, found = torch.Generator().manual_seed(seed), []
     with run.final_norm() as norm:
-        for batch in run.hidden:
+        for batch in hidden:
             states = batch.clone().requires_grad_(True)
             final = norm(states)
             flat = final.detach().reshape(-1, final.shape[-1])
             final.backward(output_gradient(flat, head, draw, scale, softcap).reshape(final.shape))
-            gradients.append(states.grad)
-    for index in tqdm(reversed(range(len(run.blocks))), total=len(run.blocks), desc="gradients", unit="block", disable=None):
+            found.append(states.grad)
+    return found
+
+
+def backward(run: BlockRun, inputs: StoredStates, gradients: list[torch.Tensor], moments: OutputMoments,
+             last: int, after: Callable[[int, list[torch.Tensor]], None] | None = None) -> None:
+    """Take the gradients at what leaves block `last` back to the first, which each block runs again for, from its stored
+    input, so that only its own activations are held. `after(block, gradients)` is called when a block is done.
+    """
+    for index in tqdm(range(last, -1, -1), desc="gradients", unit="block", disable=None):
         with run.loaded(index) as (prefix, block), moments.watch(prefix, block):
-            for number, gradient in enumerate(gradients):
-                entering = inputs.get(index, number).requires_grad_(True)
+            entering, leaving = inputs.get(index), gradients
+            gradients = []
+            for batch, gradient in zip(entering, leaving, strict=True):
+                batch.requires_grad_(True)
                 with torch.enable_grad():
-                    run.call(index, entering).backward(gradient)
-                gradients[number] = entering.grad
-
-
-@contextmanager
-def stored_inputs(folder: Path, run: BlockRun) -> Iterator[StoredInputs]:
-    """Room beside `folder` for what enters each block; it is gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=folder) as room:
-        yield StoredInputs(Path(room), len(run.blocks), run.hidden)
+                    run.call(index, batch).backward(gradient)
+                gradients.append(batch.grad)
+        if after:
+            after(index, gradients)

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from stages.checkpoints import packing
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.reader import Checkpoint, read_json
-from stages.checkpoints.stream import SafetensorsStream
-from stages.tracking import Failure, StageError
+from stages.tracking import Failure, StageError, write_json
 
 if TYPE_CHECKING:
     import torch
 
-MOMENTS, ABOUT = "moments.safetensors", "calibration.json"
-PARTS = ("inputs.diagonal", "inputs.triangle", "outputs.diagonal", "outputs.triangle")
+    from stages.checkpoints.blocks import BlockRun
+    from stages.checkpoints.gradients import StoredStates
+
+INPUTS, OUTPUTS, ABOUT = "inputs", "outputs", "calibration.json"
 WIDEST_FACTOR = 512  # outputs that one block of an output factor spans: wider ones cost more than they bring
 
 
@@ -80,44 +82,93 @@ def check(key: str, moment: np.ndarray) -> None:
                                                     "look at the calibration text and at the layer before")
 
 
-def collect(checkpoint: Checkpoint, tokens: np.ndarray, path: Path, seed: int | None = None) -> dict[str, dict]:
-    """Write the moments of every distinct input to `path`; returns {linear: {moments: key, tokens: n}}.
+class _Parts:
+    """What is collected of one block at a time, as files `<kind>-<block>.safetensors`; a file that is there is complete."""
 
-    `tokens` int32 [sequences, length]. One block's moments are in memory at a time. With a `seed` a backward pass
-    follows, with labels drawn by it, and the output factors are written too.
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind, self.tensors = folder, kind, {}
+
+    def add(self, name: str, matrix: np.ndarray) -> None:
+        """Keep the moments of a layer of the present block. Raises as `check` does."""
+        check(name, matrix)
+        self.tensors |= dict(zip((f"{name}.diagonal", f"{name}.triangle"), packing.pack(matrix), strict=True))
+
+    def close(self, block: int) -> None:
+        """Write the block's file, beside and renamed."""
+        beside = self.folder / "part"
+        save_file(dict(sorted(self.tensors.items())), beside)
+        beside.rename(self.folder / part_name(self.kind, block))
+        self.tensors = {}
+
+    def there(self, block: int) -> bool:
+        return (self.folder / part_name(self.kind, block)).is_file()
+
+
+def part_name(kind: str, block: int) -> str:
+    """The file of a block's `inputs` or `outputs`."""
+    return f"{kind}-{block:03d}.safetensors"
+
+
+def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int | None = None) -> dict[str, dict]:
+    """Write the moments of every distinct input to `folder`; returns {linear: {moments: key, tokens: n, block: b}}.
+
+    `tokens` int32 [sequences, length]. One block's weights and moments are in memory at a time. With a `seed` a backward
+    pass follows, with labels drawn by it, and the output factors are written too. Blocks whose files are in the folder
+    already are not run again.
     Raises StageError: non_finite, calibration_empty (also for a linear layer of the blocks that saw nothing).
     """
     from stages.checkpoints.blocks import BlockRun
+    from stages.checkpoints.gradients import StoredStates
 
     facts = architecture(checkpoint)
-    linears = facts.linears()
-    with SafetensorsStream(path, [f"{name}.{part}" for name in linears for part in PARTS]) as stream:
-        def keep(kind: str) -> Callable[[str, np.ndarray], None]:
-            def write(name: str, matrix: np.ndarray) -> None:
-                check(name, matrix)
-                for part, values in zip(("diagonal", "triangle"), packing.pack(matrix), strict=True):
-                    stream.add(f"{name}.{kind}.{part}", values)
+    run, parts = BlockRun(checkpoint, tokens), _Parts(folder, INPUTS)
+    inputs = InputMoments(parts.add)
+    states = StoredStates(folder / "states", 2 if seed is None else facts.layers + 1, run.hidden)
+    told = folder / "layers.json"  # what was seen of the blocks that are complete
 
-            return write
+    def after(block: int) -> None:
+        states.put(block + 1, run.hidden)
+        write_json(told, inputs.layers)
+        parts.close(block)
 
-        inputs, run = InputMoments(keep("inputs")), BlockRun(checkpoint, tokens)
-        if seed is None:
-            run.forward("calibrating", inputs.watch)
-        else:
-            import torch
-
-            from stages.checkpoints.gradients import OutputMoments, collect_gradients, stored_inputs
-
-            head = torch.from_numpy(checkpoint.tensor(facts.head))
-            with stored_inputs(path.parent, run) as stored:
-                run.forward("calibrating", inputs.watch, stored.keep)
-                collect_gradients(run, stored, head, facts.logit_scale, facts.logit_softcap, seed,
-                                  OutputMoments(WIDEST_FACTOR, keep("outputs")))
-    for name in linears:
+    start = next((block for block in range(facts.layers) if not parts.there(block)), facts.layers)
+    if start:
+        inputs.layers, run.hidden = read_json(told), states.get(start)
+    else:
+        states.put(0, run.hidden)
+    run.forward("calibrating", inputs.watch, after, start)
+    for name in facts.linears():
         if not inputs.layers.get(name, {"tokens": 0})["tokens"] == tokens.size:
             raise StageError(Failure.CALIBRATION_EMPTY, f"expected {name} to see {tokens.size} tokens, found "
                                                         f"{inputs.layers.get(name, {'tokens': 0})['tokens']}")
-    return dict(sorted(inputs.layers.items()))
+    if seed is not None:
+        _collect_gradients(checkpoint, run, states, folder, seed)
+    (folder / "states").unlink()
+    told.unlink()
+    return {name: about | {"block": facts.layer_index(name)} for name, about in sorted(inputs.layers.items())}
+
+
+def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredStates", folder: Path, seed: int) -> None:
+    """The backward pass of `collect`, from the block where an earlier run stopped."""
+    import torch
+
+    from stages.checkpoints.gradients import OutputMoments, StoredStates, backward, first_gradients
+
+    facts, parts = architecture(checkpoint), _Parts(folder, OUTPUTS)
+    gradients = StoredStates(folder / "gradients", 2, run.hidden)
+
+    def after(block: int, entering: list[torch.Tensor]) -> None:
+        gradients.put(block, entering)
+        parts.close(block)
+
+    last = next((block for block in reversed(range(facts.layers)) if not parts.there(block)), -1)
+    if last == facts.layers - 1:
+        head = torch.from_numpy(checkpoint.tensor(facts.head))
+        leaving = first_gradients(run, states.get(facts.layers), head, facts.logit_scale, facts.logit_softcap, seed)
+    else:
+        leaving = gradients.get(last + 1)
+    backward(run, states, leaving, OutputMoments(WIDEST_FACTOR, parts.add), last, after)
+    (folder / "gradients").unlink()
 
 
 class Moments:
@@ -139,7 +190,7 @@ class Moments:
         """
         if linear not in self.info["layers"] or not self.tokens(linear) > 0:
             raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
-        return self._get(linear, f"{self.info['layers'][linear]['moments']}.inputs")
+        return self._get(linear, INPUTS, self.info["layers"][linear]["moments"])
 
     def factors(self, linear: str) -> np.ndarray:
         """G, the diagonal blocks of the output factor of the curvature: float32 [blocks, size, size].
@@ -149,10 +200,10 @@ class Moments:
         if not self.info["curvature"]:
             raise StageError(Failure.CALIBRATION_EMPTY, "expected a calibration with gradients, which curvature rounding "
                              "needs, found one without; set calibration.curvature=true")
-        return self._get(linear, f"{linear}.outputs")
+        return self._get(linear, OUTPUTS, linear)
 
-    def _get(self, linear: str, key: str) -> np.ndarray:
-        with safe_open(self.folder / MOMENTS, "np") as file:
+    def _get(self, linear: str, kind: str, key: str) -> np.ndarray:
+        with safe_open(self.folder / part_name(kind, self.info["layers"][linear]["block"]), "np") as file:
             found = packing.unpack(file.get_tensor(f"{key}.diagonal"), file.get_tensor(f"{key}.triangle"))
         check(linear, found)
         return found

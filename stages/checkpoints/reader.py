@@ -1,6 +1,7 @@
 """Tensors of a Hugging Face folder, one at a time, without torch."""
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -43,6 +44,11 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise StageError(Failure.MISSING_FILE, f"expected a JSON object in {path}, found {type(value).__name__}")
     return value
+
+
+def stamp(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """{name: [bytes, time of change]} of files: what tells in no time that one was replaced."""
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(set(paths))}
 
 
 def weight_map(folder: Path) -> dict[str, Path]:
@@ -92,6 +98,10 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict:
         return read_json(self.folder / "config.json")
+
+    def stamp(self) -> dict[str, list[int]]:
+        """The stamps of the weights' files."""
+        return stamp(self.files.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         with safe_open(self.files[name], "np") as file:

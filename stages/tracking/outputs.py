@@ -22,19 +22,24 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     beside.chmod(0o755)
     try:
         yield beside
-        for path in beside.rglob("*"):
-            # Some writers make private files; a link is left alone, for its mode is the source's.
-            if path.is_file() and path.stat().st_nlink == 1:
-                path.chmod(0o644)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            os.rename(target, old / "old")
-            os.rename(beside, target)
-            shutil.rmtree(old)
-        else:
-            os.rename(beside, target)
+        _take_name(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _take_name(beside: Path, target: Path) -> None:
+    """Put a finished folder in the place of the one that has the name now."""
+    for path in beside.rglob("*"):
+        # Some writers make private files; a link is left alone, for its mode is the source's.
+        if path.is_file() and path.stat().st_nlink == 1:
+            path.chmod(0o644)
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        os.rename(target, old / "old")
+        os.rename(beside, target)
+        shutil.rmtree(old)
+    else:
+        os.rename(beside, target)
 
 
 @contextmanager
@@ -63,9 +68,7 @@ def resumable_folder(target: Path, key: dict[str, Any], say: Callable[[str], Non
         shutil.rmtree(beside, ignore_errors=True)
         raise
     (beside / key_file).unlink()
-    if target.exists():
-        shutil.rmtree(target)
-    os.rename(beside, target)
+    _take_name(beside, target)
 
 
 def write_text(path: Path, text: str) -> None:
