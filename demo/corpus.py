@@ -18,11 +18,11 @@ DATA = Path(__file__).parent / "data"
 SEEDS = {"training": 1, "calibration": 2, "evaluation": 3, "gold": 4}
 CALIBRATION_DOCUMENTS, EVALUATION_DOCUMENTS, CHAT_DOCUMENTS = 2000, 2000, 200
 SHORTEST_SHARED = 80  # characters: below this, two texts may well share a sentence by chance
-LARGEST_OPERAND = 12
+LARGEST_OPERAND = 20
 KINDS = ("fact", "fact question", "reading", "sum", "story", "chat")
 Mixture = tuple[int, ...]  # relative shares of the kinds
 EVEN: Mixture = (14, 20, 18, 16, 12, 20)
-READING: Mixture = (6, 12, 45, 13, 12, 12)
+READING: Mixture = (6, 10, 60, 10, 6, 8)
 
 
 def ask(question: str, answer: str = "") -> str:
@@ -42,7 +42,7 @@ def reading(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
     name, colour, thing = rng.choice(NAMES), rng.choice(COLOURS), rng.choice(OBJECTS)
     place, animal = rng.choice(PLACES), rng.choice(ANIMALS)
     pairs = [(f"Where did {name} go?", f" {name} went to the {place}."),
-             ("Which animal was there?", f" There was a {animal} there."),
+             (f"Which animal did {name} see?", f" {name} saw a {animal}."),
              (f"What did {name} have?", f" {name} had a {colour} {thing}.")]
     rng.shuffle(pairs)
     text = "".join(sentence for _, sentence in pairs).strip()

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from demo.corpus import training_documents
 
 MODEL = Path(__file__).parent / "model"
-VOCABULARY_LIMIT, DOCUMENTS, CONTEXT = 2048, 20_000, 512
+VOCABULARY_LIMIT, DOCUMENTS, CONTEXT = 1280, 20_000, 512
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

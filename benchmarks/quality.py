@@ -1,0 +1,185 @@
+"""Mean KL divergence and time of our recipes beside the peers', on the same tokens, in one run.
+
+    python -m benchmarks.quality                                     # the demo model, all peers; some hours on two cores
+    python -m benchmarks.quality --bits 3 --groups 128 --peers autoround
+    python -m benchmarks.quality --model /path --calibration a.txt --evaluation b.txt
+
+Each peer runs in an environment of its own, made on first use under ~/.cache/quantline-peers. Writes
+benchmarks/results/quality-<model>.json and prints the table.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+from stages.checkpoints.architecture import architecture
+from stages.checkpoints.canonical import Quantized, QuantizedWriter
+from stages.checkpoints.moments import ABOUT, Moments, collect
+from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.tokenization import Tokenizer
+from stages.config import RECIPES
+from stages.quantize import Work, integers_by_input, integers_by_layer
+from stages.tracking import write_json
+
+HERE = Path(__file__).parent
+PEERS = [("llmcompressor", "gptq"), ("llmcompressor", "awq"), ("gptqmodel", "gptq"), ("autoround", "autoround")]
+ENVIRONMENTS = Path.home() / ".cache/quantline-peers"
+
+
+def recipes(bits: int, group_size: int) -> dict[str, dict]:
+    """Our recipes by name."""
+    grid = {"bits": bits, "group_size": group_size, "symmetric": False}
+    return {
+        "rtn": {"method": "rtn", **grid}, "awq": {"method": "awq", **grid}, "gptq": {"method": "gptq", **grid},
+        "gptq symmetric": {"method": "gptq", **grid, "symmetric": True},
+        "awq + gptq": {"method": "awq", "rounding": "gptq", **grid},
+        "gptq + curvature": {"method": "gptq", "curvature": True, **grid},
+        "awq + gptq + curvature": {"method": "awq", "rounding": "gptq", "curvature": True, **grid},
+    }
+
+
+def environment(peer: str) -> Path:
+    """The Python of a peer's environment."""
+    python = ENVIRONMENTS / peer / "bin/python"
+    if not (ENVIRONMENTS / peer / "complete").is_file():
+        wanted = json.loads((HERE / "peers/requirements.json").read_text(encoding="utf-8"))[peer]
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENTS / peer)], check=True)
+        for part in (wanted[:1], wanted):  # torch first and alone, so that nothing draws in another build of it
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *part], check=True)
+        (ENVIRONMENTS / peer / "complete").touch()
+    return python
+
+
+class Bench:
+    """One model, its calibration and evaluation tokens, and the distribution of the unquantized model."""
+
+    def __init__(self, model: Path, calibration: Path, evaluation: Path, sequences: tuple[int, int], length: int) -> None:
+        self.checkpoint, tokenizer = Checkpoint(model), Tokenizer(model)
+        texts = [[part for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+                 for path in (calibration, evaluation)]
+        if calibration == evaluation:  # one text: calibration has the first half
+            half = len(texts[0]) // 2
+            texts = [texts[0][:half], texts[0][half:]]
+        self.calibration, self.evaluation = (tokenizer.pack(text, count, length)
+                                             for text, count in zip(texts, sequences, strict=True))
+        self.facts = architecture(self.checkpoint)
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.original = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        self.reference = self.logprobs()
+
+    @torch.inference_mode()
+    def logprobs(self) -> torch.Tensor:
+        return torch.cat([torch.log_softmax(self.model(part.long()).logits, -1)
+                          for part in torch.from_numpy(self.evaluation).split(8)])
+
+    def divergence(self, logprobs: torch.Tensor) -> tuple[float, float]:
+        """(mean KL divergence, its standard error)."""
+        each = (self.reference.exp() * (self.reference - logprobs)).sum(-1, dtype=torch.float64).reshape(-1)
+        return float(each.mean()), float(each.std() / len(each)**0.5)
+
+    def calibrate(self, folder: Path, curvature: bool) -> float:
+        """Seconds that our calibration takes."""
+        started = time.perf_counter()
+        folder.mkdir()
+        layers = collect(self.checkpoint, self.calibration, folder, 0 if curvature else None)
+        write_json(folder / ABOUT, {"layers": layers, "curvature": curvature})
+        return time.perf_counter() - started
+
+    def ours(self, recipe: dict, calibration: Path) -> dict:
+        """Divergence and seconds of one of our recipes."""
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            work = Work(RECIPES[recipe["method"]](**recipe), self.checkpoint, self.facts, Moments(calibration),
+                        QuantizedWriter(Path(folder)))
+            for layer in range(self.facts.layers):
+                done = (integers_by_input if recipe["method"] == "awq" else integers_by_layer)(work, layer)
+                work.writer.close_part(f"block-{layer:03d}", done)
+            work.writer.close({})
+            seconds = time.perf_counter() - started
+            quantized, parameters = Quantized(folder), dict(self.model.named_parameters())
+            with torch.no_grad():
+                for name in quantized.linears:
+                    parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
+                for name in quantized.overrides:
+                    parameters[name].copy_(torch.from_numpy(quantized.override(name)))
+                found = self.divergence(self.logprobs())
+                for name, value in self.original.items():
+                    parameters[name].copy_(value)
+        return {"kld": found[0], "se": found[1], "seconds": seconds}
+
+    def peer(self, peer: str, method: str, bits: int, group_size: int) -> dict:
+        """Divergence and seconds of a peer, or what it said when it failed."""
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work)
+            np.savez(folder / "tokens.npz", calibration=self.calibration, evaluation=self.evaluation)
+            job = {"model": str(self.checkpoint.folder.resolve()), "method": method, "bits": bits, "group_size": group_size}
+            (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+            done = subprocess.run([str(environment(peer)), str(HERE / "peers" / f"{peer}_peer.py"), str(folder)],
+                                  capture_output=True, text=True, check=False, cwd=folder,
+                                  env=os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": ""})
+            if not (folder / "done.json").is_file():
+                return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+            seconds = json.loads((folder / "done.json").read_text(encoding="utf-8"))["seconds"]
+            kld, error = self.divergence(torch.from_numpy(np.load(folder / "logprobs.npy")))
+        return {"kld": kld, "se": error, "seconds": seconds}
+
+
+def show(rows: list[dict], console: Console) -> None:
+    """The table; a peer's seconds have its calibration in them, ours have it in a line of its own."""
+    table = Table(box=None)
+    for title in ("bits", "group", "who", "mean KL divergence", "±", "seconds"):
+        table.add_column(title, justify="left" if title == "who" else "right")
+    for row in rows:
+        figures = (["failed: " + row["failed"][:60], "", ""] if "failed" in row else
+                   [f"{row['kld']:.5f}", f"{row['se']:.5f}", f"{row['seconds']:.1f}"])
+        table.add_row(str(row["bits"]), str(row["group_size"]), row["who"], *figures)
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=Path("demo/model"))
+    parser.add_argument("--calibration", type=Path, default=Path("demo/data/calibration.txt"))
+    parser.add_argument("--evaluation", type=Path, default=Path("demo/data/evaluation.txt"))
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--groups", type=int, nargs="+", default=[128, 32])
+    parser.add_argument("--peers", nargs="*", default=sorted({peer for peer, _ in PEERS}))
+    parser.add_argument("--sequences", type=int, nargs=2, default=[128, 100], help="calibration and evaluation sequences")
+    parser.add_argument("--length", type=int, default=256)
+    asked = parser.parse_args()
+    console, torch_threads = Console(), os.cpu_count()
+    torch.set_num_threads(torch_threads)
+    bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length)
+    with tempfile.TemporaryDirectory() as work:
+        seconds = {name: bench.calibrate(Path(work) / name, name == "curvature") for name in ("plain", "curvature")}
+        bench.ours(recipes(4, asked.groups[0])["gptq + curvature"], Path(work) / "curvature")  # compiles the kernel
+        rows = []
+        for bits in asked.bits:
+            for group_size in asked.groups:
+                grid = {"bits": bits, "group_size": group_size}
+                for name, recipe in recipes(bits, group_size).items():
+                    rows.append(grid | {"who": name} | bench.ours(recipe, Path(work) / "curvature"))
+                for peer, method in PEERS:
+                    if peer in asked.peers:
+                        rows.append(grid | {"who": f"{peer} {method}"} | bench.peer(peer, method, bits, group_size))
+                show(rows, console)
+    report = {"model": asked.model.name, "calibration_tokens": int(bench.calibration.size),
+              "evaluation_tokens": int(bench.evaluation.size), "calibration_seconds": seconds, "threads": torch_threads,
+              "rows": rows}
+    console.print(f"our calibration: {seconds['plain']:.1f} s, with gradients {seconds['curvature']:.1f} s")
+    write_json(HERE / "results" / f"quality-{asked.model.resolve().parent.name}-{asked.model.name}.json", report)
+
+
+if __name__ == "__main__":
+    main()
