@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import llama_cpp as llama
@@ -12,7 +13,6 @@ from stages.runtimes import greedy
 from stages.tracking import Failure, StageError
 
 F32 = 0  # ggml_type of the KV cache: full precision, so that the figures show the weights alone
-BATCH_TOKENS = 4096
 
 
 @llama.llama_log_callback
@@ -36,36 +36,36 @@ class Engine:
             raise StageError(Failure.RUNTIME_CRASHED, f"llama.cpp cannot load {path}; export it again")
         self.vocabulary = llama.llama_model_get_vocab(self.model)
         self.size = llama.llama_vocab_n_tokens(self.vocabulary)
-        self.threads, self.context, self.room = threads or os.cpu_count(), None, (0, 0)
+        self.threads, self.context, self.room = threads or os.cpu_count(), None, 0
 
-    def _prepare(self, sequences: int, length: int) -> None:
-        """A context with an empty cache for `sequences` of `length` tokens."""
-        if self.context is None or self.room[0] < sequences or self.room[1] < sequences * length:
+    def _prepare(self, length: int) -> None:
+        """A context with an empty cache for one sequence of `length` tokens.
+
+        One at a time: in a shared cache each sequence would also look at, and then mask, the cells of all others, and
+        what a sequence gets would depend on its neighbours by the rounding of other sums.
+        """
+        if self.context is None or self.room < length:
             if self.context is not None:
                 llama.llama_free(self.context)
-            settings = llama.llama_context_default_params()
-            total = sequences * max(length, 256)
-            settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = total, total, 512, sequences
+            settings, self.room = llama.llama_context_default_params(), max(length, 256)
+            settings.n_ctx, settings.n_batch, settings.n_ubatch = self.room, self.room, 512
             settings.n_threads = settings.n_threads_batch = self.threads
             settings.type_k = settings.type_v = F32
             settings.flash_attn_type = 0
-            settings.kv_unified = True
             self.context = llama.llama_init_from_model(self.model, settings)
             if not self.context:
-                raise StageError(Failure.OUT_OF_MEMORY, f"llama.cpp cannot make a context of {total} tokens")
-            self.room = (sequences, total)
+                raise StageError(Failure.OUT_OF_MEMORY, f"llama.cpp cannot make a context of {self.room} tokens")
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
 
-    def _decode(self, tokens: np.ndarray, start: int, last_only: bool) -> np.ndarray:
-        """Logits float32 [b · n, V], or of the last token alone, for tokens [b, n] at positions from `start`."""
-        length = tokens.shape[1]
-        count = tokens.size
+    def _decode(self, tokens: Sequence[int], start: int, last_only: bool) -> np.ndarray:
+        """Logits float32 [n, V], or of the last token alone, for n tokens at positions from `start`."""
+        count = len(tokens)
         batch = llama.llama_batch_init(count, 0, 1)
         try:
             batch.n_tokens = count
-            for i, token in enumerate(tokens.reshape(-1).tolist()):
-                batch.token[i], batch.pos[i] = token, start + i % length
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, i // length
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i] = token, start + i
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
                 batch.logits[i] = not last_only or i == count - 1
             status = llama.llama_decode(self.context, batch)
         finally:
@@ -76,24 +76,22 @@ class Engine:
         return np.ctypeslib.as_array(llama.llama_get_logits(self.context), (rows, self.size)).copy()
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
-        found = []
-        step = max(1, min(64, BATCH_TOKENS // tokens.shape[1]))
-        for start in range(0, len(tokens), step):
-            part = tokens[start:start + step]
-            self._prepare(*part.shape)
-            found.append(log_softmax(self._decode(part, 0, False), axis=-1).reshape(*part.shape, self.size))
-        return np.concatenate(found)
+        found = np.empty((*tokens.shape, self.size), np.float32)
+        for row, sequence in zip(found, tokens.tolist(), strict=True):
+            self._prepare(len(sequence))
+            row[:] = log_softmax(self._decode(sequence, 0, False), axis=-1)
+        return found
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
-        self._prepare(1, len(prompt) + max_new_tokens)
+        self._prepare(len(prompt) + max_new_tokens)
         position = len(prompt) - 1
 
         def step(token: int) -> np.ndarray:
             nonlocal position
             position += 1
-            return self._decode(np.array([[token]]), position, True)[0]
+            return self._decode([token], position, True)[0]
 
-        return greedy(self._decode(np.array([prompt]), 0, True)[0], step, max_new_tokens, stop)
+        return greedy(self._decode(prompt, 0, True)[0], step, max_new_tokens, stop)
 
     def encode(self, text: str) -> list[int]:
         data = text.encode()
