@@ -3,10 +3,14 @@
 import math
 import re
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.config import Gate, Target
 from stages.report import page, selection
+from stages.report.plots import label_places
 
 TARGET = Target(name="laptop", formats=["gguf", "onnx"], runtimes=["llama.cpp", "onnxruntime"], max_size_mib=None,
                 max_memory_mib=None, gates=[Gate(metric="mean_kld", operator="<=", threshold=0.1)],
@@ -91,3 +95,13 @@ def test_the_page_appears_when_every_variant_failed():
     text = page.html(report([failed("gone")]))
     assert "Nothing meets the target" in text
     assert "failed: type_substituted" in page.markdown(report([failed("gone")]))
+
+
+@given(st.lists(st.tuples(st.floats(0, 400), st.floats(0, 300)), min_size=1, max_size=12))
+def test_labels_of_the_plot_do_not_cover_each_other(points):
+    places = label_places(np.array(points), ["gguf-q4_k_m"] * len(points))
+    for (x, y), (px, py) in zip(points, places, strict=True):
+        assert px > x and py >= y
+    for index, (x, y) in enumerate(places):
+        for other_x, other_y in places[:index]:
+            assert abs(y - other_y) >= 10.9 or abs(x - other_x) >= 57

@@ -5,8 +5,8 @@ from datasets import Dataset
 from exchange import Job, logprobs
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
-from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.pipelines import cache
 from transformers import AutoModelForCausalLM
 
