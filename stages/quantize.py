@@ -123,9 +123,9 @@ def integers_by_layer(work: Work, layer: int) -> dict:
 def integers_by_input(work: Work, layer: int) -> dict:
     """awq: the layers of a block that share an input are scaled together; the scales go into what comes before them.
 
-    Inputs are divided by the scales and weights multiplied, so the function stays the same. The layer before may be
-    a linear layer of the same block (up before down): its rows change after its own scales were found, which leaves
-    the error of its rounding, relative to its rows, as it was; so it is folded first and rounded last.
+    Inputs are divided by the scales and weights multiplied, so the function stays the same. What comes before may be
+    a linear layer of the same block (up before down), whose rows are divided; so the search goes from the last group to
+    the first, and where a layer does not bear that division, those after it stay unscaled.
     """
     import torch
 
@@ -134,32 +134,41 @@ def integers_by_input(work: Work, layer: int) -> dict:
 
     recipe, groups, transforms, reports = work.recipe, work.facts.input_groups(layer), [], {}
     weights = {name: torch.from_numpy(work.checkpoint.tensor(f"{name}.weight")) for linears, _ in groups for name in linears}
-    columns, rows = {}, {}
-    for linears, before in groups:
+    for name, weight in weights.items():
+        check_finite(name, weight)
+    columns = {name: torch.ones(weight.shape[1]) for name, weight in weights.items()}
+    rows = {name: torch.ones(len(weight)) for name, weight in weights.items()}
+    folds: dict[str, tuple[list[str], float]] = {}
+    for linears, before in reversed(groups):
         moment = work.moment(linears[0])
-        size = check_width(linears[0], len(moment), recipe.group_size)
-        for name in linears:
-            check_finite(name, weights[name])
+        grid = (recipe.bits, check_width(linears[0], len(moment), recipe.group_size), recipe.symmetric, recipe.grid)
+        ours = [weights[name] for name in linears]
+        found = awq.search_scales(ours, moment, *grid, [rows[name] for name in linears])
+        if found is None:
+            for after, (others, _) in [(name, folds.pop(name)) for name in linears if name in folds]:
+                rows[after] = torch.ones_like(rows[after])
+                columns |= {name: torch.ones_like(columns[name]) for name in others}
+            found = awq.search_scales(ours, moment, *grid)
         if before is None:
-            columns |= dict.fromkeys(linears, torch.ones(len(moment)))
             continue
-        scales, exponent = awq.search_scales([weights[name] for name in linears], moment, recipe.bits, size,
-                                             recipe.symmetric, recipe.grid)
+        scales, exponent = found
         columns |= dict.fromkeys(linears, scales)
-        transforms.append({"step": "fold_scales", "into": before, "of": linears, "exponent": exponent})
+        folds[before] = (linears, exponent)
         if before in weights:
             rows[before] = scales
-        else:
-            work.writer.add_override(f"{before}.weight", work.checkpoint.tensor(f"{before}.weight") / scales.numpy())
+    for before, (linears, exponent) in reversed(folds.items()):
+        transforms.append({"step": "fold_scales", "into": before, "of": linears, "exponent": exponent})
+        if before not in weights:
+            norm = work.checkpoint.tensor(f"{before}.weight") / columns[linears[0]].numpy()
+            work.writer.add_override(f"{before}.weight", norm)
     for linears, _ in groups:
         moment = work.moment(linears[0])
         for name in linears:
-            divide = rows.get(name, torch.ones(len(weights[name])))
             factors = work.factors(name)
-            linear, damping = rounded(name, recipe, weights[name] * columns[name] / divide[:, None],
-                                      awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, divide))
+            linear, damping = rounded(name, recipe, weights[name] * columns[name] / rows[name][:, None],
+                                      awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, rows[name]))
             work.writer.add_linear(name, linear)
-            stored = torch.from_numpy(linear.dequantize()) * divide[:, None] / columns[name]
+            stored = torch.from_numpy(linear.dequantize()) * rows[name][:, None] / columns[name]
             reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.tokens(name),
                                          damping)
     return {"layers": reports, "transforms": transforms}

@@ -184,3 +184,19 @@ def test_weights_that_are_not_finite_are_refused_by_name(value):
     with pytest.raises(StageError, match="the weight of q_proj is not finite") as caught:
         check_finite("q_proj", torch.tensor([1.0, value]))
     assert caught.value.failure == Failure.NON_FINITE
+
+
+def test_no_layer_pays_for_another_that_reads_the_same_input():
+    first, moment = layer(11)
+    second = 30 * torch.randn(24, 64, generator=torch.Generator().manual_seed(3)) / moment.diagonal().sqrt()
+    scales, _ = awq.search_scales([first, second], moment, 3, 16, False, 20)
+    for weight in (first, second):
+        rounded = torch.from_numpy(rtn.quantize(weight * scales, 3, 16, False).dequantize()) / scales
+        assert output_error(weight, rounded, moment) <= error(weight, rtn.quantize(weight, 3, 16, False), moment)
+
+
+def test_divisors_under_which_a_layer_would_be_worse_are_refused():
+    weight, _ = layer(12, rows=2)
+    found = [awq.search_scales([weight], torch.eye(64), 4, 16, False, 2, [torch.tensor([1.0, divisor])])
+             for divisor in torch.linspace(1, 2, 40).tolist()]
+    assert found[0] is not None and None in found  # scales in bfloat16 make some divisors worse by a little

@@ -9,7 +9,7 @@ import torch
 
 from stages.checkpoints.canonical import GroupedLinear
 from stages.methods import rtn
-from stages.methods.grid import grid_of, output_error, round_to
+from stages.methods.grid import output_error
 
 SMALLEST = 1e-4
 
@@ -28,25 +28,32 @@ def scaled_factors(factors: torch.Tensor | None, divisors: torch.Tensor) -> torc
 
 
 def search_scales(weights: list[torch.Tensor], moment: torch.Tensor, bits: int, group_size: int, symmetric: bool,
-                  grid: int) -> tuple[torch.Tensor, float]:
-    """(scales [in], exponent a) for weights [out, in] that read one input; a = 0 is no scaling at all."""
+                  grid: int, divisors: list[torch.Tensor] | None = None) -> tuple[torch.Tensor, float] | None:
+    """(scales [in], exponent a) for weights [out, in] that read one input; a = 0 is no scaling at all.
+
+    Where the rows of a weight will be divided by `divisors` [out], for what comes after it, it is rounded like that.
+    No layer may have a larger error than round-to-nearest gives it; None if even a = 0 cannot keep that.
+    """
+    divisors = divisors or [torch.ones(len(weight)) for weight in weights]
     size = moment.diagonal().clamp(min=0).sqrt()
     size = (size / size.mean()).clamp(min=SMALLEST)
-    best = (float("inf"), torch.ones_like(size), 0.0)
+
+    def errors(scales: torch.Tensor, divisors: list[torch.Tensor]) -> list[float]:
+        found = []
+        for weight, divisor in zip(weights, divisors, strict=True):
+            rounded = rtn.quantize(weight * scales / divisor[:, None], bits, group_size, symmetric).dequantize()
+            found.append(output_error(weight, torch.from_numpy(rounded) * divisor[:, None] / scales, moment))
+        return found
+
+    limits = errors(torch.ones_like(size), [torch.ones_like(divisor) for divisor in divisors])
+    best = None
     for step in range(grid):
-        exponent = step / grid
-        scales = size**exponent
+        scales = size ** (step / grid)
         scales = scales / (scales.max() * scales.min()).sqrt()
-        error = 0.0
-        for weight in weights:
-            scaled = weight * scales
-            grouped = scaled.reshape(len(weight), -1, group_size)
-            s, z = (one[..., None] for one in grid_of(scaled, bits, group_size, symmetric))
-            rounded = ((round_to(grouped, s, z, bits) - z) * s).reshape(weight.shape)
-            error += output_error(weight, rounded / scales, moment)
-        if error < best[0]:
-            best = (error, scales, exponent)
-    return best[1], best[2]
+        found = errors(scales, divisors)
+        if all(error <= limit for error, limit in zip(found, limits, strict=True)) and (best is None or sum(found) < best[0]):
+            best = (sum(found), scales, step / grid)
+    return best and best[1:]
 
 
 def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int,
