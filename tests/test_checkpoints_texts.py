@@ -136,3 +136,48 @@ def test_a_template_that_refuses_or_reaches_out_is_a_plain_error(template, with_
     with pytest.raises(StageError, match="chat template") as error:
         with_bos.render([{"role": "user", "content": "who?"}])
     assert error.value.failure == Failure.DATASET_INVALID
+
+
+def hub_text(monkeypatch, rows: dict, **changes):
+    """The documents of a Hub dataset with these rows, and what the library was asked for."""
+    import datasets
+
+    asked = []
+
+    def load(*names, **how):
+        asked.append((names, how))
+        return datasets.Dataset.from_dict(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    about = Text(source="hub", dataset="owner/stories", dataset_config="plain", split="test", dataset_revision="c0ffee",
+                 sequences=4, length=16, watch="conf", **changes)
+    return texts.documents(about), asked
+
+
+def test_a_hub_dataset_is_asked_for_at_its_commit_and_gives_its_column(monkeypatch):
+    found, asked = hub_text(monkeypatch, {"story": ["one", "", "  ", "two"], "other": [1, 2, 3, 4]}, column="story")
+    assert found == ["one", "two"]
+    assert asked == [(("owner/stories", "plain"), {"split": "test", "revision": "c0ffee"})]
+
+
+def test_chats_of_a_hub_dataset_go_before_its_text(monkeypatch):
+    chat = [{"role": "user", "content": "who?"}]
+    assert hub_text(monkeypatch, {"messages": [chat], "text": ["plain"]})[0] == [chat]
+
+
+def test_a_column_that_a_hub_dataset_has_not(monkeypatch):
+    with pytest.raises(StageError, match="has the columns story, not 'text'; set column") as error:
+        hub_text(monkeypatch, {"story": ["one"]})
+    assert error.value.failure == Failure.DATASET_INVALID
+
+
+def test_a_hub_that_does_not_answer(monkeypatch):
+    import datasets
+
+    def load(*names, **how):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(StageError, match="no route") as error:
+        texts.documents(Text(source="hub", dataset="owner/stories", split="test", sequences=4, length=16, watch="conf"))
+    assert error.value.failure == Failure.NETWORK_UNAVAILABLE
