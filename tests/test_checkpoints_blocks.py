@@ -23,6 +23,9 @@ KINDS = {
     "qwen2 with windows in some layers": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16,
                                           "max_window_layers": 1},
     "qwen3": {"model_type": "qwen3"},
+    "gemma2": {"model_type": "gemma2", "sliding_window": 16},
+    "gemma3": {"model_type": "gemma3_text", "sliding_window": 16},
+    "phi3": {"model_type": "phi3", "tie_word_embeddings": False},
 }
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 
@@ -77,7 +80,7 @@ def test_one_block_at_a_time_has_weights(make_model, tmp_path, tokens):
     assert len(seen) == 3 and all(parameter.is_meta for block in seen for parameter in block.parameters())
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "llama with biases"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "llama with biases", "gemma2", "gemma3", "phi3"])
 def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tmp_path, tokens, monkeypatch):
     import torch
 

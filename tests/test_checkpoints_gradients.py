@@ -36,13 +36,15 @@ def test_a_block_of_the_factor_divides_the_outputs():
     assert [widest(*pair) for pair in ((768, 512), (256, 512), (352, 128), (7, 3))] == [384, 256, 88, 1]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3"])
 def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monkeypatch):
     def first_token(hidden, head, draw, scale, softcap):
         """The gradient for the label 1, so that no draw stands between the two."""
-        probability = torch.softmax(hidden @ head.T, -1)
+        bent = torch.tanh(hidden @ head.T / (softcap or 1))
+        logits, slope = (bent * softcap, 1 - bent**2) if softcap else (hidden @ head.T, 1)
+        probability = torch.softmax(logits, -1)
         probability[:, 1] -= 1
-        return probability @ head
+        return (probability * slope) @ head
 
     monkeypatch.setattr(gradients, "output_gradient", first_token)
     folder = make_model(tmp_path / "model", family, hidden_size=64, intermediate_size=96, num_hidden_layers=3)
@@ -53,8 +55,10 @@ def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monk
     states = StoredStates(tmp_path / "states", 4, run.hidden)
     states.put(0, run.hidden)
     run.forward("test", after=lambda block: states.put(block + 1, run.hidden))
-    head = torch.from_numpy(checkpoint.tensor(architecture(checkpoint).head))
-    backward(run, states, first_gradients(run, run.hidden, head, 1.0, None, 0), OutputMoments(limit, found.__setitem__), 2)
+    facts = architecture(checkpoint)
+    head = torch.from_numpy(checkpoint.tensor(facts.head))
+    first = first_gradients(run, run.hidden, head, facts.logit_scale, facts.logit_softcap, 0)
+    backward(run, states, first, OutputMoments(limit, found.__setitem__), 2)
 
     model, seen = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), {}
     for name, module in model.named_modules():

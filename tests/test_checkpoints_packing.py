@@ -20,16 +20,16 @@ def test_entries_come_back_within_half_precision_of_their_channels(seed, width):
     wanted = moments(seed, width, 20)
     found = unpack(*pack(wanted))
     size = np.sqrt(np.diagonal(wanted))
-    assert np.array_equal(np.diagonal(found), np.diagonal(wanted)) and np.array_equal(found, found.T)
-    assert np.abs((found - wanted) / np.outer(size, size)).max() <= 2**-11
+    assert np.array_equal(np.diagonal(found), np.diagonal(wanted))
+    assert np.abs((found - wanted) / np.outer(size, size)).max() <= 2**-10  # two factors, each off by half of that
 
 
 def test_blocks_are_packed_one_by_one():
     blocks = np.stack([moments(seed, 6, 20) for seed in range(3)])
     diagonal, triangle = pack(blocks)
-    assert diagonal.shape == (3, 6) and triangle.shape == (3, 15) and triangle.dtype == np.float16
+    assert diagonal.shape == (3, 6) and triangle.shape == (3, 21) and triangle.dtype == np.float16
     for block, found in zip(blocks, unpack(diagonal, triangle), strict=True):
-        assert np.array_equal(found, unpack(*pack(block)))
+        assert np.allclose(found, unpack(*pack(block)), rtol=1e-6)
 
 
 def test_an_input_that_is_always_zero():
@@ -39,6 +39,8 @@ def test_an_input_that_is_always_zero():
 
 
 @pytest.mark.parametrize("width", [64, 512])
-def test_moments_of_few_tokens_are_positive_definite_with_the_damping(width):
+def test_moments_of_few_tokens_stay_positive_definite(width):
+    """Correlations rounded one by one would have negative eigenvalues of about 2^-12 of the largest channels'."""
     found = unpack(*pack(moments(1, width, width // 4))).astype(np.float64)  # singular before
-    assert np.linalg.eigvalsh(found + 0.01 * np.diagonal(found).mean() * np.eye(width)).min() > 0
+    size = np.sqrt(np.diagonal(found))
+    assert np.linalg.eigvalsh(found / np.outer(size, size)).min() > -1e-6

@@ -116,7 +116,7 @@ def test_architecture_of_the_tiny_models(tiny_model, tiny_narrow):
     assert sorted(members) == linears
 
 
-@pytest.mark.parametrize(("change", "words"), [({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3"),
+@pytest.mark.parametrize(("change", "words"), [({"model_type": "gpt2"}, "gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3"),
                                                ({"hidden_act": "gelu"}, "hidden_act"), ({"vocab_size": None}, None)])
 def test_unsupported_configurations(change, words, tiny_model):
     config = json.loads((tiny_model / "config.json").read_text()) | change

@@ -106,7 +106,7 @@ CASES = {
     "unknown-class": (lambda f: edit_json(f / "config.json", architectures=["Nonsense"]),
                       "unsupported_architecture", "Nonsense"),
     "other-family": (lambda f: edit_json(f / "config.json", architectures=["GPT2LMHeadModel"], model_type="gpt2"),
-                     "unsupported_architecture", "llama, mistral, qwen2, qwen3"),
+                     "unsupported_architecture", "gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3"),
     "quantized": (lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "gptq"}),
                   "unsupported_architecture", "gptq"),
     "wrong-shape": (lambda f: edit_json(f / "config.json", intermediate_size=600),

@@ -190,7 +190,8 @@ def spoil_moment(project, layer: str, part: str, change) -> None:
 
 
 def test_moments_that_cannot_be_inverted(ready, capsys):
-    spoil_moment(ready, "model.layers.1.mlp.down_proj", "triangle", lambda values: values * 0 - np.float16(1))
+    spoil_moment(ready, "model.layers.1.mlp.down_proj", "diagonal",
+                 lambda values: np.where(values == values.max(), -2 * values, 2 * values))
     refused(ready, capsys, "gptq-w4g128", Failure.HESSIAN_NOT_POSITIVE_DEFINITE, "calibrate on more text")
 
 

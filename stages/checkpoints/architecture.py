@@ -3,18 +3,12 @@
 import re
 from dataclasses import dataclass
 
+from stages.checkpoints.families import FAMILIES, Family, tied
 from stages.checkpoints.reader import Checkpoint
 from stages.tracking import Failure, StageError
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-ROLES = {  # module inside a block → role, in the order in which a block uses them
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}
-LINEARS = tuple(module for module in ROLES if module.endswith("_proj"))
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # pre-norm blocks with the names above
+VALUE = "self_attn.v_proj"
 
 
 @dataclass(frozen=True)
@@ -22,6 +16,7 @@ class Architecture:
     """Sizes and names of one model."""
 
     model_type: str
+    family: Family
     hidden_size: int
     intermediate_size: int
     layers: int
@@ -41,9 +36,14 @@ class Architecture:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
+    @property
+    def normalized(self) -> str:
+        """The name of the family's configuration in optimum."""
+        return self.family.normalized or self.model_type
+
     def linears_of(self, layer: int) -> list[str]:
         """Module names of the linear layers of one decoder block, in order of use."""
-        return [f"model.layers.{layer}.{module}" for module in LINEARS]
+        return [f"model.layers.{layer}.{module}" for module in self.family.linears]
 
     def linears(self) -> list[str]:
         """Module names of all linear layers of the decoder blocks, in order of use."""
@@ -58,9 +58,9 @@ class Architecture:
         if name in fixed:
             return fixed[name]
         inner = re.sub(r"^model\.layers\.\d+\.|\.(weight|bias)$", "", name)
-        if inner not in ROLES:
+        if inner not in self.family.modules:
             raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"tensor {name} has no known part in {self.model_type}")
-        return ROLES[inner]
+        return self.family.modules[inner]
 
     def layer_index(self, name: str) -> int | None:
         found = re.match(r"model\.layers\.(\d+)\.", name)
@@ -72,17 +72,10 @@ class Architecture:
         Values reach o_proj through attention, which shares a head of v among several of q: with grouped-query
         attention there is no scale of v that equals one of o's input, so nothing can be folded there.
         """
-        def name(module: str) -> str:
-            return f"model.layers.{layer}.{module}"
-
-        attention = [name(f"self_attn.{one}_proj") for one in "qkv"]
-        value = name("self_attn.v_proj") if self.heads == self.kv_heads else None
-        return [
-            (attention, name("input_layernorm")),
-            ([name("self_attn.o_proj")], value),
-            ([name("mlp.gate_proj"), name("mlp.up_proj")], name("post_attention_layernorm")),
-            ([name("mlp.down_proj")], name("mlp.up_proj")),
-        ]
+        shared = self.heads != self.kv_heads
+        return [([f"model.layers.{layer}.{linear}" for linear in linears],
+                 f"model.layers.{layer}.{before}" if before and not (shared and before == VALUE) else None)
+                for linears, before in self.family.inputs]
 
 
 def architecture(checkpoint: Checkpoint) -> Architecture:
@@ -93,7 +86,8 @@ def architecture(checkpoint: Checkpoint) -> Architecture:
 def from_config(config: dict) -> Architecture:
     """The facts that a config.json tells. Raises StageError(unsupported_architecture) as `architecture` does."""
     family = config.get("model_type")
-    if family not in FAMILIES:
+    parts = FAMILIES.get(family)
+    if parts is None:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE,
                          f"expected model_type among {', '.join(FAMILIES)}, found {family!r} in config.json")
     try:
@@ -101,18 +95,19 @@ def from_config(config: dict) -> Architecture:
         scaling = config.get("rope_scaling") or {key: value for key, value in rope.items() if key != "rope_theta"}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         heads = config["num_attention_heads"]
-        tied = bool(config.get("tie_word_embeddings", False))
-        if config.get("hidden_act", "silu") != "silu":
+        key = "hidden_activation" if "hidden_activation" in config else "hidden_act"
+        if config.get(key, parts.activation) != parts.activation:
             raise StageError(Failure.UNSUPPORTED_ARCHITECTURE,
-                             f"expected hidden_act silu, found {config['hidden_act']!r} in config.json")
+                             f"expected {key} {parts.activation}, found {config[key]!r} in config.json")
         return Architecture(
-            model_type=family, hidden_size=config["hidden_size"], intermediate_size=config["intermediate_size"],
+            model_type=family, family=parts, hidden_size=config["hidden_size"], intermediate_size=config["intermediate_size"],
             layers=config["num_hidden_layers"], heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or config["hidden_size"] // heads, vocab_size=config["vocab_size"],
             max_positions=config["max_position_embeddings"], rms_norm_eps=config["rms_norm_eps"],
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-            rope_scaling=scaling if kind != "default" else None, tied=tied, head=EMBEDDING if tied else HEAD,
+            rope_scaling=scaling if kind != "default" else None, tied=tied(config), head=EMBEDDING if tied(config) else HEAD,
+            logit_softcap=config.get("final_logit_softcapping"),
         )
     except KeyError as error:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"config.json lacks {error}, which {family} needs") from None

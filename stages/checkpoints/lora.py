@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from stages.checkpoints.families import tied
 from stages.checkpoints.reader import Checkpoint, inside, read_json
 from stages.checkpoints.stream import SafetensorsStream
 from stages.tracking import Failure, StageError
@@ -74,9 +75,9 @@ class Adapter:
         else:
             target = name
             self.whole[target] = key
-        tied = base.config.get("tie_word_embeddings") and target in ("model.embed_tokens.weight", "lm_head.weight")
-        if target not in base.names or tied:
-            found = "which the base ties to its other end" if tied else "which the base does not have"
+        shared = tied(base.config) and target in ("model.embed_tokens.weight", "lm_head.weight")
+        if target not in base.names or shared:
+            found = "which the base ties to its other end" if shared else "which the base does not have"
             raise self.mismatch(f"only changes to tensors of the base, found {key}, {found}")
 
     def mismatch(self, expected: str) -> StageError:

@@ -9,6 +9,7 @@ import ml_dtypes  # noqa: F401  gives numpy the bfloat16 that safetensors hands 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from stages.checkpoints.families import tied
 from stages.tracking import Failure, StageError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -91,9 +92,9 @@ class Checkpoint:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.files = weight_map(self.folder)
-        tied = (self.folder / "config.json").is_file() and self.config.get("tie_word_embeddings", False)
+        shared = (self.folder / "config.json").is_file() and tied(self.config)
         self.names = sorted(name for name in self.files
-                            if not name.endswith(COMPUTED) and not (tied and name == TIED_HEAD))
+                            if not name.endswith(COMPUTED) and not (shared and name == TIED_HEAD))
 
     @cached_property
     def config(self) -> dict:

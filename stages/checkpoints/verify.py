@@ -130,7 +130,7 @@ def sizes(folder: Path, facts: Architecture) -> dict[str, int]:
     from optimum.utils import NormalizedConfigManager
     from transformers import AutoConfig
 
-    one = NormalizedConfigManager.get_normalized_config_class(facts.model_type)(
+    one = NormalizedConfigManager.get_normalized_config_class(facts.normalized)(
         AutoConfig.from_pretrained(folder, trust_remote_code=False))
     return {"hidden": one.hidden_size, "layers": one.num_layers, "heads": one.num_attention_heads,
             "vocabulary": one.vocab_size}

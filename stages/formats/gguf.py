@@ -34,7 +34,10 @@ def row_order(facts: Architecture, name: str, rows: int) -> np.ndarray | None:
 
 
 def tensor_names(model: Checkpoint, facts: Architecture) -> dict[str, str]:
-    """Source tensor name → name in the file, through gguf's own map."""
+    """Source tensor name → name in the file, through gguf's own map. Raises StageError(unsupported_architecture)."""
+    if facts.model_type not in ARCHITECTURES:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected a model among {', '.join(ARCHITECTURES)} for GGUF, "
+                                                           f"found {facts.model_type}; choose another format")
     kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[facts.model_type])
     names = gguf.get_tensor_name_map(kind, facts.layers)
     found = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.names

@@ -82,7 +82,7 @@ def dummy_inputs(checkpoint: Checkpoint, facts: Architecture) -> tuple[torch.Ten
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    normalized = NormalizedConfigManager.get_normalized_config_class(facts.model_type)(config)
+    normalized = NormalizedConfigManager.get_normalized_config_class(facts.normalized)(config)
     text = DummyTextInputGenerator("text-generation", normalized, batch_size=BATCH, sequence_length=NEW)
     memory = DummyPastKeyValuesGenerator("text-generation", normalized, batch_size=BATCH, sequence_length=BEFORE)
     # optimum's own shape has a key for every head; grouped-query attention has fewer.
