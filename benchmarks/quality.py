@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,25 +89,25 @@ class Bench:
         each = (self.reference.exp() * (self.reference - logprobs)).sum(-1, dtype=torch.float64).reshape(-1)
         return float(each.mean()), float(each.std() / len(each)**0.5)
 
-    def calibrate(self, folder: Path, curvature: bool) -> float:
-        """Seconds that our calibration takes."""
-        started = time.perf_counter()
+    def calibrate(self, folder: Path, curvature: bool) -> dict[str, float]:
+        """The time that our calibration takes."""
+        started, used = time.perf_counter(), time.process_time()
         folder.mkdir()
         layers = collect(self.checkpoint, self.calibration, folder, 0 if curvature else None)
         write_json(folder / ABOUT, {"layers": layers, "curvature": curvature})
-        return time.perf_counter() - started
+        return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
 
     def ours(self, recipe: dict, calibration: Path) -> dict:
         """Divergence and seconds of one of our recipes."""
         with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             work = Work(RECIPES[recipe["method"]](**recipe), self.checkpoint, self.facts, Moments(calibration),
                         QuantizedWriter(Path(folder)))
             for layer in range(self.facts.layers):
                 done = (integers_by_input if recipe["method"] == "awq" else integers_by_layer)(work, layer)
                 work.writer.close_part(f"block-{layer:03d}", done)
             work.writer.close({})
-            seconds = time.perf_counter() - started
+            took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
             quantized, parameters = Quantized(folder), dict(self.model.named_parameters())
             with torch.no_grad():
                 for name in quantized.linears:
@@ -116,7 +117,7 @@ class Bench:
                 found = self.divergence(self.logprobs())
                 for name, value in self.original.items():
                     parameters[name].copy_(value)
-        return {"kld": found[0], "se": found[1], "seconds": seconds}
+        return {"kld": found[0], "se": found[1], **took}
 
     def peer(self, peer: str, method: str, bits: int, group_size: int) -> dict:
         """Divergence and seconds of a peer, or what it said when it failed."""
@@ -130,9 +131,34 @@ class Bench:
                                   env=os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": ""})
             if not (folder / "done.json").is_file():
                 return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-            seconds = json.loads((folder / "done.json").read_text(encoding="utf-8"))["seconds"]
+            took = json.loads((folder / "done.json").read_text(encoding="utf-8"))
             kld, error = self.divergence(torch.from_numpy(np.load(folder / "logprobs.npy")))
-        return {"kld": kld, "se": error, "seconds": seconds}
+        return {"kld": kld, "se": error, **took}
+
+
+def ratios(rows: list[dict], calibration: dict[str, dict[str, float]]) -> Iterator[tuple[str, float]]:
+    """(what, ours over theirs): divergence per grid, and time per variant and for the sweep of GPTQ and AWQ."""
+    for grid in sorted({(row["bits"], row["group_size"]) for row in rows}, reverse=True):
+        found = {row["who"]: row for row in rows if (row["bits"], row["group_size"]) == grid and "kld" in row}
+        best = min((name for name in found if name.endswith("curvature")), key=lambda name: found[name]["kld"])
+        for ours, theirs in [("gptq", "llmcompressor gptq"), ("awq", "llmcompressor awq"),
+                             ("gptq symmetric", "gptqmodel gptq"), (best, "autoround autoround")]:
+            if theirs in found:
+                yield f"divergence at {grid[0]} bits, groups of {grid[1]}: {ours} over {theirs}", found[ours]["kld"] / found[theirs]["kld"]
+        for kind in ("seconds", "cpu_seconds"):
+            if "autoround autoround" in found:
+                theirs, more = found["autoround autoround"][kind], found[best][kind]
+                yield f"{kind} at {grid[0]} bits, groups of {grid[1]}: {best} over autoround", more / theirs
+                yield f"{kind} at {grid[0]} bits, groups of {grid[1]}: {best} with its calibration over autoround", (calibration["curvature"][kind] + more) / theirs
+            peers = [found[name][kind] for name in ("llmcompressor gptq", "gptqmodel gptq") if name in found]
+            if peers:
+                yield (f"{kind} at {grid[0]} bits, groups of {grid[1]}: gptq with its calibration over the fastest peer",
+                       (calibration["plain"][kind] + found["gptq"][kind]) / min(peers))
+    for kind in ("seconds", "cpu_seconds"):
+        theirs = [row[kind] for row in rows if row["who"] in ("llmcompressor gptq", "llmcompressor awq") and "kld" in row]
+        ours = [row[kind] for row in rows if row["who"] in ("gptq", "awq")]
+        if theirs and len(ours) == len(theirs):
+            yield f"{kind} of a sweep of {len(ours)} variants over llmcompressor", (calibration["plain"][kind] + sum(ours)) / sum(theirs)
 
 
 def show(rows: list[dict], console: Console) -> None:
@@ -174,10 +200,13 @@ def main() -> None:
                     if peer in asked.peers:
                         rows.append(grid | {"who": f"{peer} {method}"} | bench.peer(peer, method, bits, group_size))
                 show(rows, console)
+    compared = dict(ratios(rows, seconds))
+    for what, ratio in compared.items():
+        console.print(f"{ratio:8.4f}  {what}", highlight=False)
     report = {"model": asked.model.name, "calibration_tokens": int(bench.calibration.size),
               "evaluation_tokens": int(bench.evaluation.size), "calibration_seconds": seconds, "threads": torch_threads,
-              "rows": rows}
-    console.print(f"our calibration: {seconds['plain']:.1f} s, with gradients {seconds['curvature']:.1f} s")
+              "rows": rows, "ratios": compared}
+    console.print(f"our calibration: {seconds['plain']['seconds']:.1f} s, with gradients {seconds['curvature']['seconds']:.1f} s")
     write_json(HERE / "results" / f"quality-{asked.model.resolve().parent.name}-{asked.model.name}.json", report)
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from stages.calibrate import CALIBRATION
 from stages.checkpoints.architecture import Architecture, architecture
-from stages.checkpoints.canonical import GroupedLinear, QuantizedWriter
+from stages.checkpoints.canonical import FloatLinear, GroupedLinear, QuantizedWriter
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint, stamp
 from stages.config import AnyRecipe
@@ -28,14 +28,14 @@ ROUNDING = 1e-9  # share by which two sums of the same errors may differ
 
 
 def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch.Tensor",
-            factors: "torch.Tensor | None") -> tuple[GroupedLinear, float | None]:
+            factors: "torch.Tensor | None") -> tuple[GroupedLinear | FloatLinear, float | None]:
     """(a weight [out, in] rounded by a recipe with its statistics, the damping if there was one)."""
-    from stages.methods import awq, gptq, int8, rtn
+    from stages.methods import awq, fp8, gptq, int8, rtn
     from stages.methods.grid import check_finite, check_width
 
     check_finite(name, weight)
-    if recipe.method == "int8":
-        return int8.quantize(weight), None
+    if recipe.method in ("int8", "smoothquant", "fp8"):
+        return (fp8 if recipe.method == "fp8" else int8).quantize(weight), None
     grid = (recipe.bits, check_width(name, weight.shape[1], recipe.group_size), recipe.symmetric)
     weighted, damping = recipe.scales == "weighted", None
     if recipe.method == "gptq":
@@ -46,40 +46,61 @@ def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch
         linear = awq.quantize(weight, moment, *grid)
     else:
         linear = rtn.quantize(weight, *grid, moment.diagonal() if weighted else None)
-    if factors is not None:
+    if factors is not None and recipe.curvature:
         from stages.methods import curvature
 
         linear = curvature.refine(linear, weight, moment, factors)
     return linear, damping
 
 
-def layer_report(name: str, linear: GroupedLinear, weight: "torch.Tensor", stored: "torch.Tensor",
+def layer_report(name: str, linear: GroupedLinear | FloatLinear, weight: "torch.Tensor", stored: "torch.Tensor",
                  moment: "torch.Tensor", factors: "torch.Tensor | None", tokens: int, damping: float | None) -> dict:
     """What is told of a layer: the error of the weight as it is `stored` [out, in], held against round-to-nearest's.
 
-    The error is tr(Δ H Δᵀ). With the output factor there is the divergence tr(G Δ H Δᵀ) too, and it alone decides: what
-    lowers it may well raise the error of outputs that the model's answer hardly depends on.
-    Raises StageError(worse_than_round_to_nearest), also when the figure is NaN.
+    The error is tr(Δ H Δᵀ), and with the output factor there is the divergence tr(G Δ H Δᵀ) too.
     """
-    import torch
-
-    from stages.methods import rtn
+    from stages.methods import fp8, rtn
     from stages.methods.grid import output_error
 
-    naive = torch.from_numpy(rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric).dequantize())
-    report = {"bits": linear.bits, "group_size": linear.group_size, "symmetric": linear.symmetric,
-              "shape": list(linear.integers.shape), "tokens": tokens, "damping": damping,
+    plain = (fp8.quantize(weight) if isinstance(linear, FloatLinear) else
+             rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric))
+    naive = dense(plain, weight)
+    report = {**linear.about(), "shape": list(weight.shape), "tokens": tokens, "damping": damping,
               "error": output_error(weight, stored, moment), "rtn_error": output_error(weight, naive, moment)}
     if factors is not None:
         from stages.methods.curvature import divergence
 
         report |= {"divergence": divergence(stored - weight, moment, factors),
                    "rtn_divergence": divergence(naive - weight, moment, factors)}
-    what = "error" if factors is None else "divergence"
+    return report
+
+
+def output_changes(work: "Work", name: str, scaled: "torch.Tensor", weight: "torch.Tensor", scales: "torch.Tensor") -> dict:
+    """The mean squared change of a layer's output where inputs are rounded too, beside that without the scales [in]."""
+    from stages.methods import int8, smoothquant
+
+    sample = work.on_device(work.moments.sample(name))
+    return {"output_change": smoothquant.output_change(weight, scaled, sample, scales),
+            "rtn_output_change": smoothquant.output_change(weight, dense(int8.quantize(weight), weight), sample, scales**0)}
+
+
+def check_gain(name: str, report: dict) -> None:
+    """Raise StageError(worse_than_round_to_nearest) unless a layer's figure is at most round-to-nearest's; NaN is not.
+
+    The figure is what the recipe minimizes. What lowers the divergence may well raise the error of outputs that the
+    model's answer hardly depends on.
+    """
+    what = next(one for one in ("output_change", "divergence", "error") if one in report)
     if not report[what] <= report[f"rtn_{what}"] * (1 + ROUNDING):
         raise StageError(Failure.WORSE_THAN_ROUND_TO_NEAREST, f"{name} has the {what} {report[what]:.4g}, more than "
                          f"round-to-nearest's {report[f'rtn_{what}']:.4g}; calibrate on more text, or use rtn")
-    return report
+
+
+def dense(linear: GroupedLinear | FloatLinear, like: "torch.Tensor") -> "torch.Tensor":
+    """The weight that a rounded layer stands for, on the device of another."""
+    import torch
+
+    return torch.from_numpy(linear.dequantize()).to(like.device)
 
 
 @dataclass(frozen=True)
@@ -92,37 +113,54 @@ class Work:
     moments: Moments
     writer: QuantizedWriter
 
-    def factors(self, name: str) -> "torch.Tensor | None":
-        """G of a layer where the recipe asks for curvature rounding."""
+    def on_device(self, values: np.ndarray) -> "torch.Tensor":
+        """A tensor where the rounding is done: on the GPU, if there is one."""
         import torch
 
-        wanted = self.recipe.method != "int8" and self.recipe.curvature
-        return torch.from_numpy(self.moments.factors(name)) if wanted else None
+        from stages.checkpoints.device import device
+
+        return torch.from_numpy(values).to(device())
+
+    def weight(self, name: str) -> "torch.Tensor":
+        """W [out, in] of a layer."""
+        return self.on_device(self.checkpoint.tensor(f"{name}.weight"))
+
+    def factors(self, name: str) -> "torch.Tensor | None":
+        """What a layer's outputs matter, as the recipe looks at it: G in blocks for curvature rounding, its diagonal
+        [out, 1, 1] for awq if the calibration has it, else None.
+        """
+        if getattr(self.recipe, "curvature", False):
+            return self.on_device(self.moments.factors(name))
+        if self.recipe.method == "awq" and self.moments.info["curvature"]:
+            return self.importance(name)[:, None, None]
+        return None
+
+    def importance(self, name: str) -> "torch.Tensor":
+        """The diagonal of G, or 1 if the calibration has no gradients: how much each output matters, float32 [out]."""
+        if not self.moments.info["curvature"]:
+            return self.on_device(np.ones(self.checkpoint.shape(f"{name}.weight")[0], np.float32))
+        return self.on_device(self.moments.importance(name))
 
     def moment(self, name: str) -> "torch.Tensor":
         """H of a layer."""
-        import torch
-
-        return torch.from_numpy(self.moments.moment(name))
+        return self.on_device(self.moments.moment(name))
 
 
 def integers_by_layer(work: Work, layer: int) -> dict:
-    """rtn, gptq and int8: each linear layer of a block on its own."""
-    import torch
-
+    """rtn, gptq, int8 and fp8: each linear layer of a block on its own."""
     reports = {}
     for name in work.facts.linears_of(layer):
-        weight = torch.from_numpy(work.checkpoint.tensor(f"{name}.weight"))
-        moment, factors = work.moment(name), work.factors(name)
+        weight, moment, factors = work.weight(name), work.moment(name), work.factors(name)
         linear, damping = rounded(name, work.recipe, weight, moment, factors)
         work.writer.add_linear(name, linear)
-        reports[name] = layer_report(name, linear, weight, torch.from_numpy(linear.dequantize()), moment, factors,
+        reports[name] = layer_report(name, linear, weight, dense(linear, weight), moment, factors,
                                      work.moments.tokens(name), damping)
+        check_gain(name, reports[name])
     return {"layers": reports, "transforms": []}
 
 
 def integers_by_input(work: Work, layer: int) -> dict:
-    """awq: the layers of a block that share an input are scaled together; the scales go into what comes before them.
+    """awq and smoothquant: the layers of a block that share an input are scaled together; the scales go into what comes before them.
 
     Inputs are divided by the scales and weights multiplied, so the function stays the same. What comes before may be
     a linear layer of the same block (up before down), whose rows are divided; so the search goes from the last group to
@@ -130,26 +168,33 @@ def integers_by_input(work: Work, layer: int) -> dict:
     """
     import torch
 
-    from stages.methods import awq
+    from stages.methods import awq, smoothquant
     from stages.methods.grid import check_finite, check_width
 
     recipe, groups, transforms, reports = work.recipe, work.facts.input_groups(layer), [], {}
-    weights = {name: torch.from_numpy(work.checkpoint.tensor(f"{name}.weight")) for linears, _ in groups for name in linears}
+    weights = {name: work.weight(name) for linears, _ in groups for name in linears}
     for name, weight in weights.items():
         check_finite(name, weight)
-    columns = {name: torch.ones(weight.shape[1]) for name, weight in weights.items()}
-    rows = {name: torch.ones(len(weight)) for name, weight in weights.items()}
-    folds: dict[str, tuple[list[str], float]] = {}
+    columns = {name: torch.ones_like(weight[0]) for name, weight in weights.items()}
+    rows = {name: torch.ones_like(weight[:, 0]) for name, weight in weights.items()}
+    folds: dict[str, tuple[list[str], float | None]] = {}
     for linears, before in reversed(groups):
-        moment = work.moment(linears[0])
-        grid = (recipe.bits, check_width(linears[0], len(moment), recipe.group_size), recipe.symmetric, recipe.grid)
-        ours = [weights[name] for name in linears]
-        found = awq.search_scales(ours, moment, *grid, [rows[name] for name in linears])
-        if found is None:
-            for after, (others, _) in [(name, folds.pop(name)) for name in linears if name in folds]:
-                rows[after] = torch.ones_like(rows[after])
-                columns |= {name: torch.ones_like(columns[name]) for name in others}
-            found = awq.search_scales(ours, moment, *grid)
+        if before is None and not any(name in folds for name in linears):
+            continue
+        moment, ours = work.moment(linears[0]), [weights[name] for name in linears]
+        if recipe.method == "smoothquant":  # rows of one scale each do not mind being divided
+            peak = work.on_device(work.moments.peak(linears[0]))
+            sample = work.on_device(work.moments.sample(linears[0]))
+            found = smoothquant.search_scales(ours, peak, sample, recipe.grid, recipe.smoothing)
+        else:
+            grid = (recipe.bits, check_width(linears[0], len(moment), recipe.group_size), recipe.symmetric, recipe.grid)
+            importance = [work.importance(name) for name in linears]
+            found = awq.search_scales(ours, moment, *grid, [rows[name] for name in linears], importance)
+            if found is None:
+                for after, (others, _) in [(name, folds.pop(name)) for name in linears if name in folds]:
+                    rows[after] = torch.ones_like(rows[after])
+                    columns |= {name: torch.ones_like(columns[name]) for name in others}
+                found = awq.search_scales(ours, moment, *grid, None, importance)
         if before is None:
             continue
         scales, exponent = found
@@ -157,9 +202,10 @@ def integers_by_input(work: Work, layer: int) -> dict:
         folds[before] = (linears, exponent)
         if before in weights:
             rows[before] = scales
+    strength = "exponent" if recipe.method == "smoothquant" else "reach"
     for before, (linears, exponent) in reversed(folds.items()):
-        transforms.append({"step": "fold_scales", "into": before, "of": linears, "exponent": exponent})
-        divisor = columns[linears[0]].numpy()
+        transforms.append({"step": "fold_scales", "into": before, "of": linears, strength: exponent})
+        divisor = columns[linears[0]].cpu().numpy()
         if before not in weights:
             offset = np.float32(work.facts.family.norm_offset)
             work.writer.add_override(f"{before}.weight", (work.checkpoint.tensor(f"{before}.weight") + offset) / divisor - offset)
@@ -172,9 +218,12 @@ def integers_by_input(work: Work, layer: int) -> dict:
             linear, damping = rounded(name, recipe, weights[name] * columns[name] / rows[name][:, None],
                                       awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, rows[name]))
             work.writer.add_linear(name, linear)
-            stored = torch.from_numpy(linear.dequantize()) * rows[name][:, None] / columns[name]
+            stored = dense(linear, weights[name]) * rows[name][:, None] / columns[name]
             reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.tokens(name),
                                          damping)
+            if recipe.method == "smoothquant":
+                reports[name] |= output_changes(work, name, stored * columns[name], weights[name], columns[name])
+            check_gain(name, reports[name])
     return {"layers": reports, "transforms": transforms}
 
 
@@ -219,7 +268,7 @@ def quantize(run: StageRun) -> None:
     facts, asked = architecture(checkpoint), {"name": name, **recipe.model_dump(mode="json")}
     blocks = {f"block-{layer:03d}": layer for layer in range(facts.layers)}
     method, parts = {"none": (None, {}), "kquant": (ggml_blocks, blocks | {"rest": None}),
-                     "awq": (integers_by_input, blocks)}.get(recipe.method, (integers_by_layer, blocks))
+                     "awq": (integers_by_input, blocks), "smoothquant": (integers_by_input, blocks)}.get(recipe.method, (integers_by_layer, blocks))
     with run.resumable_output(QUANTIZED / name, inputs_key(asked, moments, checkpoint)) as folder:
         work, layers, transforms = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder)), {}, []
         for part, layer in tqdm(parts.items(), desc=name, unit="block", disable=None):
@@ -231,7 +280,8 @@ def quantize(run: StageRun) -> None:
             transforms += done["transforms"]
         if method:
             transforms.append({"step": "quantize", **recipe.model_dump(mode="json")})
-        report = {"recipe": asked, "transforms": transforms, "calibration": moments.provenance(),
+        activations = {"activations": "dynamic"} if recipe.method in ("smoothquant", "fp8") else {}
+        report = {"recipe": asked, **activations, "transforms": transforms, "calibration": moments.provenance(),
                   "versions": versions("torch", "gguf", "llama-cpp-python"),
                   "tensors" if recipe.method == "kquant" else "layers": layers}
         work.writer.close(report)

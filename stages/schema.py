@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 INTEGER_METHODS = ("rtn", "gptq", "awq", "int8")
+ACTIVATION_METHODS = ("smoothquant", "fp8")  # activations are rounded too
 FORMATS = {  # container -> (runtime that serves it, methods that it can carry)
-    "safetensors": ("transformers", ("none", *INTEGER_METHODS)),
+    "safetensors": ("transformers", ("none", *INTEGER_METHODS, *ACTIVATION_METHODS)),
     "gguf": ("llama.cpp", ("none", "kquant")),
     "onnx": ("onnxruntime", ("none", *INTEGER_METHODS)),
 }
@@ -123,14 +124,25 @@ class Int8(Recipe):
     method: Literal["int8"]
 
 
+class SmoothQuant(Recipe):
+    method: Literal["smoothquant"]
+    smoothing: float | None = Field(default=None, ge=0, le=1)  # the exponent a; None searches the best for each input
+    grid: int = Field(default=20, ge=2)
+
+
+class Fp8(Recipe):
+    method: Literal["fp8"]
+
+
 class KQuant(Recipe):
     method: Literal["kquant"]
     mix: Literal["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
     importance: bool = True  # weigh errors by the input's second moments (the importance matrix)
 
 
-RECIPES = {"none": NoneRecipe, "rtn": Rtn, "gptq": Gptq, "awq": Awq, "int8": Int8, "kquant": KQuant}
-AnyRecipe = Annotated[NoneRecipe | Rtn | Gptq | Awq | Int8 | KQuant, Field(discriminator="method")]
+RECIPES = {"none": NoneRecipe, "rtn": Rtn, "gptq": Gptq, "awq": Awq, "int8": Int8, "smoothquant": SmoothQuant, "fp8": Fp8,
+           "kquant": KQuant}
+AnyRecipe = Annotated[NoneRecipe | Rtn | Gptq | Awq | Int8 | SmoothQuant | Fp8 | KQuant, Field(discriminator="method")]
 
 
 class Variant(Section):
@@ -201,6 +213,8 @@ def _misfits(variant: Variant, recipes: dict[str, Recipe]) -> Iterator[str]:
     if recipe.method not in methods:
         yield (f".recipe: {variant.format} carries the methods {', '.join(methods)}; recipe {variant.recipe} has "
                f"{recipe.method}")
+    if variant.layout != "compressed-tensors" and recipe.method in ACTIVATION_METHODS:
+        yield f".layout: {recipe.method} needs compressed-tensors, found {variant.layout}"
     if variant.dtype and recipe.method != "none":
         yield f".dtype: only a variant whose recipe has method none has one; {variant.recipe} has {recipe.method}"
     elif variant.dtype not in (None, "float32") and variant.format == "onnx":

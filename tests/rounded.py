@@ -29,6 +29,20 @@ def rounded(folder: Path, model: Checkpoint, bits: int = 4, group_size: int = 32
     return Quantized(folder)
 
 
+def activations_rounded(folder: Path, model: Checkpoint, kind: str) -> Quantized:
+    """All linear layers in eight bits, int8 or float8, for a server that rounds activations too."""
+    import torch
+
+    from stages.methods import fp8, int8
+
+    folder.mkdir(parents=True)
+    writer = QuantizedWriter(folder)
+    for name in architecture(model).linears():
+        writer.add_linear(name, (int8 if kind == "int8" else fp8).quantize(torch.from_numpy(model.tensor(f"{name}.weight"))))
+    writer.close({"recipe": {"name": kind}, "activations": "dynamic", "transforms": [], "calibration": CALIBRATION})
+    return Quantized(folder)
+
+
 def torch_model(model: Checkpoint, quantized: Quantized):
     """The float32 torch model whose weights are the canonical ones."""
     import torch

@@ -105,7 +105,10 @@ def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tm
         wanted = rows.T @ rows / len(rows)
         size = np.sqrt(np.diagonal(wanted))
         off = (unpack(found[f"{key}.diagonal"], found[f"{key}.triangle"]) - wanted) / np.outer(size, size)
-        assert np.abs(off).max() < 2**-11 and np.abs(np.diagonal(off)).max() < 1e-4
+        assert np.abs(off).max() < 2**-10 and np.abs(np.diagonal(off)).max() < 1e-4
+        np.testing.assert_allclose(found[f"{key}.peak"], np.abs(rows).max(0), rtol=1e-4, atol=1e-6)
+        sample = found[f"{key}.sample"]  # rows of the inputs, in their order
+        assert len(sample) == len(rows) and np.allclose(sample, rows, rtol=1e-3, atol=1e-5)
 
 
 def test_layers_that_read_one_tensor_share_one_moment(tiny_model, tmp_path, tokens):
@@ -116,7 +119,7 @@ def test_layers_that_read_one_tensor_share_one_moment(tiny_model, tmp_path, toke
     assert sorted(sorted(group) for group in shared.values()) == sorted(2 * [
         ["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]])
     assert set(stored(tmp_path)) == {
-        f"{key}.{part}" for key in shared for part in ("diagonal", "triangle")}
+        f"{key}.{part}" for key in shared for part in ("diagonal", "triangle", "peak", "sample")}
 
 
 def test_equal_inputs_that_are_not_one_tensor_stay_apart():
@@ -124,7 +127,7 @@ def test_equal_inputs_that_are_not_one_tensor_stay_apart():
     import torch
 
     kept = {}
-    inputs = InputMoments(kept.__setitem__)
+    inputs = InputMoments(15, lambda name, moment, **more: kept.update({name: (moment, more)}))
     block = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
     with torch.no_grad():
         block[0].weight.copy_(torch.eye(3))
@@ -134,20 +137,21 @@ def test_equal_inputs_that_are_not_one_tensor_stay_apart():
             block(torch.ones(1, 5, 3))
     assert sorted(kept) == ["b.0", "b.1"]
     assert {name: about["tokens"] for name, about in inputs.layers.items()} == {"b.0": 15, "b.1": 15}
-    np.testing.assert_array_equal(kept["b.0"], np.ones((3, 3)))
+    np.testing.assert_array_equal(kept["b.0"][0], np.ones((3, 3)))
 
 
 def test_sums_keep_small_inputs_beside_large_ones():
     import torch
 
     kept = {}
-    inputs = InputMoments(kept.__setitem__)
+    inputs = InputMoments(15, lambda name, moment, **more: kept.update({name: (moment, more)}))
     block = torch.nn.Sequential(torch.nn.Linear(1, 1))
     with torch.no_grad(), inputs.watch("b", block):
         block(torch.full((1, 1, 1), 2.0**13))  # squared 2^26: a float32 sum would swallow every 1 after it
         for _ in range(64):
             block(torch.ones(1, 1, 1))
-    assert kept["b.0"].item() == np.float32((2.0**26 + 64) / 65)
+    assert kept["b.0"][0].item() == np.float32((2.0**26 + 64) / 65)
+    assert kept["b.0"][1]["peak"].item() == 2**13
 
 
 @pytest.mark.parametrize(("value", "failure"), [(np.nan, Failure.NON_FINITE), (np.inf, Failure.NON_FINITE),

@@ -5,8 +5,11 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from rounded import differing, rounded, tokens_of, torch_logprobs, torch_model
+import torch
+from rounded import activations_rounded, differing, rounded, tokens_of, torch_logprobs, torch_model
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
 
 from stages.checkpoints.reader import Checkpoint
 from stages.config import Variant
@@ -43,6 +46,41 @@ def test_transformers_computes_with_exactly_our_integers(tmp_path, model, bits, 
     tokens = tokens_of(model)
     ours = open_runtime("transformers", tmp_path / "out", 1).logprobs(tokens)
     assert np.array_equal(ours, torch_logprobs(torch_model(model, quantized), tokens))
+
+
+def round_tokens(rows, kind: str):
+    """Activations with a step for each token, as compressed-tensors defines it."""
+    largest = rows.abs().amax(-1, keepdim=True)
+    if kind == "int8":
+        return (rows / (largest / 127.5)).round().clamp(-128, 127) * (largest / 127.5)
+    return (rows / (largest / 448)).clamp(-448, 448).to(torch.float8_e4m3fn).float() * (largest / 448)
+
+
+@pytest.mark.parametrize("kind", ["int8", "float8"])
+def test_transformers_rounds_activations_token_by_token(tmp_path, model, kind):
+    quantized, tokens = activations_rounded(tmp_path / "q", model, kind), tokens_of(model)
+    requested = written(tmp_path / "out", model, quantized)
+    assert differing(safetensors, tmp_path / "out", model, quantized) == []
+    held = safetensors.read_back(tmp_path / "out", model)
+    assert requested == {name: one.type for name, one in held.items()}
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (held[name].type, held[name].bytes) == (kind, 512 * 256 + 512 * 2)
+    wanted = torch_model(model, quantized)
+    unrounded = torch_logprobs(wanted, tokens)
+    for one in quantized.linears:
+        wanted.get_submodule(one).register_forward_pre_hook(lambda _, args: (round_tokens(args[0], kind),))
+    found = open_runtime("transformers", tmp_path / "out", 1).logprobs(tokens)
+    off = np.abs(found - torch_logprobs(wanted, tokens)).mean()
+    assert off < 0.05 * np.abs(found - unrounded).mean()  # an activation on the edge between two steps may fall to either
+
+
+def test_a_changed_eight_bit_value_is_seen(tmp_path, model):
+    quantized, module = activations_rounded(tmp_path / "q", model, "float8"), "model.layers.1.self_attn.k_proj"
+    written(tmp_path / "out", model, quantized)
+    tensors = load_torch_file(tmp_path / "out/model.safetensors")
+    tensors[f"{module}.weight"].view(torch.uint8).reshape(-1)[7] ^= 1
+    save_torch_file(tensors, tmp_path / "out/model.safetensors")
+    assert differing(safetensors, tmp_path / "out", model, quantized) == [f"{module}.weight"]
 
 
 def test_a_changed_integer_scale_or_zero_point_is_seen(tmp_path, model):

@@ -1,13 +1,14 @@
 """The integer methods against plain references and the laws that they have to keep."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods import awq, gptq, int8, rtn
-from stages.methods.grid import check_finite, check_width, grid_of, output_error, round_to
+from stages.methods import awq, fp8, gptq, int8, rtn, smoothquant
+from stages.methods.grid import check_finite, check_width, grid_of, output_error, round_to, row_errors
 from stages.tracking import Failure, StageError
 
 GRIDS = [(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (16, 64) for symmetric in (True, False)]
@@ -128,18 +129,42 @@ def test_moments_that_no_damping_mends_are_refused():
 
 def test_awq_scales_up_what_matters_and_has_less_error_than_rounding():
     weight, moment = layer(7, rows=48)
-    scales, exponent = awq.search_scales([weight[:24], weight[24:]], moment, 3, 16, False, 20)
-    assert exponent > 0
-    assert scales[moment.diagonal().argmax()] == scales.max() and scales[moment.diagonal().argmin()] == scales.min()
+    scales, reach = awq.search_scales([weight[:24], weight[24:]], moment, 3, 16, False, 20)
+    assert reach > 0
+    assert np.corrcoef(scales.log(), moment.diagonal().log())[0, 1] > 0.9
     linear = awq.quantize(weight * scales, awq.scaled_moment(moment, scales), 3, 16, False)
     scaled_back = torch.from_numpy(linear.dequantize()) / scales
     assert output_error(weight, scaled_back, moment) < 0.9 * error(weight, rtn.quantize(weight, 3, 16, False), moment)
 
 
-def test_awq_finds_no_scales_where_all_inputs_are_alike():
-    weight, _ = layer(8)
-    scales, exponent = awq.search_scales([weight], torch.eye(64), 4, 16, False, 20)
-    assert exponent == 0 and torch.equal(scales, torch.ones(64))
+def test_awq_finds_no_scales_where_all_inputs_and_weights_are_alike():
+    signs = torch.where(torch.rand(24, 64, generator=torch.Generator().manual_seed(8)) < 0.5, -1.0, 1.0)
+    scales, reach = awq.search_scales([signs], torch.eye(64), 4, 16, False, 20)
+    assert reach == 0 and torch.equal(scales, torch.ones(64))
+
+
+def test_scales_lower_the_mean_error_over_many_roundings():
+    draw, (weight, moment) = torch.Generator().manual_seed(11), layer(11, rows=8)
+    scales = awq.expected_scales([weight], moment, 16, 20, [torch.ones(8)], [torch.ones(8)])
+
+    def mean_error(scales: torch.Tensor) -> float:
+        found = []
+        for _ in range(40):
+            moved = weight + 0.05 * torch.randn(weight.shape, generator=draw)
+            rounded = torch.from_numpy(rtn.quantize(moved * scales, 4, 16, False).dequantize()) / scales
+            found.append(output_error(moved, rounded, moment))
+        return float(np.mean(found))
+
+    assert mean_error(scales) < 0.9 * mean_error(torch.ones(64))
+
+
+def test_outputs_that_matter_more_have_more_say_in_the_scales():
+    """Two outputs that want opposite scales: the one whose gradient is larger gets them."""
+    weight = torch.ones(2, 64)
+    weight[0, ::16], weight[1, 1::16] = 8.0, 8.0
+    for first, second in ((1.0, 100.0), (100.0, 1.0)):
+        scales = awq.expected_scales([weight], torch.eye(64), 16, 20, [torch.ones(2)], [torch.tensor([first, second])])
+        assert (scales[0] < scales[1]) == (first > second)
 
 
 def test_the_moment_of_a_scaled_input():
@@ -149,10 +174,23 @@ def test_the_moment_of_a_scaled_input():
     assert torch.allclose(awq.scaled_moment(moment, scales), scaled.T @ scaled, rtol=1e-4, atol=1e-4)
 
 
-def test_clipping_is_kept_only_where_the_layer_gains():
+def test_a_row_is_clipped_only_where_it_gains():
     weight, moment = layer(9)
-    linear = awq.quantize(weight, moment, 3, 16, False)
-    assert error(weight, linear, moment) <= error(weight, rtn.quantize(weight, 3, 16, False), moment)
+    plain, linear = rtn.quantize(weight, 3, 16, False), awq.quantize(weight, moment, 3, 16, False)
+    before, after = (row_errors(weight, torch.from_numpy(one.dequantize()), moment) for one in (plain, linear))
+    assert (after <= before).all() and (after < before).any()
+    assert any(np.array_equal(one, other) for one, other in zip(linear.integers, plain.integers, strict=True))
+
+
+def test_gptq_by_the_compiled_kernel_and_all_rows_at_once():
+    """The kernel for the CPU and the loop for a GPU agree where no value is on the edge between two integers."""
+    weight, moment = layer(13)
+    scales, zeros = grid_of(weight, 4, 64, False)
+    upper, _ = gptq.inverse_factor(moment, 0.01)
+    arguments = (weight, scales.expand(-1, 64), zeros.expand(-1, 64), upper, 15)
+    integers, errors = gptq.round_columns(*arguments)
+    others, other_errors = gptq.round_all_rows(*arguments)
+    assert (integers == others).float().mean() > 0.999 and torch.allclose(errors, other_errors, atol=1e-3)
 
 
 def test_int8_has_one_symmetric_scale_per_output():
@@ -160,6 +198,62 @@ def test_int8_has_one_symmetric_scale_per_output():
     linear = int8.quantize(weight)
     assert linear.scales.shape == (24, 1) and (linear.zeros == 128).all()
     assert np.abs(linear.dequantize() - weight.numpy()).max() <= linear.scales.max() * 0.5001
+
+
+def test_fp8_is_off_by_half_a_step_of_its_mantissa_at_most():
+    weight, _ = layer(10)
+    weight[3] *= 1e-3
+    linear = fp8.quantize(weight)
+    stored, largest = torch.from_numpy(linear.dequantize()), weight.abs().amax(1, keepdim=True)
+    smallest = largest / 448 * 2**-9  # the format's finest step, which small weights have
+    assert ((stored - weight).abs() <= torch.maximum(weight.abs() * 2**-4, smallest) * 1.01).all()
+    assert linear.values.dtype == ml_dtypes.float8_e4m3fn and linear.scales.shape == (24, 1)
+
+
+def test_no_weight_leaves_the_range_of_fp8():
+    """Scales that bfloat16 rounds down put the largest weight beyond 448, which the format would make NaN."""
+    weight = torch.linspace(1, 2, 300)[:, None] * torch.tensor([[1.0, -0.5]])
+    found = fp8.quantize(weight).dequantize()
+    assert np.isfinite(found).all() and np.abs(found - weight.numpy()).max() < 0.1
+
+
+def loud_inputs(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight [24, 64] and inputs [200, 64] with two channels a hundred times as large as the others."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(200, 64, generator=draw)
+    rows[:, [5, 40]] *= 100
+    return torch.randn(24, 64, generator=draw), rows
+
+
+def test_smoothing_changes_outputs_less_where_some_inputs_are_loud():
+    weight, rows = loud_inputs(0)
+    scales, exponent = smoothquant.search_scales([weight], rows.abs().amax(0), rows, 20, None)
+    assert exponent is not None and scales[5] > 5 * scales[6]
+
+    def change(scales: torch.Tensor) -> float:
+        """What a server makes of it, written out: each token and each output with a step of its own."""
+        inputs, rounded = rows / scales, weight * scales
+        step, width = inputs.abs().amax(1, keepdim=True) / 127.5, rounded.abs().amax(1, keepdim=True) / 127
+        outputs = ((inputs / step).round() * step) @ ((rounded / width).round() * width).T
+        return float(((outputs - rows @ weight.T) ** 2).sum(1).mean())
+
+    assert change(scales) < 0.2 * change(torch.ones(64))
+    stored = torch.from_numpy(int8.quantize(weight * scales).dequantize())
+    assert smoothquant.output_change(weight, stored, rows, scales) == pytest.approx(change(scales), rel=0.1)
+
+
+def test_smoothing_by_the_exponent_that_was_asked():
+    weight, rows = loud_inputs(1)
+    peak = rows.abs().amax(0)
+    scales, exponent = smoothquant.search_scales([weight], peak, rows, 20, 0.5)
+    wanted = (peak / weight.abs().amax(0)).sqrt()
+    assert exponent == 0.5 and torch.allclose(scales / scales[0], wanted / wanted[0], rtol=1e-4)
+
+
+def test_no_smoothing_where_all_is_alike():
+    weight, rows = (one.sign() for one in loud_inputs(2))
+    scales, exponent = smoothquant.search_scales([weight], rows.abs().amax(0), rows, 20, None)
+    assert exponent is None and torch.equal(scales, torch.ones(64))
 
 
 def test_output_error_is_the_squared_error_of_the_outputs():
@@ -195,8 +289,9 @@ def test_no_layer_pays_for_another_that_reads_the_same_input():
         assert output_error(weight, rounded, moment) <= error(weight, rtn.quantize(weight, 3, 16, False), moment)
 
 
-def test_divisors_under_which_a_layer_would_be_worse_are_refused():
+def test_divisors_under_which_a_layer_would_be_worse_are_refused(monkeypatch):
     weight, _ = layer(12, rows=2)
+    monkeypatch.setattr(awq, "expected_scales", lambda *args: torch.ones(64))
     found = [awq.search_scales([weight], torch.eye(64), 4, 16, False, 2, [torch.tensor([1.0, divisor])])
              for divisor in torch.linspace(1, 2, 40).tolist()]
     assert found[0] is not None and None in found  # scales in bfloat16 make some divisors worse by a little

@@ -21,7 +21,8 @@ from stages.methods import gptq, rtn
 from stages.methods.curvature import divergence
 from stages.tracking import Failure, Reason
 
-RECIPES = ["none", "rtn-w4g128", "gptq-w4g128", "gptq-w4g128-curvature", "awq-w4g128", "int8", "q4_k_m"]
+RECIPES = ["none", "rtn-w4g128", "gptq-w4g128", "gptq-w4g128-curvature", "awq-w4g128", "int8", "smoothquant-w8a8", "fp8-w8a8",
+           "q4_k_m"]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,11 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
     layers = report.get("layers", {})
     assert len(layers) == (0 if name in ("none", "q4_k_m") else 14)
     for about in layers.values():
-        assert about["tokens"] == 512 and 0 < about["error"] <= about["rtn_error"] * (1 + 1e-9)
+        what = ("divergence" if name.endswith("curvature") or name.startswith("awq") else
+                "output_change" if name.startswith("smoothquant") else "error")
+        assert about["tokens"] == 512 and 0 < about[what] <= about[f"rtn_{what}"] * (1 + 1e-9)
         assert (about["damping"] is not None) == name.startswith("gptq")
-        assert ("divergence" in about) == name.endswith("curvature")
+        assert ("divergence" in about) == name.startswith("awq") | name.endswith("curvature")
     if name == "gptq-w4g128":
         assert np.mean([about["error"] / about["rtn_error"] for about in layers.values()]) < 0.9
     if name.endswith("curvature"):
@@ -120,9 +123,9 @@ def test_awq_folds_its_scales_so_that_the_function_stays(ready, tiny_model):
     for name in ("none", "awq-w4g128"):
         ready.stage("quantize", name)
     model, quantized = Checkpoint(tiny_model), Quantized("artifacts/quantized/awq-w4g128")
-    folded = {one["into"]: one["exponent"] for one in quantized.report["transforms"] if one["step"] == "fold_scales"}
+    folded = {one["into"]: one["reach"] for one in quantized.report["transforms"] if one["step"] == "fold_scales"}
     assert {name.split(".", 3)[-1] for name in folded} == {"input_layernorm", "post_attention_layernorm", "mlp.up_proj"}
-    assert any(exponent > 0 for exponent in folded.values())
+    assert any(reach > 0 for reach in folded.values())
     assert len(quantized.overrides) == 4
     moved = [np.abs(quantized.override(name) / model.tensor(name) - 1).max() for name in quantized.overrides]
     assert max(moved) > 0.05

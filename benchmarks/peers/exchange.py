@@ -22,19 +22,20 @@ class Job:
         with np.load(self.folder / "tokens.npz") as tokens:
             self.calibration, self.evaluation = tokens["calibration"], tokens["evaluation"]
         torch.set_num_threads(os.cpu_count())
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     @contextmanager
     def timed(self) -> Iterator[None]:
         """The quantization itself, its calibration included; loading and evaluation are not."""
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         yield
-        self.seconds = time.perf_counter() - started
+        self.seconds, self.cpu_seconds = time.perf_counter() - started, time.process_time() - used
 
     def finish(self, found: np.ndarray) -> None:
         """Hand over the log-probabilities and the time."""
         np.save(self.folder / "logprobs.npy", found)
-        (self.folder / "done.json").write_text(json.dumps({"seconds": self.seconds}), encoding="utf-8")
+        told = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+        (self.folder / "done.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 @torch.inference_mode()

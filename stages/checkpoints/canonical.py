@@ -1,7 +1,7 @@
 """The one canonical layout of quantized weights: what every method writes and every container reads.
 
-A grouped linear layer is integers, scales and zero points, and stands for (integers - zeros) * scales. The k-quants
-are ggml blocks, row by row as in the source. Tensors that a method changes without quantizing them (norms into which
+A grouped linear layer is integers, scales and zero points, and stands for (integers - zeros) * scales; one in eight-bit
+floats is values times scales. The k-quants are ggml blocks, row by row as in the source. Tensors that a method changes without quantizing them (norms into which
 AWQ folded its scales) are overrides. They lie in one safetensors file per part of the model; quantized.json is the report.
 """
 
@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -42,11 +43,57 @@ class GroupedLinear:
         if self.integers.max(initial=0) >= 1 << self.bits or self.zeros.max(initial=0) >= 1 << self.bits:
             raise ValueError(f"an integer or zero point does not fit {self.bits} bits")
 
+    @property
+    def kind(self) -> str:
+        """What one weight is stored as."""
+        return f"int{self.bits}"
+
+    @property
+    def scheme(self) -> tuple[str, bool, int, bool]:
+        """(kind, symmetric, group size, whether a group is the whole row): what layers of one layout have to share."""
+        return self.kind, self.symmetric, self.group_size, self.group_size == self.integers.shape[1]
+
+    def about(self) -> dict:
+        """What quantized.json says of it."""
+        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
+
+    def parts(self) -> dict[str, np.ndarray]:
+        return {"integers": self.integers, "scales": self.scales, "zeros": self.zeros}
+
     def dequantize(self) -> np.ndarray:
         """The weight that the integers stand for, float32 [out, in]."""
         rows, columns = self.integers.shape
         grouped = self.integers.reshape(rows, -1, self.group_size).astype(np.float32)
         return ((grouped - self.zeros[:, :, None]) * self.scales[:, :, None]).reshape(rows, columns)
+
+
+@dataclass(frozen=True)
+class FloatLinear:
+    """values float8_e4m3fn [out, in]; scales float32 [out, 1], values that bfloat16 holds exactly."""
+
+    values: np.ndarray
+    scales: np.ndarray
+    kind = "float8"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.scales).all() and np.isfinite(self.values.astype(np.float32)).all()):
+            raise StageError(Failure.NON_FINITE, "a value is not finite; look at the weights of this layer")
+
+    @property
+    def scheme(self) -> tuple[str, bool, int, bool]:
+        """As that of GroupedLinear."""
+        return self.kind, True, self.values.shape[1], True
+
+    def about(self) -> dict:
+        """What quantized.json says of it."""
+        return {"kind": self.kind}
+
+    def parts(self) -> dict[str, np.ndarray]:
+        return {"values": self.values.view(np.uint8), "scales": self.scales}
+
+    def dequantize(self) -> np.ndarray:
+        """The weight that it stands for, float32 [out, in]."""
+        return self.values.astype(np.float32) * self.scales
 
 
 class QuantizedWriter:
@@ -61,12 +108,10 @@ class QuantizedWriter:
     def _clear(self) -> None:
         self.tensors, self.kinds = {}, {"linears": {}, "overrides": {}, "blocks": {}}
 
-    def add_linear(self, name: str, linear: GroupedLinear) -> None:
+    def add_linear(self, name: str, linear: GroupedLinear | FloatLinear) -> None:
         """A quantized linear layer, by its module name."""
-        self.tensors |= {f"{name}.integers": linear.integers, f"{name}.scales": linear.scales,
-                         f"{name}.zeros": linear.zeros}
-        self.kinds["linears"][name] = {"bits": linear.bits, "group_size": linear.group_size,
-                                       "symmetric": linear.symmetric}
+        self.tensors |= {f"{name}.{part}": values for part, values in linear.parts().items()}
+        self.kinds["linears"][name] = linear.about()
 
     def add_override(self, name: str, tensor: np.ndarray) -> None:
         """A full-precision tensor, float32, that takes the place of the source's."""
@@ -119,8 +164,10 @@ class Quantized:
         with safe_open(self.folder / f"{about['part']}.safetensors", "np") as file:
             return file.get_tensor(key)
 
-    def linear(self, name: str) -> GroupedLinear:
+    def linear(self, name: str) -> GroupedLinear | FloatLinear:
         about = self._contents["linears"][name]
+        if about.get("kind") == FloatLinear.kind:
+            return FloatLinear(self._get(about, f"{name}.values").view(ml_dtypes.float8_e4m3fn), self._get(about, f"{name}.scales"))
         parts = (self._get(about, f"{name}.{part}") for part in ("integers", "scales", "zeros"))
         return GroupedLinear(*parts, about["bits"], about["group_size"], about["symmetric"])
 

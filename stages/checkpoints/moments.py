@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stages.checkpoints.gradients import StoredStates
 
 INPUTS, OUTPUTS, ABOUT = "inputs", "outputs", "calibration.json"
+SAMPLE = 256  # tokens whose inputs are kept as they are
 WIDEST_FACTOR = 512  # outputs that one block of an output factor spans: wider ones cost more than they bring
 
 
@@ -32,16 +33,21 @@ class InputMoments:
     and summed in float64: over a long text float32 sums would lose the small channels beside the large ones.
     """
 
-    def __init__(self, keep: Callable[[str, np.ndarray], None]) -> None:
-        """`keep(key, H)` takes each finished H = XᵀX / n, float32 [in, in], when its block has run."""
-        self.keep = keep
+    def __init__(self, tokens: int, keep: Callable[..., None]) -> None:
+        """`keep(key, H, peak=, sample=)` takes each finished H = XᵀX / n, float32 [in, in], the largest |X| per channel
+        [in], and some of the rows of X, evenly spread over the `tokens` of the text.
+        """
+        self.keep, self.stride = keep, max(1, tokens // SAMPLE)
         self.layers: dict[str, dict] = {}  # linear → {moments: key, tokens: n}
         self._sums: dict[str, torch.Tensor] = {}  # first layer that reads the input → XᵀX of the block that runs now
+        self._peaks: dict[str, torch.Tensor] = {}  # the same for max |X|
+        self._samples: dict[str, list[torch.Tensor]] = {}  # the same for rows of X
         self._now: list[tuple[torch.Tensor, str]] = []  # inputs of this batch; held, so that none takes another's place
 
     @contextmanager
     def watch(self, prefix: str, block: "torch.nn.Module") -> Iterator[None]:
         """Listen to every linear layer of a block while it runs."""
+        import torch
         from torch import nn
 
         def listen(name: str) -> Callable:
@@ -58,16 +64,22 @@ class InputMoments:
             self._now.clear()
         while self._sums:
             key = next(iter(self._sums))
-            self.keep(key, (self._sums.pop(key) / self.layers[key]["tokens"]).float().numpy())
+            moment = (self._sums.pop(key) / self.layers[key]["tokens"]).float()
+            self.keep(key, moment.cpu().numpy(), peak=self._peaks.pop(key).cpu().numpy(),
+                      sample=torch.cat(self._samples.pop(key)).cpu().numpy())
 
     def _see(self, name: str, inputs: "torch.Tensor") -> None:
         """A layer is about to read `inputs` [batch, length, in]."""
+        import torch
+
         rows = inputs.reshape(-1, inputs.shape[-1])
         key = next((key for tensor, key in self._now if tensor is inputs), None)
         if key is None:
             self._now.append((inputs, name))
-            key, product = name, (rows.T @ rows).double()
+            key, product, peak = name, (rows.T @ rows).double(), rows.abs().amax(0)
             self._sums[key] = self._sums[key].add_(product) if key in self._sums else product
+            self._peaks[key] = torch.maximum(self._peaks[key], peak) if key in self._peaks else peak
+            self._samples.setdefault(key, []).append(rows[::self.stride].clone())
         about = self.layers.setdefault(name, {"moments": key, "tokens": 0})
         about["tokens"] += len(rows)
 
@@ -88,9 +100,10 @@ class _Parts:
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind, self.tensors = folder, kind, {}
 
-    def add(self, name: str, matrix: np.ndarray) -> None:
-        """Keep the moments of a layer of the present block. Raises as `check` does."""
+    def add(self, name: str, matrix: np.ndarray, **more: np.ndarray) -> None:
+        """Keep the moments of a layer of the present block, and `more` of it as it is. Raises as `check` does."""
         check(name, matrix)
+        self.tensors |= {f"{name}.{part}": values for part, values in more.items()}
         self.tensors |= dict(zip((f"{name}.diagonal", f"{name}.triangle"), packing.pack(matrix), strict=True))
 
     def close(self, block: int) -> None:
@@ -122,7 +135,7 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
 
     facts = architecture(checkpoint)
     run, parts = BlockRun(checkpoint, tokens), _Parts(folder, INPUTS)
-    inputs = InputMoments(parts.add)
+    inputs = InputMoments(tokens.size, parts.add)
     states = StoredStates(folder / "states", 2 if seed is None else facts.layers + 1, run.hidden)
     told = folder / "layers.json"  # what was seen of the blocks that are complete
 
@@ -192,6 +205,19 @@ class Moments:
             raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
         return self._get(linear, INPUTS, self.info["layers"][linear]["moments"])
 
+    def peak(self, linear: str) -> np.ndarray:
+        """The largest |x| of each of the layer's inputs, float32 [in]."""
+        return self._whole(linear, "peak")
+
+    def sample(self, linear: str) -> np.ndarray:
+        """The layer's inputs at some tokens, float32 [tokens, in]."""
+        return self._whole(linear, "sample")
+
+    def _whole(self, linear: str, part: str) -> np.ndarray:
+        about = self.info["layers"][linear]
+        with safe_open(self.folder / part_name(INPUTS, about["block"]), "np") as file:
+            return file.get_tensor(f"{about['moments']}.{part}")
+
     def factors(self, linear: str) -> np.ndarray:
         """G, the diagonal blocks of the output factor of the curvature: float32 [blocks, size, size].
 
@@ -201,6 +227,11 @@ class Moments:
             raise StageError(Failure.CALIBRATION_EMPTY, "expected a calibration with gradients, which curvature rounding "
                              "needs, found one without; set calibration.curvature=true")
         return self._get(linear, OUTPUTS, linear)
+
+    def importance(self, linear: str) -> np.ndarray:
+        """The diagonal of G, float32 [out]. Raises as `factors` does."""
+        factors = self.factors(linear)
+        return np.ascontiguousarray(np.diagonal(factors, axis1=-2, axis2=-1)).reshape(-1)
 
     def _get(self, linear: str, kind: str, key: str) -> np.ndarray:
         with safe_open(self.folder / part_name(kind, self.info["layers"][linear]["block"]), "np") as file:

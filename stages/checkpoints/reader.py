@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-import ml_dtypes  # noqa: F401  gives numpy the bfloat16 that safetensors hands over
+import ml_dtypes  # also gives numpy the bfloat16 that safetensors hands over
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -116,7 +116,12 @@ class Checkpoint:
     def raw(self, name: str) -> np.ndarray:
         """The tensor as it is stored."""
         with safe_open(self.files[name], "np") as file:
-            return file.get_tensor(name)
+            if file.get_slice(name).get_dtype() != "F8_E4M3":
+                return file.get_tensor(name)
+        import torch  # safetensors hands this type to torch alone
+
+        with safe_open(self.files[name], "pt") as file:
+            return file.get_tensor(name).view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor in float32, which holds every bfloat16 and float16 exactly."""

@@ -16,7 +16,7 @@ from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from stages.checkpoints.source import SIDE_FILES
 from stages.config import Variant
 from stages.formats import StoredTensor
-from stages.formats.layouts import load_layout
+from stages.formats.layouts import layout_of, load_layout
 from stages.tracking import write_json
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -42,14 +42,14 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             shutil.copyfile(model.folder / INDEX, folder / INDEX)
         return kinds
 
-    layout, shards, schemes = load_layout(variant.layout), _Shards(folder), set()
+    layout = load_layout(variant.layout, quantized.report.get("activations") is not None)
+    shards, schemes = _Shards(folder), set()
     for name in model.names:
         module, dtype = name.removesuffix(".weight"), DTYPES[kinds[name]]
         if module in quantized.linears:
             linear = quantized.linear(module)
-            kinds[name] = f"int{linear.bits}"
-            whole = linear.group_size == linear.integers.shape[1]
-            schemes.add((linear.bits, linear.symmetric, linear.group_size, whole))
+            kinds[name] = linear.kind
+            schemes.add(linear.scheme)
             shards.add(layout.tensors(module, linear, dtype))
         else:
             shards.add({name: values(model, quantized, name, dtype)})
@@ -120,20 +120,19 @@ def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
     """What the folder holds, under the source's names."""
     checkpoint = Checkpoint(folder)
     config = checkpoint.config.get("quantization_config")
-    layout = load_layout(config["quant_method"]) if config else None
+    layout = layout_of(config) if config else None
     found = {}
     for name in model.names:
         module = name.removesuffix(".weight")
         parts = [one for one in layout.parts(module) if one in checkpoint.files] if layout else []
-        if name in checkpoint.files:
+        if parts and parts[0] == layout.parts(module)[0]:
+            found[name] = StoredTensor(
+                layout.kind(config), layout.shape_of(checkpoint, module), sum(checkpoint.raw(one).nbytes for one in parts),
+                lambda module=module: layout.dequantize(checkpoint, module, config))
+        elif name in checkpoint.files:
             kind, shape = checkpoint.stored_dtype(name), checkpoint.shape(name)
             size = int(np.prod(shape)) * np.dtype(DTYPES[kind]).itemsize
             found[name] = StoredTensor(kind, shape, size, lambda name=name: checkpoint.tensor(name))
-        elif parts and parts[0] == layout.parts(module)[0]:
-            found[name] = StoredTensor(
-                f"int{layout.bits_of(config)}", layout.shape_of(checkpoint, module),
-                sum(checkpoint.raw(one).nbytes for one in parts),
-                lambda module=module: layout.dequantize(checkpoint, module, config))
     return found
 
 

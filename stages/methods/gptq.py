@@ -4,10 +4,14 @@ With act-order the columns with the largest input come first, while groups stay 
 groups), so no container needs a permutation.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
-from stages.methods.grid import canonical, grid_of
+from stages.methods.grid import canonical, choose_rows, grid_of
 from stages.tracking import Failure, StageError
 
 BLOCK = 128
@@ -19,7 +23,7 @@ def inverse_factor(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, 
 
     Raises StageError(hessian_not_positive_definite) if not even d = 1 helps.
     """
-    identity = torch.eye(len(moment), dtype=moment.dtype)
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     while damping <= DAMPING_LIMIT:
         lower, broken = torch.linalg.cholesky_ex(moment + damping * moment.diagonal().mean() * identity)
         if not broken:
@@ -32,29 +36,77 @@ def inverse_factor(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, 
                      "calibrate on more text")
 
 
+@numba.njit(nogil=True, cache=True, fastmath=False)
+def _round_rows(left, scale, zero, factor, top, integers, errors):
+    """`round_columns` of some rows, one row after another; left, integers and errors are changed."""
+    width = len(factor)
+    for row in range(len(left)):
+        for j in range(width):
+            s, z = scale[row, j], zero[row, j]
+            integer = min(max(np.rint(left[row, j] / s) + z, np.float32(0)), top)
+            integers[row, j] = integer
+            error = (left[row, j] - (integer - z) * s) / factor[j, j]
+            errors[row, j] = error
+            for k in range(j + 1, width):
+                left[row, k] -= error * factor[j, k]
+
+
+def round_columns(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, factor: torch.Tensor,
+                  top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(integers, errors) [rows, n] of n neighbouring columns, each error pushed onto the columns after it.
+
+    factor [n, n] is their part of U. On the CPU rows run in threads through a compiled kernel.
+    """
+    if left.device.type != "cpu":
+        return round_all_rows(left, scale, zero, factor, top)
+    left, integers, errors = left.clone(), torch.empty_like(left), torch.empty_like(left)
+    scale, zero, factor = scale.contiguous(), zero.contiguous(), factor.contiguous()
+
+    def run(rows: slice) -> None:
+        _round_rows(*(one[rows].numpy() for one in (left, scale, zero)), factor.numpy(), np.float32(top),
+                    integers[rows].numpy(), errors[rows].numpy())
+
+    step = -(-len(left) // torch.get_num_threads())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(run, (slice(start, start + step) for start in range(0, len(left), step))))
+    return integers, errors
+
+
+def round_all_rows(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, factor: torch.Tensor,
+                   top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`round_columns` with all rows at once, as a GPU likes it."""
+    left, integers, errors = left.clone(), torch.empty_like(left), torch.empty_like(left)
+    for j in range(left.shape[1]):
+        s, z = scale[:, j], zero[:, j]
+        integers[:, j] = ((left[:, j] / s).round() + z).clamp(0, top)
+        errors[:, j] = (left[:, j] - (integers[:, j] - z) * s) / factor[j, j]
+        left[:, j + 1:] -= errors[:, j, None] * factor[j, j + 1:]
+    return integers, errors
+
+
 def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int, symmetric: bool,
              act_order: bool = True, damping: float = 0.01, weighted: bool = True) -> tuple[GroupedLinear, float]:
     """(a weight [out, in] rounded with H = `moment` [in, in], the damping that was used).
 
-    The grid of a group spans it, or, `weighted`, the part of it with the least diag(H)-weighted error.
+    The grid of a group spans it. With `weighted` a row is also rounded on grids that span the part of each group with the
+    least diag(H)-weighted error, and keeps what leaves the smaller Δ H Δᵀ.
     Raises as `inverse_factor` does.
     """
-    top = 2**bits - 1
-    scales, zeros = grid_of(weight, bits, group_size, symmetric, moment.diagonal() if weighted else None)
+    grids = [grid_of(weight, bits, group_size, symmetric, importance)
+             for importance in ([None, moment.diagonal()] if weighted else [None])]
+    scales, zeros = (torch.cat(parts) for parts in zip(*grids, strict=True))
     width = weight.shape[1]
     order = torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else torch.arange(width)
-    group = order // group_size
+    group = (order // group_size).to(weight.device)
     scale, zero = scales[:, group], zeros[:, group]
     upper, damping = inverse_factor(moment[order][:, order], damping)
-    left, integers = weight[:, order].clone(), torch.empty_like(weight)
+    left = weight[:, order].repeat(len(grids), 1)
+    integers = torch.empty_like(left)
     for start in range(0, width, BLOCK):
-        end = min(start + BLOCK, width)
-        block, factor = left[:, start:end].clone(), upper[start:end, start:end]
-        errors = torch.empty_like(block)
-        for i in range(end - start):
-            s, z = scale[:, start + i], zero[:, start + i]
-            integers[:, start + i] = ((block[:, i] / s).round() + z).clamp(0, top)
-            errors[:, i] = (block[:, i] - (integers[:, start + i] - z) * s) / factor[i, i]
-            block[:, i + 1:] -= errors[:, i, None] * factor[i, i + 1:]
-        left[:, end:] -= errors @ upper[start:end, end:]
-    return canonical(integers[:, torch.argsort(order)], scales, zeros, bits, group_size, symmetric), damping
+        span = slice(start, start + BLOCK)
+        integers[:, span], errors = round_columns(left[:, span], scale[:, span], zero[:, span], upper[span, span], 2**bits - 1)
+        left[:, start + BLOCK:] -= errors @ upper[span, start + BLOCK:]
+    integers = integers[:, torch.argsort(order)]
+    made = [canonical(*parts, bits, group_size, symmetric)
+            for parts in zip(integers.chunk(len(grids)), scales.chunk(len(grids)), zeros.chunk(len(grids)), strict=True)]
+    return (choose_rows(weight, moment, *made) if weighted else made[0]), damping

@@ -1,5 +1,8 @@
 """The grid that a row's group is rounded to: scale and zero point, and rounding to the nearest point."""
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
@@ -76,11 +79,23 @@ def grid_of(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool,
 def canonical(integers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int, group_size: int,
               symmetric: bool) -> GroupedLinear:
     """The canonical layout of integers [out, in] on a grid [out, groups]."""
-    return GroupedLinear(integers.to(torch.uint8).numpy(), scales.contiguous().numpy(), zeros.to(torch.uint8).numpy(),
-                         bits, group_size, symmetric)
+    integers, zeros = (one.to(torch.uint8).cpu().numpy() for one in (integers, zeros))
+    return GroupedLinear(integers, scales.contiguous().cpu().numpy(), zeros, bits, group_size, symmetric)
+
+
+def row_errors(weight: torch.Tensor, rounded: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
+    """Δ H Δᵀ of each output, float64 [out]: its mean squared error on the calibration text."""
+    difference = (rounded - weight).double()
+    return ((difference @ moment.double()) * difference).sum(1)
+
+
+def choose_rows(weight: torch.Tensor, moment: torch.Tensor, one: GroupedLinear, other: GroupedLinear) -> GroupedLinear:
+    """The rows of two roundings of a weight [out, in] that leave the smaller Δ H Δᵀ each."""
+    first, second = (row_errors(weight, torch.from_numpy(linear.dequantize()).to(weight.device), moment) for linear in (one, other))
+    better = (second < first).cpu().numpy()[:, None]
+    return replace(one, **{part: np.where(better, getattr(other, part), values) for part, values in one.parts().items()})
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, moment: torch.Tensor) -> float:
     """tr(ΔW H ΔWᵀ): the mean squared error of the layer's output on the calibration text, summed over outputs."""
-    difference = (rounded - weight).double()
-    return float(((difference @ moment.double()) * difference).sum())
+    return float(row_errors(weight, rounded, moment).sum())

@@ -1,31 +1,36 @@
 """Layouts of quantized linear layers inside safetensors: how integers, scales and zero points become tensors.
 
 Each module has `tensors(module, linear, dtype)`, `config(schemes)` for config.json's quantization_config, `parts(module)`,
-and `dequantize(checkpoint, module, config)`; `config` is the whole quantization_config and a scheme is (bits, symmetric,
-group size, whether a group is the whole row).
+`kind(config)`, and `dequantize(checkpoint, module, config)`; `config` is the whole quantization_config and a scheme is
+(kind, symmetric, group size, whether a group is the whole row).
 """
 
 from importlib import import_module
 from types import ModuleType
 
 MODULES = {"compressed-tensors": "compressed", "gptq": "gptq", "awq": "awq"}
-Scheme = tuple[int, bool, int, bool]
+Scheme = tuple[str, bool, int, bool]
 
 
-def load_layout(name: str) -> ModuleType:
-    """The module of a layout, by the quant_method that config.json names."""
-    return import_module(f"stages.formats.layouts.{MODULES[name]}")
+def load_layout(name: str, activations: bool = False) -> ModuleType:
+    """The module of a layout, by the quant_method that config.json names, and whether activations are quantized too."""
+    return import_module(f"stages.formats.layouts.{'activations' if activations else MODULES[name]}")
 
 
-def one_scheme(schemes: set[Scheme]) -> tuple[int, bool, int | None]:
-    """(bits, symmetric, group size or None for whole rows) if all layers share it.
+def layout_of(config: dict) -> ModuleType:
+    """The module that reads what a quantization_config describes."""
+    return load_layout(config["quant_method"], config.get("format") in ("int-quantized", "float-quantized"))
+
+
+def one_scheme(schemes: set[Scheme]) -> tuple[str, bool, int | None]:
+    """(kind, symmetric, group size or None for whole rows) if all layers share it.
 
     Only rows that are one group each may differ in length. Raises StageError(unsupported_width) otherwise.
     """
     from stages.tracking import Failure, StageError
 
     channel = all(whole for *_, whole in schemes)
-    found = sorted({(bits, symmetric, None if channel else size) for bits, symmetric, size, _ in schemes})
+    found = sorted({(kind, symmetric, None if channel else size) for kind, symmetric, size, _ in schemes})
     if len(found) != 1:
         raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected one width and group size for all layers, found {found}; "
                                                     "quantize them with one recipe")

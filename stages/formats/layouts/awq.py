@@ -48,14 +48,14 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
 
 def config(schemes: set[Scheme]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
-    bits, _, size = one_scheme(schemes)
-    return {"quant_method": "awq", "bits": bits, "group_size": -1 if size is None else size, "zero_point": True,
+    kind, _, size = one_scheme(schemes)
+    return {"quant_method": "awq", "bits": int(kind.removeprefix("int")), "group_size": -1 if size is None else size, "zero_point": True,
             "version": "gemm", "modules_to_not_convert": None}
 
 
-def bits_of(config: dict) -> int:
-    """Bits per weight that a quantization_config names."""
-    return config["bits"]
+def kind(config: dict) -> str:
+    """What a weight is stored as by a quantization_config."""
+    return f"int{config['bits']}"
 
 
 def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, int]:

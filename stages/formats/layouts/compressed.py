@@ -40,8 +40,8 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
 
 def config(schemes: set[Scheme]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
-    bits, symmetric, size = one_scheme(schemes)
-    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, group_size=size,
+    kind, symmetric, size = one_scheme(schemes)
+    weights = QuantizationArgs(num_bits=int(kind.removeprefix("int")), type="int", symmetric=symmetric, group_size=size,
                                strategy="channel" if size is None else "group")
     return QuantizationConfig(
         config_groups={GROUP: QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"],
@@ -49,9 +49,9 @@ def config(schemes: set[Scheme]) -> dict:
     ).model_dump(mode="json")
 
 
-def bits_of(config: dict) -> int:
-    """Bits per weight that a quantization_config names."""
-    return config["config_groups"][GROUP]["weights"]["num_bits"]
+def kind(config: dict) -> str:
+    """What a weight is stored as by a quantization_config."""
+    return f"int{config['config_groups'][GROUP]['weights']['num_bits']}"
 
 
 def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
@@ -62,7 +62,7 @@ def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
 
 def dequantize(checkpoint: Checkpoint, module: str, config: dict) -> np.ndarray:
     """The weight float32 [out, in] that a stored layer stands for."""
-    shape, bits = shape_of(checkpoint, module), bits_of(config)
+    shape, bits = shape_of(checkpoint, module), int(kind(config).removeprefix("int"))
 
     def unpack(part: str, size: tuple[int, ...], axis: int) -> np.ndarray:
         words = torch.from_numpy(checkpoint.raw(f"{module}.{part}"))

@@ -65,14 +65,14 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
 
 def config(schemes: set[Scheme]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
-    bits, symmetric, size = one_scheme(schemes)
-    return {"quant_method": "gptq", "bits": bits, "group_size": -1 if size is None else size, "sym": symmetric,
+    kind, symmetric, size = one_scheme(schemes)
+    return {"quant_method": "gptq", "bits": int(kind.removeprefix("int")), "group_size": -1 if size is None else size, "sym": symmetric,
             "desc_act": False, "checkpoint_format": OLDER if symmetric else NEWER, "lm_head": False}
 
 
-def bits_of(config: dict) -> int:
-    """Bits per weight that a quantization_config names."""
-    return config["bits"]
+def kind(config: dict) -> str:
+    """What a weight is stored as by a quantization_config."""
+    return f"int{config['bits']}"
 
 
 def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
