@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stages.checkpoints.device import device
 from stages.checkpoints.reader import Checkpoint
 
 DECODER, EMBEDDING, NORM = "model", "model.embed_tokens", "model.norm"
@@ -38,10 +39,10 @@ class _Recorder(nn.Module):
 
 
 def _fill(model: nn.Module, module: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
-    """Give a module on the meta device its weights, in float32."""
+    """Give a module on the meta device its weights, in float32, where they are worked with."""
     for name, _ in list(module.named_parameters()):
         value = torch.from_numpy(checkpoint.tensor(f"{prefix}.{name}"))
-        set_module_tensor_to_device(model, f"{prefix}.{name}", "cpu", value=value)
+        set_module_tensor_to_device(model, f"{prefix}.{name}", device(), value=value)
 
 
 def empty_model(folder: Path) -> nn.Module:
@@ -54,6 +55,9 @@ def empty_model(folder: Path) -> nn.Module:
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.tie_weights()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device()), persistent=False)
     return model.eval()
 
 
@@ -78,7 +82,7 @@ class BlockRun:
         with torch.no_grad():
             for batch in batches:
                 calls.clear()
-                self.hidden.append(decoder(input_ids=batch, use_cache=False).last_hidden_state)
+                self.hidden.append(decoder(input_ids=batch.to(device()), use_cache=False).last_hidden_state.cpu())
                 self._arguments.setdefault(len(batch), list(calls))
         decoder.embed_tokens.to("meta")
         decoder.layers, decoder.norm = nn.ModuleList(self.blocks), self.norm
@@ -94,7 +98,7 @@ class BlockRun:
         self.blocks[index].to("meta")
 
     def call(self, index: int, batch: torch.Tensor) -> torch.Tensor:
-        """What a loaded block makes of one batch of `hidden`."""
+        """What a loaded block makes of one batch of `hidden`, on the device where it is loaded."""
         out = self.blocks[index](batch, **self._arguments[len(batch)][index])
         return out[0] if isinstance(out, tuple) else out
 
@@ -107,7 +111,7 @@ class BlockRun:
             for index in tqdm(range(start, len(self.blocks)), desc=label, unit="block", disable=None):
                 with self.loaded(index) as (prefix, block), watch(prefix, block) if watch else nullcontext():
                     for number, batch in enumerate(self.hidden):
-                        self.hidden[number] = self.call(index, batch)
+                        self.hidden[number] = self.call(index, batch.to(device())).cpu()
                 if after:
                     after(index)
 
@@ -124,4 +128,4 @@ def run_blocks(checkpoint: Checkpoint, tokens: np.ndarray, label: str, watch: Wa
     run = BlockRun(checkpoint, tokens)
     run.forward(label, watch)
     with torch.no_grad(), run.final_norm() as norm:
-        return torch.cat([norm(batch) for batch in run.hidden]).numpy()
+        return torch.cat([norm(batch.to(device())).cpu() for batch in run.hidden]).numpy()

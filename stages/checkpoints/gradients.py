@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from stages.checkpoints.blocks import BlockRun
+from stages.checkpoints.device import device
 
 CHUNK_VALUES = 1 << 24  # logits held at once
 
@@ -59,7 +60,8 @@ def output_gradient(hidden: torch.Tensor, head: torch.Tensor, draw: torch.Genera
             bent = torch.tanh(logits / softcap)
             logits, slope = bent * softcap, scale * (1 - bent**2)
         gradient = torch.softmax(logits, -1)
-        labels = torch.multinomial(gradient, 1, generator=draw)
+        points = torch.rand(len(gradient), 1, generator=draw).to(gradient.device)  # drawn on the CPU: the same everywhere
+        labels = torch.searchsorted(gradient.cumsum(-1), points).clamp(max=len(head) - 1)
         gradient.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=gradient.dtype))
         found[start:start + step] = (gradient * slope) @ head
     return found
@@ -91,7 +93,7 @@ class OutputMoments:
                 hook.remove()
         for name in sorted(self._sums):
             total, count = self._sums.pop(name)
-            self.keep(name, (total / count).float().numpy())
+            self.keep(name, (total / count).float().cpu().numpy())
 
     def _see(self, name: str, gradient: torch.Tensor) -> None:
         width = gradient.shape[-1]
@@ -108,11 +110,11 @@ def first_gradients(run: BlockRun, hidden: list[torch.Tensor], head: torch.Tenso
     draw, found = torch.Generator().manual_seed(seed), []
     with run.final_norm() as norm:
         for batch in hidden:
-            states = batch.clone().requires_grad_(True)
+            states = batch.clone().to(device()).requires_grad_(True)
             final = norm(states)
             flat = final.detach().reshape(-1, final.shape[-1])
             final.backward(output_gradient(flat, head, draw, scale, softcap).reshape(final.shape))
-            found.append(states.grad)
+            found.append(states.grad.cpu())
     return found
 
 
@@ -126,9 +128,9 @@ def backward(run: BlockRun, inputs: StoredStates, gradients: list[torch.Tensor],
             entering, leaving = inputs.get(index), gradients
             gradients = []
             for batch, gradient in zip(entering, leaving, strict=True):
-                batch.requires_grad_(True)
+                states = batch.to(device()).requires_grad_(True)
                 with torch.enable_grad():
-                    run.call(index, batch).backward(gradient)
-                gradients.append(batch.grad)
+                    run.call(index, states).backward(gradient.to(device()))
+                gradients.append(states.grad.cpu())
         if after:
             after(index, gradients)

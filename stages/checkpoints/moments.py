@@ -165,6 +165,7 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
     """The backward pass of `collect`, from the block where an earlier run stopped."""
     import torch
 
+    from stages.checkpoints.device import device
     from stages.checkpoints.gradients import OutputMoments, StoredStates, backward, first_gradients
 
     facts, parts = architecture(checkpoint), _Parts(folder, OUTPUTS)
@@ -176,7 +177,7 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
 
     last = next((block for block in reversed(range(facts.layers)) if not parts.there(block)), -1)
     if last == facts.layers - 1:
-        head = torch.from_numpy(checkpoint.tensor(facts.head))
+        head = torch.from_numpy(checkpoint.tensor(facts.head)).to(device())
         leaving = first_gradients(run, states.get(facts.layers), head, facts.logit_scale, facts.logit_softcap, seed)
     else:
         leaving = gradients.get(last + 1)

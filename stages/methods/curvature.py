@@ -7,6 +7,7 @@ both factors for rounding follows YAQA (Tseng et al. 2025); the descent is our o
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numba
 import numpy as np
@@ -22,7 +23,7 @@ DAMPING_IN, DAMPING_OUT = 0.01, 0.1  # shares of the mean diagonal that are adde
 def damped(factor: torch.Tensor, share: float) -> torch.Tensor:
     """A factor [..., n, n] plus `share` of its mean diagonal on the diagonal."""
     mean = factor.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    return factor + share * mean * torch.eye(factor.shape[-1])
+    return factor + share * mean * torch.eye(factor.shape[-1], device=factor.device)
 
 
 def divergence(difference: torch.Tensor, moment: torch.Tensor, factors: torch.Tensor) -> float:
@@ -92,7 +93,7 @@ def descend(weight: torch.Tensor, steps: torch.Tensor, low: torch.Tensor, high: 
             moment: torch.Tensor, factors: torch.Tensor, passes: int = 1) -> torch.Tensor:
     """Steps (integers minus zeros) [out, in] after coordinate descent on tr(G Δ H Δᵀ), each within low … high.
 
-    `scales` [out, in], positive. H and the blocks of G have to be positive on their diagonals. Rows of different blocks
+    `scales` [out, in], positive; all on the CPU, where the kernel runs. H and the blocks of G have to be positive on their diagonals. Rows of different blocks
     of G do not feel each other and run in threads; the result does not depend on their number.
     """
     steps, size = steps.clone(), len(weight) // len(factors)
@@ -122,9 +123,10 @@ def refine(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, fa
     Zero points stay. The result is never worse than what came in.
     """
     inner, outer = damped(moment, DAMPING_IN), damped(factors, DAMPING_OUT)
-    zeros = torch.from_numpy(linear.zeros).float().repeat_interleave(linear.group_size, 1)
-    steps, scales = torch.from_numpy(linear.integers).float() - zeros, torch.from_numpy(linear.scales).clone()
-    low, high = -zeros, 2**linear.bits - 1 - zeros
+    zeros = torch.from_numpy(linear.zeros).to(weight.device).float().repeat_interleave(linear.group_size, 1)
+    steps, scales = (torch.from_numpy(one).to(weight.device).float() for one in (linear.integers, linear.scales))
+    steps, low, high = steps - zeros, -zeros, 2**linear.bits - 1 - zeros
+    host = [one.cpu() for one in (weight, low, high, inner, outer)]
 
     def cost(steps: torch.Tensor, scales: torch.Tensor) -> float:
         return divergence(steps * scales.repeat_interleave(linear.group_size, 1) - weight, inner, outer)
@@ -132,7 +134,7 @@ def refine(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, fa
     best = (cost(steps, scales), steps, scales)
     for _ in range(rounds):
         scales = refit_scales(weight, steps, scales, inner, outer, linear.group_size)
-        steps = descend(weight, steps, low, high, scales.repeat_interleave(linear.group_size, 1), inner, outer)
+        steps = descend(host[0], steps.cpu(), *host[1:3], scales.repeat_interleave(linear.group_size, 1).cpu(),
+                        *host[3:]).to(weight.device)
         best = min(best, (cost(steps, scales), steps, scales), key=lambda found: found[0])
-    return GroupedLinear((best[1] + zeros).to(torch.uint8).numpy(), best[2].numpy(), linear.zeros, linear.bits,
-                         linear.group_size, linear.symmetric)
+    return replace(linear, integers=(best[1] + zeros).to(torch.uint8).cpu().numpy(), scales=best[2].cpu().numpy())

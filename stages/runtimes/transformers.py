@@ -1,7 +1,8 @@
-"""transformers in float32, on a GPU where there is one (written for CUDA, and not tried on such hardware yet)."""
+"""transformers in float32 (the GPTQ layout in float16, the one its kernels take), on a GPU where there is one (written for CUDA, and not tried on such hardware yet)."""
 
 import contextlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -29,12 +30,14 @@ class Engine:
     def __init__(self, bundle: Path, threads: int | None) -> None:
         torch.set_num_threads(threads or os.cpu_count())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        config = json.loads((bundle / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
+        dtype = torch.float16 if config.get("quant_method") == "gptq" else torch.float32
         self.tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=False, local_files_only=True)
         # compressed-tensors' progress bars cannot be switched off, and its last one comes with the first forward pass.
         with contextlib.redirect_stderr(io.StringIO()):
             try:
                 self.model, found = AutoModelForCausalLM.from_pretrained(
-                    bundle, dtype=torch.float32, trust_remote_code=False, local_files_only=True, output_loading_info=True)
+                    bundle, dtype=dtype, trust_remote_code=False, local_files_only=True, output_loading_info=True)
             except ImportError as error:  # the layouts gptq and awq need a package of their own
                 raise StageError(Failure.RUNTIME_UNAVAILABLE, f"transformers cannot load this layout here: {error}; "
                                                               "install it: pip install 'quantline[gptqmodel]'") from None
