@@ -30,7 +30,7 @@ ROUNDING = 1e-9  # share by which two sums of the same errors may differ
 def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch.Tensor",
             factors: "torch.Tensor | None") -> tuple[GroupedLinear | FloatLinear, float | None]:
     """(a weight [out, in] rounded by a recipe with its statistics, the damping if there was one)."""
-    from stages.methods import awq, fp8, gptq, int8, rtn
+    from stages.methods import fp8, gptq, int8, rtn, spans
     from stages.methods.grid import check_finite, check_width
 
     check_finite(name, weight)
@@ -43,7 +43,7 @@ def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch
     elif recipe.method == "awq" and recipe.rounding == "gptq":
         linear, damping = gptq.quantize(weight, moment, *grid, weighted=weighted)
     elif recipe.method == "awq" and weighted:
-        linear = awq.quantize(weight, moment, *grid)
+        linear = spans.quantize(weight, moment, *grid)
     else:
         linear = rtn.quantize(weight, *grid, moment.diagonal() if weighted else None)
     if factors is not None and recipe.curvature:

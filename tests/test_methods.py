@@ -7,8 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods import awq, fp8, gptq, int8, rtn, smoothquant
-from stages.methods.grid import check_finite, check_width, grid_of, output_error, round_to, row_errors
+from stages.methods import awq, fp8, gptq, int8, rtn, smoothquant, spans
+from stages.methods.grid import (
+    check_finite,
+    check_width,
+    grid_between,
+    grid_of,
+    output_error,
+    round_to,
+    row_errors,
+    span_of,
+)
 from stages.tracking import Failure, StageError
 
 GRIDS = [(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (16, 64) for symmetric in (True, False)]
@@ -132,7 +141,7 @@ def test_awq_scales_up_what_matters_and_has_less_error_than_rounding():
     scales, reach = awq.search_scales([weight[:24], weight[24:]], moment, 3, 16, False, 20)
     assert reach > 0
     assert np.corrcoef(scales.log(), moment.diagonal().log())[0, 1] > 0.9
-    linear = awq.quantize(weight * scales, awq.scaled_moment(moment, scales), 3, 16, False)
+    linear = spans.quantize(weight * scales, awq.scaled_moment(moment, scales), 3, 16, False)
     scaled_back = torch.from_numpy(linear.dequantize()) / scales
     assert output_error(weight, scaled_back, moment) < 0.9 * error(weight, rtn.quantize(weight, 3, 16, False), moment)
 
@@ -174,12 +183,36 @@ def test_the_moment_of_a_scaled_input():
     assert torch.allclose(awq.scaled_moment(moment, scales), scaled.T @ scaled, rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_is_clipped_only_where_it_gains():
+@pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (3, True), (4, False), (8, False)])
+def test_a_row_is_clipped_only_where_it_gains(bits, symmetric):
     weight, moment = layer(9)
-    plain, linear = rtn.quantize(weight, 3, 16, False), awq.quantize(weight, moment, 3, 16, False)
+    plain, linear = rtn.quantize(weight, bits, 16, symmetric), spans.quantize(weight, moment, bits, 16, symmetric)
     before, after = (row_errors(weight, torch.from_numpy(one.dequantize()), moment) for one in (plain, linear))
-    assert (after <= before).all() and (after < before).any()
-    assert any(np.array_equal(one, other) for one, other in zip(linear.integers, plain.integers, strict=True))
+    assert (after <= before).all() and after.sum() < (0.9 if bits < 8 else 1.0) * before.sum()
+
+
+@given(st.integers(0, 10_000), st.sampled_from([(2, False), (3, True), (4, False)]))
+def test_a_span_of_the_only_group_is_the_best_of_all(seed, grid):
+    """With one group and inputs that are not correlated every pair of shares can be tried out."""
+    weight, moment = layer(seed, rows=3, width=16)
+    moment = torch.diag(moment.diagonal())
+    low, high = span_of(weight[:, None])
+    tried = [[one, other] for one in spans.SHARES for other in spans.SHARES if one == other or not grid[1]]
+    errors = []
+    for shares in tried:
+        scale, zero = grid_between(low * shares[0], high * shares[1], *grid)
+        rounded = (round_to(weight[:, None], scale, zero, grid[0]) - zero) * scale
+        errors.append(row_errors(weight, rounded[:, 0], moment))
+    found = row_errors(weight, torch.from_numpy(spans.quantize(weight, moment, grid[0], 16, grid[1]).dequantize()), moment)
+    assert torch.allclose(found, torch.stack(errors).amin(0), rtol=1e-4)
+
+
+def test_groups_that_feel_each_other_are_clipped_together():
+    """One that only looks at itself is left behind: each group alone has the best span, all of them together not."""
+    weight, moment = layer(14, rows=64)
+    alone = moment * torch.block_diag(*torch.ones(4, 16, 16))
+    together, apart = (error(weight, spans.quantize(weight, one, 3, 16, False), moment) for one in (moment, alone))
+    assert together < 0.95 * apart
 
 
 def test_gptq_by_the_compiled_kernel_and_all_rows_at_once():

@@ -27,24 +27,26 @@ def widest(rows: int, limit: int) -> int:
 
 
 class StoredStates:
-    """States in batches [sequences, length, width], in a file that the system holds in memory while there is room.
+    """States in batches [sequences, length, width], in a file, so that what is held does not grow with the blocks.
 
     There are `slots` of them, and state n lies in slot n modulo that. What a killed run stored is there for the next.
     """
 
     def __init__(self, path: Path, slots: int, like: list[torch.Tensor]) -> None:
-        self.ends, self.slots = np.cumsum([len(batch) for batch in like]), slots
-        shape = (slots, int(self.ends[-1]), *like[0].shape[1:])
-        self.values = np.memmap(path, np.float32, "r+" if path.is_file() else "w+", shape=shape)
+        self.path, self.slots, self.shapes = path, slots, [batch.shape for batch in like]
+        self.bytes = sum(batch.numel() for batch in like) * 4
+        path.touch()
 
     def put(self, number: int, batches: list[torch.Tensor]) -> None:
-        for end, batch in zip(self.ends, batches, strict=True):
-            self.values[number % self.slots, end - len(batch):end] = batch.numpy()
-        self.values.flush()
+        with self.path.open("r+b") as file:
+            file.seek(number % self.slots * self.bytes)
+            for batch in batches:
+                batch.numpy().tofile(file)
 
     def get(self, number: int) -> list[torch.Tensor]:
-        whole = torch.from_numpy(np.array(self.values[number % self.slots]))
-        return list(whole.tensor_split(self.ends[:-1].tolist()))
+        with self.path.open("rb") as file:
+            file.seek(number % self.slots * self.bytes)
+            return [torch.from_numpy(np.fromfile(file, np.float32, shape.numel())).reshape(shape) for shape in self.shapes]
 
 
 def output_gradient(hidden: torch.Tensor, head: torch.Tensor, draw: torch.Generator, scale: float,

@@ -1,4 +1,4 @@
-"""AWQ (Lin et al. 2023, sections 3.2 and 3.3): scale up the inputs that matter, then clip, then round.
+"""AWQ (Lin et al. 2023, section 3.2): scale up the inputs that matter. Clipping and rounding are in stages/methods/spans.py.
 
 The authors search one exponent by rounding again and again. Here the error that rounding is expected to leave is written
 down and minimized: a step of width w is off by w² / 12 in the mean square, so an output's error is the sum over its groups
@@ -8,9 +8,8 @@ alone. Dividing the input by the scales is the business of whatever comes before
 
 import torch
 
-from stages.checkpoints.canonical import GroupedLinear
 from stages.methods import rtn
-from stages.methods.grid import choose_rows, row_errors
+from stages.methods.grid import row_errors
 
 SMALLEST = 1e-4
 ITERATIONS, RATE = 20, 0.15  # of Adam on log s; more of them gain nothing that the divergence shows (benchmarks/README.md)
@@ -100,15 +99,3 @@ def search_scales(weights: list[torch.Tensor], moment: torch.Tensor, bits: int, 
         if all(error <= limit for error, limit in zip(found, limits, strict=True)) and (best is None or sum(found) < best[0]):
             best = (sum(found), scales, reach)
     return best and best[1:]
-
-
-def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int,
-             symmetric: bool) -> GroupedLinear:
-    """A weight [out, in] that was scaled already, each row rounded on its clipped or its min-max grids.
-
-    `moment` belongs to the scaled input. Per group, clipping keeps the span with the least diag(H)-weighted error; a row
-    keeps the grids that leave the smaller Δ H Δᵀ.
-    """
-    plain, clipped = (rtn.quantize(weight, bits, group_size, symmetric, importance)
-                      for importance in (None, moment.diagonal()))
-    return choose_rows(weight, moment, plain, clipped)

@@ -27,21 +27,24 @@ def check_finite(name: str, weight: torch.Tensor) -> None:
         raise StageError(Failure.NON_FINITE, f"the weight of {name} is not finite")
 
 
-def choose(grouped: torch.Tensor, bits: int, symmetric: bool, shrink: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and zero point, each [..., 1], for groups [..., group] between their least and greatest weight times shrink.
+def grid_between(low: torch.Tensor, high: torch.Tensor, bits: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of the grid from `low` (at most 0) to `high` (at least 0), tensors of one shape.
 
     The grid always holds 0. Scales are rounded to bfloat16, so that every container can carry them exactly, and the
     integers are chosen on the rounded scale.
     """
-    top = 2**bits - 1
-    low = grouped.amin(-1, keepdim=True).clamp(max=0) * shrink
-    high = grouped.amax(-1, keepdim=True).clamp(min=0) * shrink
     if symmetric:
         half = 2 ** (bits - 1)
         scale = torch.maximum(-low / half, high / (half - 1)).clamp(min=SMALLEST)
         return scale.bfloat16().float(), torch.full_like(scale, half)
+    top = 2**bits - 1
     scale = ((high - low) / top).clamp(min=SMALLEST).bfloat16().float()
     return scale, (-low / scale).round().clamp(0, top)
+
+
+def span_of(grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the greatest weight of groups [..., group], and 0 if that lies outside: each [..., 1]."""
+    return grouped.amin(-1, keepdim=True).clamp(max=0), grouped.amax(-1, keepdim=True).clamp(min=0)
 
 
 def round_to(grouped: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
@@ -57,7 +60,8 @@ def grid_of(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool,
     the span is shrunk in steps to the one with the least weighted squared error.
     """
     grouped = weight.reshape(len(weight), -1, group_size)
-    best_scale, best_zero = choose(grouped, bits, symmetric)
+    low, high = span_of(grouped)
+    best_scale, best_zero = grid_between(low, high, bits, symmetric)
     if importance is None:
         return best_scale[..., 0], best_zero[..., 0]
     weights = importance.reshape(1, -1, group_size)
@@ -68,7 +72,8 @@ def grid_of(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool,
 
     least = error(best_scale, best_zero)
     for step in range(1, 21):
-        scale, zero = choose(grouped, bits, symmetric, 1 - 0.02 * step)
+        share = 1 - 0.02 * step
+        scale, zero = grid_between(low * share, high * share, bits, symmetric)
         found = error(scale, zero)
         better = found < least
         least = torch.where(better, found, least)
