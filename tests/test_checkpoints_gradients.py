@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 import torch
 from rounded import tokens_of
+from sklearn.covariance import ledoit_wolf
 from transformers import AutoModelForCausalLM
 
 from stages.checkpoints import blocks, gradients
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.blocks import BlockRun
-from stages.checkpoints.gradients import OutputMoments, StoredStates, backward, first_gradients, output_gradient, widest
+from stages.checkpoints.gradients import (
+    OutputMoments,
+    StoredStates,
+    backward,
+    first_gradients,
+    output_gradient,
+    shrunk,
+    widest,
+)
 from stages.checkpoints.reader import Checkpoint
 
 
@@ -37,6 +46,19 @@ def test_a_block_of_the_factor_divides_the_outputs():
     assert [widest(*pair) for pair in ((768, 512), (256, 512), (352, 128), (7, 3))] == [384, 256, 88, 1]
 
 
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_the_shrinkage_is_ledoit_and_wolfs(spread):
+    """Against scikit-learn's, on rows of which few have nearly all of the length, and on rows that are alike."""
+    draw = torch.Generator().manual_seed(5)
+    rows = torch.randn(2, 300, 20, generator=draw, dtype=torch.float64) * torch.logspace(-1, 1, 20, dtype=torch.float64)
+    rows *= (spread * torch.randn(2, 300, 1, generator=draw, dtype=torch.float64)).exp()
+    found, shares = shrunk(rows.transpose(1, 2) @ rows, rows.square().sum(-1).square().sum(1), 300)
+    for block, factors, share in zip(rows, found, shares, strict=True):
+        wanted, intensity = ledoit_wolf(block.numpy(), assume_centered=True)
+        np.testing.assert_allclose(factors.numpy(), wanted, rtol=1e-8, atol=1e-12 * wanted.max())
+        assert float(share) == pytest.approx(intensity) and (share > 0.3) == (spread > 0)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3"])
 def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monkeypatch):
     def first_token(hidden, head, draw, scale, softcap):
@@ -59,7 +81,7 @@ def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monk
     facts = architecture(checkpoint)
     head = torch.from_numpy(checkpoint.tensor(facts.head))
     first = first_gradients(run, run.hidden, head, facts.logit_scale, facts.logit_softcap, 0)
-    backward(run, states, first, OutputMoments(limit, found.__setitem__), 2)
+    backward(run, states, first, OutputMoments(limit, lambda name, factors, shrinkage: found.update({name: (factors, shrinkage)})), 2)
 
     model, seen = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), {}
     for name, module in model.named_modules():
@@ -72,9 +94,11 @@ def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monk
     for name, gradient in seen.items():
         rows = gradient.reshape(100, -1).double().numpy()
         whole, size = rows.T @ rows / 100, widest(rows.shape[1], limit)
-        for number, block in enumerate(found[name]):
-            span = slice(number * size, (number + 1) * size)
-            np.testing.assert_allclose(block, whole[span, span], rtol=1e-3, atol=1e-5 * np.abs(whole).max())
+        for number, (block, share) in enumerate(zip(*found[name], strict=True)):
+            part = whole[number * size:(number + 1) * size, number * size:(number + 1) * size]
+            wanted = (1 - share) * part + share * part.trace() / size * np.eye(size)
+            np.testing.assert_allclose(block, wanted, rtol=1e-3, atol=1e-5 * np.abs(whole).max())
+            assert 0 <= share < 1
 
 
 def test_the_same_seed_draws_the_same_labels():

@@ -69,13 +69,31 @@ def output_gradient(hidden: torch.Tensor, head: torch.Tensor, draw: torch.Genera
     return found
 
 
-class OutputMoments:
-    """Sums GᵀG of the gradients at the outputs of a block's linear layers, in blocks of at most `limit` outputs."""
+def shrunk(products: torch.Tensor, fourth: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(G [blocks, n, n], the intensity of its shrinkage [blocks]) from Σ g gᵀ and Σ |g|⁴ of `count` gradients.
 
-    def __init__(self, limit: int, keep: Callable[[str, np.ndarray], None]) -> None:
-        """`keep(layer, G)` takes each finished G = Σ g gᵀ / n, float32 [blocks, size, size]."""
+    Where a few tokens have nearly all of the gradient, the sample's moments are far from the text's. Shrinking them towards
+    a multiple of the identity by the intensity with the least expected error mends that (Ledoit and Wolf 2004, section 3).
+    """
+    sample = products / count
+    level = sample.diagonal(dim1=-2, dim2=-1).mean(-1)
+    squares = sample.square().sum((1, 2))
+    distance = squares - sample.shape[-1] * level**2
+    noise = (fourth / count - squares) / count
+    intensity = torch.where(distance > 0, noise / distance, 1).clamp(0, 1)
+    identity = torch.eye(sample.shape[-1], dtype=sample.dtype, device=sample.device)
+    return (1 - intensity)[:, None, None] * sample + (intensity * level)[:, None, None] * identity, intensity
+
+
+class OutputMoments:
+    """Sums g gᵀ of the gradients at the outputs of a block's linear layers, in blocks of at most `limit` outputs."""
+
+    def __init__(self, limit: int, keep: Callable[..., None]) -> None:
+        """`keep(layer, G, shrinkage=)` takes each finished G, float32 [blocks, size, size], as `shrunk` makes it, and the
+        intensity float32 [blocks].
+        """
         self.limit, self.keep = limit, keep
-        self._sums: dict[str, tuple[torch.Tensor, int]] = {}
+        self._sums: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     @contextmanager
     def watch(self, prefix: str, block: nn.Module) -> Iterator[None]:
@@ -94,16 +112,20 @@ class OutputMoments:
             for hook in hooks:
                 hook.remove()
         for name in sorted(self._sums):
-            total, count = self._sums.pop(name)
-            self.keep(name, (total / count).float().cpu().numpy())
+            factors, intensity = (one.float().cpu().numpy() for one in shrunk(*self._sums.pop(name)))
+            self.keep(name, factors, shrinkage=intensity)
 
     def _see(self, name: str, gradient: torch.Tensor) -> None:
         width = gradient.shape[-1]
         size = widest(width, self.limit)
         rows = gradient.reshape(-1, width // size, size).transpose(0, 1)
-        product = (rows.transpose(1, 2) @ rows).double()
-        total, count = self._sums.get(name, (0, 0))
-        self._sums[name] = (total + product, count + rows.shape[1])
+        product, fourth = (rows.transpose(1, 2) @ rows).double(), rows.double().square().sum(-1).square().sum(1)
+        if name in self._sums:
+            products, fourths, count = self._sums[name]
+            product, fourth = products.add_(product), fourths + fourth
+        else:
+            count = 0
+        self._sums[name] = (product, fourth, count + rows.shape[1])
 
 
 def first_gradients(run: BlockRun, hidden: list[torch.Tensor], head: torch.Tensor, scale: float, softcap: float | None,
