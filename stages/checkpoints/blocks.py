@@ -12,10 +12,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stages.checkpoints.architecture import architecture
 from stages.checkpoints.device import device
 from stages.checkpoints.reader import Checkpoint
 
-DECODER, EMBEDDING, NORM = "model", "model.embed_tokens", "model.norm"
 BATCH_TOKENS = 4096
 Watch = Callable[[str, nn.Module], AbstractContextManager]
 
@@ -23,7 +23,7 @@ Watch = Callable[[str, nn.Module], AbstractContextManager]
 class _Recorder(nn.Module):
     """Stands in a block's place: passes the hidden states on and keeps what else the block is called with."""
 
-    def __init__(self, block: nn.Module, calls: list[dict]) -> None:
+    def __init__(self, block: nn.Module, calls: list[tuple[tuple, dict]]) -> None:
         super().__init__()
         self.__dict__["block"], self.calls = block, calls
 
@@ -34,7 +34,7 @@ class _Recorder(nn.Module):
             return getattr(self.__dict__["block"], name)
 
     def forward(self, hidden: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        self.calls.append(kwargs)
+        self.calls.append((args, kwargs))
         return hidden
 
 
@@ -70,36 +70,43 @@ class BlockRun:
 
     def __init__(self, checkpoint: Checkpoint, tokens: np.ndarray) -> None:
         self.checkpoint, self.model = checkpoint, empty_model(checkpoint.folder)
-        decoder = self.model.get_decoder()
-        self.blocks = list(decoder.layers)
-        _fill(self.model, decoder.embed_tokens, EMBEDDING, checkpoint)
-        calls: list[dict] = []
-        decoder.layers = nn.ModuleList(_Recorder(block, calls) for block in self.blocks)
-        self.norm, decoder.norm = decoder.norm, nn.Identity()
+        self.facts = architecture(checkpoint)
+        decoder, outside = self.model.get_decoder(), self.facts.family.outside
+        before = [module for part, module in outside.items() if part.endswith("_embd")]
+        blocks, norm = (name.rpartition(".")[2] for name in (self.facts.family.blocks, outside["output_norm"]))
+        self.blocks, self.norm = list(getattr(decoder, blocks)), getattr(decoder, norm)
+        for name in before:
+            _fill(self.model, self.model.get_submodule(name), name, checkpoint)
+        calls: list[tuple[tuple, dict]] = []
+        setattr(decoder, blocks, nn.ModuleList(_Recorder(block, calls) for block in self.blocks))
+        setattr(decoder, norm, nn.Identity())
         batches = torch.from_numpy(tokens.astype(np.int64)).split(max(1, BATCH_TOKENS // tokens.shape[1]))
         self.hidden: list[torch.Tensor] = []
-        self._arguments: dict[int, list[dict]] = {}  # by batch size: they are the same for equal shapes
+        self._arguments: dict[int, list[tuple[tuple, dict]]] = {}  # by batch size: they are the same for equal shapes
         with torch.no_grad():
             for batch in batches:
                 calls.clear()
                 self.hidden.append(decoder(input_ids=batch.to(device()), use_cache=False).last_hidden_state.cpu())
                 self._arguments.setdefault(len(batch), list(calls))
-        decoder.embed_tokens.to("meta")
-        decoder.layers, decoder.norm = nn.ModuleList(self.blocks), self.norm
+        for name in before:
+            self.model.get_submodule(name).to("meta")
+        setattr(decoder, blocks, nn.ModuleList(self.blocks))
+        setattr(decoder, norm, self.norm)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[tuple[str, nn.Module]]:
         """(prefix, block) with the block's weights in memory."""
-        prefix = f"{DECODER}.layers.{index}"
+        prefix = self.facts.prefix(index).removesuffix(".")
         _fill(self.model, self.blocks[index], prefix, self.checkpoint)
         yield prefix, self.blocks[index]
         self.blocks[index].to("meta")
 
     def call(self, index: int, batch: torch.Tensor) -> torch.Tensor:
         """What a loaded block makes of one batch of `hidden`, on the device where it is loaded."""
-        out = self.blocks[index](batch, **self._arguments[len(batch)][index])
+        args, kwargs = self._arguments[len(batch)][index]
+        out = self.blocks[index](batch, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def forward(self, label: str, watch: Watch | None = None, after: Callable[[int], None] | None = None,
@@ -118,7 +125,7 @@ class BlockRun:
     @contextmanager
     def final_norm(self) -> Iterator[nn.Module]:
         """The norm after the last block, with its weights in memory."""
-        _fill(self.model, self.norm, NORM, self.checkpoint)
+        _fill(self.model, self.norm, self.facts.family.outside["output_norm"], self.checkpoint)
         yield self.norm
         self.norm.to("meta")
 

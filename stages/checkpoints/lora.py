@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from stages.checkpoints.families import tied
+from stages.checkpoints.architecture import architecture
 from stages.checkpoints.reader import Checkpoint, inside, read_json
 from stages.checkpoints.stream import SafetensorsStream
 from stages.tracking import Failure, StageError
@@ -75,7 +75,7 @@ class Adapter:
         else:
             target = name
             self.whole[target] = key
-        shared = tied(base.config) and target in ("model.embed_tokens.weight", "lm_head.weight")
+        shared = base.tied_head is not None and target in (base.tied_head, architecture(base).embedding)
         if target not in base.names or shared:
             found = "which the base ties to its other end" if shared else "which the base does not have"
             raise self.mismatch(f"only changes to tensors of the base, found {key}, {found}")

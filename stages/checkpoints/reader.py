@@ -9,11 +9,10 @@ import ml_dtypes  # also gives numpy the bfloat16 that safetensors hands over
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from stages.checkpoints.families import tied
+from stages.checkpoints.families import tied_head
 from stages.tracking import Failure, StageError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-TIED_HEAD = "lm_head.weight"
 COMPUTED = ".rotary_emb.inv_freq"  # old Llama checkpoints store this buffer, which config.json determines
 
 
@@ -92,9 +91,8 @@ class Checkpoint:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self.files = weight_map(self.folder)
-        shared = (self.folder / "config.json").is_file() and tied(self.config)
-        self.names = sorted(name for name in self.files
-                            if not name.endswith(COMPUTED) and not (shared and name == TIED_HEAD))
+        self.tied_head = tied_head(self.config) if (self.folder / "config.json").is_file() else None
+        self.names = sorted(name for name in self.files if not name.endswith(COMPUTED) and name != self.tied_head)
 
     @cached_property
     def config(self) -> dict:

@@ -54,11 +54,11 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
         else:
             shards.add({name: values(model, quantized, name, dtype)})
     shards.close()
-    config = dict(model.config)
-    kind = variant.dtype or LONG[model.stored_dtype(architecture(model).embedding)]
+    config, facts = dict(model.config), architecture(model)
+    kind = variant.dtype or LONG[model.stored_dtype(facts.embedding)]
     config["torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"] = kind
     if schemes:
-        config["quantization_config"] = layout.config(schemes)
+        config["quantization_config"] = layout.config(schemes, facts.kept)
     write_json(folder / "config.json", config)
     return kinds
 

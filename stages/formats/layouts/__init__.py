@@ -1,8 +1,8 @@
 """Layouts of quantized linear layers inside safetensors: how integers, scales and zero points become tensors.
 
-Each module has `tensors(module, linear, dtype)`, `config(schemes)` for config.json's quantization_config, `parts(module)`,
-`kind(config)`, and `dequantize(checkpoint, module, config)`; `config` is the whole quantization_config and a scheme is
-(kind, symmetric, group size, whether a group is the whole row).
+Each module has `tensors(module, linear, dtype)`, `config(schemes, kept)` for config.json's quantization_config, where `kept`
+are the linear layers that are not rounded, `parts(module)`, `kind(config)`, and `dequantize(checkpoint, module, config)`;
+`config` is the whole quantization_config and a scheme is (kind, symmetric, group size, whether a group is the whole row).
 """
 
 from importlib import import_module
