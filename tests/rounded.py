@@ -1,5 +1,7 @@
 """Quantized weights for tests, without a calibration, and the torch model that they stand for."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.reader import Checkpoint
 
+CONV1D = ("c_attn", "c_proj", "c_fc")  # layers that transformers keeps as [in, out]
 CALIBRATION = {"text_sha256": "0" * 64, "tokens": 0, "seed": 0}
 
 
@@ -44,19 +47,21 @@ def activations_rounded(folder: Path, model: Checkpoint, kind: str) -> Quantized
 
 
 def torch_model(model: Checkpoint, quantized: Quantized):
-    """The float32 torch model whose weights are the canonical ones."""
+    """The float32 torch model whose weights are the canonical ones, loaded by transformers from an ordinary folder of them."""
     import torch
+    from safetensors.numpy import save_file
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    made = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
-    parameters = dict(made.named_parameters())
-    with torch.no_grad():
-        for name in quantized.linears:
-            parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
-        for name in quantized.overrides:
-            parameters[name].copy_(torch.from_numpy(quantized.override(name)))
-    return made
+    tensors = {name: model.tensor(name) for name in model.names}
+    tensors |= {f"{name}.weight": quantized.linear(name).dequantize() for name in quantized.linears}
+    tensors |= {name: quantized.override(name) for name in quantized.overrides}
+    turned = [name for name in tensors if name.rsplit(".", 2)[-2:] in ([one, "weight"] for one in CONV1D)]
+    tensors |= {name: np.ascontiguousarray(tensors[name].T) for name in turned}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        shutil.copy(model.folder / "config.json", folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def tokens_of(model: Checkpoint, batch: int = 2, length: int = 20) -> np.ndarray:

@@ -12,7 +12,8 @@ VALUE = "self_attn.v_proj"
 USUAL = {"hidden_size": ("hidden_size",), "intermediate_size": ("intermediate_size",), "layers": ("num_hidden_layers",),
          "heads": ("num_attention_heads",), "kv_heads": ("num_key_value_heads",), "head_dim": ("head_dim",),
          "vocab_size": ("vocab_size",), "max_positions": ("max_position_embeddings",), "norm_eps": ("rms_norm_eps",),
-         "activation": ("hidden_activation", "hidden_act")}
+         "activation": ("hidden_activation", "hidden_act"), "rope_theta": ("rope_theta", "rotary_emb_base"),
+         "rotary_share": ("partial_rotary_factor", "rotary_pct")}
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Architecture:
     @property
     def kept(self) -> list[str]:
         """Module names of the linear layers that no method rounds."""
-        return [self.family.outside["output"]]
+        heads = [self.family.outside["output"]]
+        return heads + [own for own, stored in self.family.renamed.items() if stored in heads]
 
     def prefix(self, layer: int) -> str:
         """What the names of one decoder block begin with."""
@@ -129,16 +131,19 @@ def from_config(config: dict) -> Architecture:
             raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {key('activation')} "
                              f"{' or '.join(family.activations)}, found {activation!r} in config.json")
         rope = config.get("rope_parameters") or {}
-        scaling = config.get("rope_scaling") or {one: value for one, value in rope.items() if one != "rope_theta"}
+        scaling = config.get("rope_scaling") or {one: value for one, value in rope.items()
+                                                 if one not in ("rope_theta", "partial_rotary_factor")}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         heads, hidden = config[key("heads")], config[key("hidden_size")]
         head_dim = config.get(key("head_dim")) or hidden // heads
-        share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", family.rotary_share))
+        share = rope.get("partial_rotary_factor", config.get(key("rotary_share"), family.rotary_share))
+        width = config.get(key("intermediate_size")) or family.widening * hidden or config[key("intermediate_size")]
         return Architecture(
-            model_type=name, family=family, hidden_size=hidden, intermediate_size=config[key("intermediate_size")],
-            layers=config[key("layers")], heads=heads, kv_heads=config.get(key("kv_heads")) or heads, head_dim=head_dim,
-            vocab_size=config[key("vocab_size")], max_positions=config[key("max_positions")], norm_eps=config[key("norm_eps")],
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+            model_type=name, family=family, hidden_size=hidden, intermediate_size=width, layers=config[key("layers")],
+            heads=heads, kv_heads=config.get(key("kv_heads")) or heads, head_dim=head_dim,
+            vocab_size=config[key("vocab_size")], max_positions=config[key("max_positions")],
+            norm_eps=config[key("norm_eps")],
+            rope_theta=float(rope.get("rope_theta", config.get(key("rope_theta"), 10000.0))),
             rope_scaling=scaling if kind != "default" else None, rotary_dim=int(head_dim * share), tied=tied(config),
             logit_softcap=config.get("final_logit_softcapping"),
         )

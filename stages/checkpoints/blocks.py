@@ -2,19 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.device import device
 from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.skeleton import empty_model
 
 BATCH_TOKENS = 4096
 Watch = Callable[[str, nn.Module], AbstractContextManager]
@@ -43,22 +41,6 @@ def _fill(model: nn.Module, module: nn.Module, prefix: str, checkpoint: Checkpoi
     for name, _ in list(module.named_parameters()):
         value = torch.from_numpy(checkpoint.tensor(f"{prefix}.{name}"))
         set_module_tensor_to_device(model, f"{prefix}.{name}", device(), value=value)
-
-
-def empty_model(folder: Path) -> nn.Module:
-    """The model that config.json describes, on the meta device: shapes and names without weights, float32.
-
-    Built by transformers from its own code, never by code from the checkpoint. Buffers that are not stored (the
-    frequencies of the rotary embedding) are real.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    model.tie_weights()
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device()), persistent=False)
-    return model.eval()
 
 
 class BlockRun:

@@ -38,8 +38,17 @@ class Family:
     activations: tuple[str, ...] = ("silu",)
     norm_offset: float = 0.0  # a norm multiplies by its weight plus this
     rotary_share: float = 1.0  # of a head that is rotated, where config.json does not say
+    widening: int = 0  # times a hidden state that feed-forward layers are wide, where config.json does not say
+    renamed: dict[str, str] = field(default_factory=dict)  # transformers' name for a module → the checkpoint's
+    transposed: bool = False  # the blocks' linear layers are stored as [in, out]
     tied: bool = False  # whether the head is the embedding, where config.json does not say
     normalized: str | None = None  # optimum's name for the configuration, where it is not the family's
+
+    def turned(self, name: str) -> bool:
+        """Whether files hold this tensor as [in, out]."""
+        inside, _, module = name.removeprefix(f"{self.blocks}.").removesuffix(".weight").partition(".")
+        return (self.transposed and name.startswith(self.blocks) and name.endswith(".weight") and inside.isdecimal()
+                and module in self.block.linears)
 
 
 ATTENTION = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -64,9 +73,30 @@ PHI3 = Family(Block(
      "post_attention_layernorm": "ffn_norm", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
     ((("self_attn.qkv_proj",), "input_layernorm"), (("self_attn.o_proj",), None),
      (("mlp.gate_up_proj",), "post_attention_layernorm"), (("mlp.down_proj",), None))))
+# Norms with biases, half of a block beside the other, and a quarter of each head rotated.
+NEOX = Family(Block(
+    {"input_layernorm": "attn_norm", "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
+     "post_attention_layernorm": "ffn_norm", "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down"},
+    ((("attention.query_key_value",), "input_layernorm"), (("attention.dense",), None),
+     (("mlp.dense_h_to_4h",), "post_attention_layernorm"), (("mlp.dense_4h_to_h",), None))),
+    outside={"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
+    blocks="gpt_neox.layers", keys={"norm_eps": "layer_norm_eps", "kv_heads": "num_attention_heads"},
+    activations=("gelu", "gelu_fast", "gelu_new"), rotary_share=0.25, renamed={"lm_head": "embed_out"})
+# Learned positions instead of rotated heads.
+GPT2 = Family(Block(
+    {"ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+     "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"},
+    ((("attn.c_attn",), "ln_1"), (("attn.c_proj",), None), (("mlp.c_fc",), "ln_2"), (("mlp.c_proj",), None))),
+    outside={"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output_norm": "transformer.ln_f",
+             "output": "lm_head"},
+    blocks="transformer.h",
+    keys={"hidden_size": "n_embd", "intermediate_size": "n_inner", "layers": "n_layer", "heads": "n_head",
+          "kv_heads": "n_head", "max_positions": "n_positions", "norm_eps": "layer_norm_epsilon",
+          "activation": "activation_function"},
+    activations=("gelu_new", "gelu", "gelu_pytorch_tanh"), rotary_share=0.0, widening=4, transposed=True, tied=True)
 
-FAMILIES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "llama": LLAMA, "mistral": LLAMA, "phi3": PHI3, "qwen2": LLAMA,
-            "qwen3": LLAMA}
+FAMILIES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "gpt2": GPT2, "gpt_neox": NEOX, "llama": LLAMA, "mistral": LLAMA,
+            "phi3": PHI3, "qwen2": LLAMA, "qwen3": LLAMA}
 
 
 def family_of(config: dict) -> Family | None:

@@ -139,7 +139,8 @@ def merge(base: Checkpoint, folder: Path, target: Path) -> dict:
         with SafetensorsStream(written, names) as stream:
             for name in names:
                 tensor = base.raw(name)
-                stream.add(name, adapter.merged(name, tensor) if name in changed else tensor)
+                merged = adapter.merged(name, tensor) if name in changed else tensor
+                stream.add(base.keys[name], base.as_stored(name, merged))
     about = {key: adapter.config.get(key) for key in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern",
                                                       "alpha_pattern")}
     return {"step": "merge_lora", "adapter": str(folder), **about, "tensors": len(changed)}

@@ -94,7 +94,7 @@ def check_whole(folder: Path) -> dict[str, Any]:
 
 def check_fit(checkpoint: Checkpoint) -> None:
     """Hold names and shapes against the model that transformers builds from config.json."""
-    from stages.checkpoints.blocks import empty_model
+    from stages.checkpoints.skeleton import empty_model
 
     wanted = {name: tuple(one.shape) for name, one in empty_model(checkpoint.folder).named_parameters()}
     absent = sorted(set(wanted) - set(checkpoint.names))

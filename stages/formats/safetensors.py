@@ -16,7 +16,7 @@ from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from stages.checkpoints.source import SIDE_FILES
 from stages.config import Variant
 from stages.formats import StoredTensor
-from stages.formats.layouts import layout_of, load_layout
+from stages.formats.layouts import check_loadable, layout_of, load_layout
 from stages.tracking import write_json
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -28,8 +28,12 @@ SHARD_BYTES = 2 << 30  # a shard is in memory until it is written
 def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
     """Write the folder; returns source tensor name → requested type.
 
-    Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold).
+    Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold), and as
+    `layouts.check_loadable` does.
     """
+    facts = architecture(model)
+    if quantized.linears:
+        check_loadable(facts)
     kinds = {name: NAMES[variant.dtype] if variant.dtype else model.stored_dtype(name) for name in model.names}
     for name in SIDE_FILES:
         if (model.folder / name).is_file():
@@ -52,9 +56,9 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             schemes.add(linear.scheme)
             shards.add(layout.tensors(module, linear, dtype))
         else:
-            shards.add({name: values(model, quantized, name, dtype)})
+            shards.add({name: model.as_stored(name, values(model, quantized, name, dtype))})
     shards.close()
-    config, facts = dict(model.config), architecture(model)
+    config = dict(model.config)
     kind = variant.dtype or LONG[model.stored_dtype(facts.embedding)]
     config["torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"] = kind
     if schemes:

@@ -8,6 +8,9 @@ are the linear layers that are not rounded, `parts(module)`, `kind(config)`, and
 from importlib import import_module
 from types import ModuleType
 
+from stages.checkpoints.architecture import Architecture
+from stages.tracking import Failure, StageError
+
 MODULES = {"compressed-tensors": "compressed", "gptq": "gptq", "awq": "awq"}
 Scheme = tuple[str, bool, int, bool]
 
@@ -22,13 +25,22 @@ def layout_of(config: dict) -> ModuleType:
     return load_layout(config["quant_method"], config.get("format") in ("int-quantized", "float-quantized"))
 
 
+def check_loadable(facts: Architecture) -> None:
+    """Raise StageError(unsupported_architecture) for a model that transformers loads in no layout of rounded layers.
+
+    Found by trying: compressed-tensors knows nn.Linear alone, and with gptqmodel GPT-2 breaks while it is built.
+    """
+    if facts.family.transposed:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected rounded layers that are linear for safetensors, found "
+                         f"those of {facts.model_type}, which transformers has as Conv1D and loads from no layout of "
+                         "integers; use format onnx, or recipe none")
+
+
 def one_scheme(schemes: set[Scheme]) -> tuple[str, bool, int | None]:
     """(kind, symmetric, group size or None for whole rows) if all layers share it.
 
     Only rows that are one group each may differ in length. Raises StageError(unsupported_width) otherwise.
     """
-    from stages.tracking import Failure, StageError
-
     channel = all(whole for *_, whole in schemes)
     found = sorted({(kind, symmetric, None if channel else size) for kind, symmetric, size, _ in schemes})
     if len(found) != 1:
