@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from stages.checkpoints.architecture import architecture
@@ -46,8 +47,11 @@ def activations_rounded(folder: Path, model: Checkpoint, kind: str) -> Quantized
     return Quantized(folder)
 
 
-def torch_model(model: Checkpoint, quantized: Quantized):
-    """The float32 torch model whose weights are the canonical ones, loaded by transformers from an ordinary folder of them."""
+def torch_model(model: Checkpoint, quantized: Quantized, halved: str | None = None):
+    """The float32 torch model whose weights are the canonical ones, loaded by transformers from an ordinary folder of them.
+
+    Those of rounded layers with `halved` in their names are rounded to bfloat16 before.
+    """
     import torch
     from safetensors.numpy import save_file
     from transformers import AutoModelForCausalLM
@@ -55,6 +59,8 @@ def torch_model(model: Checkpoint, quantized: Quantized):
     torch.set_num_threads(1)
     tensors = {name: model.tensor(name) for name in model.names}
     tensors |= {f"{name}.weight": quantized.linear(name).dequantize() for name in quantized.linears}
+    tensors |= {name: tensor.astype(ml_dtypes.bfloat16).astype(np.float32) for name, tensor in tensors.items()
+                if halved and halved in name}
     tensors |= {name: quantized.override(name) for name in quantized.overrides}
     turned = [name for name in tensors if name.rsplit(".", 2)[-2:] in ([one, "weight"] for one in CONV1D)]
     tensors |= {name: np.ascontiguousarray(tensors[name].T) for name in turned}

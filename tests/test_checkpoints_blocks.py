@@ -31,6 +31,10 @@ KINDS = {
         "model_type": "gpt_neox", "use_parallel_residual": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
     "gpt2": {"model_type": "gpt2"},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "tie_word_embeddings": False},
+    "qwen3-moe": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
+    "qwen3-moe with a dense block": {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
+                                     "moe_intermediate_size": 32, "mlp_only_layers": [1], "norm_topk_prob": True},
     "gpt2 with a head of its own": {"model_type": "gpt2", "tie_word_embeddings": False},
 }
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from rounded import differing, rounded, tokens_of, torch_greedy, torch_logprobs, torch_model
+from rounded import activations_rounded, differing, rounded, tokens_of, torch_greedy, torch_logprobs, torch_model
 
 from stages.checkpoints import verify
 from stages.checkpoints.architecture import architecture
@@ -16,8 +16,9 @@ from stages.quantize import Work, integers_by_input, integers_by_layer
 from stages.runtimes import open_runtime
 from stages.tracking import Failure, StageError, write_json
 
-SIZES = {family: {"sliding_window": 16} for family in ("gemma2", "gemma3_text")}
-UNTIED = ("phi3", "gpt_neox")
+SIZES = {"gemma2": {"sliding_window": 16}, "gemma3_text": {"sliding_window": 16}, "mixtral": {"num_local_experts": 4},
+         "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 2}}
+UNTIED = ("phi3", "gpt_neox", "mixtral")
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
@@ -52,7 +53,7 @@ def quantized(model, folder, **recipe) -> Quantized:
     checkpoint, moments = model
     folder.mkdir()
     grid = {"group_size": 32, "symmetric": False} if recipe["method"] in ("rtn", "gptq", "awq") else {}
-    facts, made = architecture(checkpoint), RECIPES[recipe["method"]](**grid, **recipe)
+    facts, made = architecture(checkpoint), RECIPES[recipe["method"]](**grid | recipe)
     work = Work(made, checkpoint, facts, moments, QuantizedWriter(folder))
     activations = {"activations": "dynamic"} if recipe["method"] in ("smoothquant", "fp8") else {}
     for layer in range(facts.layers):
@@ -89,21 +90,48 @@ def test_awq_folds_scales_into_weights_and_biases(model, tmp_path):
     assert with_bias <= set(moved)
 
 
-def test_curvature_rounding_is_loaded_by_transformers_as_it_was_made(model, tmp_path):
-    checkpoint = model[0]
-    made = quantized(model, tmp_path / "gptq", method="gptq", bits=4, curvature=True)
-    (tmp_path / "out").mkdir()
-    variant = Variant(recipe="r", format="safetensors", runtime="transformers")
-    if architecture(checkpoint).family.transposed:
-        with pytest.raises(StageError, match="has as Conv1D and loads from no layout") as caught:
-            safetensors.write(checkpoint, made, tmp_path / "out", variant)
-        assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE and not list((tmp_path / "out").iterdir())
+@pytest.mark.parametrize("recipe", [{"method": "gptq", "bits": 4, "curvature": True}, {"method": "int8"}],
+                         ids=["curvature", "int8"])
+def test_packed_integers_are_loaded_by_transformers_as_they_were_made(model, recipe, tmp_path):
+    checkpoint, facts = model[0], architecture(model[0])
+    if facts.family.transposed:
+        refused(checkpoint, quantized(model, tmp_path / "q", **recipe), tmp_path / "out", "has as Conv1D and loads from no layout")
         return
-    safetensors.write(checkpoint, made, tmp_path / "out", variant)
+    if facts.experts and recipe["method"] == "gptq":
+        recipe = recipe | {"symmetric": True}
+    made = quantized(model, tmp_path / "q", **recipe)
+    (tmp_path / "out").mkdir()
+    safetensors.write(checkpoint, made, tmp_path / "out", Variant(recipe="r", format="safetensors", runtime="transformers"))
     assert differing(safetensors, tmp_path / "out", checkpoint, made) == []
     tokens = tokens_of(checkpoint)
     found = open_runtime("transformers", tmp_path / "out", 1).logprobs(tokens)
-    assert np.abs(found - torch_logprobs(torch_model(checkpoint, made), tokens)).max() < 1e-5
+    # transformers expands experts in the precision of their scales.
+    assert np.abs(found - torch_logprobs(torch_model(checkpoint, made, halved=".experts."), tokens)).max() < 1e-5
+
+
+def refused(checkpoint, made, folder, words, **variant) -> None:
+    """Writing safetensors is refused by name before anything is written."""
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(StageError, match=words) as caught:
+        safetensors.write(checkpoint, made, folder,
+                          Variant(recipe="r", format="safetensors", runtime="transformers", **variant))
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE and not list(folder.iterdir())
+
+
+def test_experts_that_transformers_does_not_load_are_refused(model, tmp_path):
+    checkpoint = model[0]
+    if not architecture(checkpoint).experts:
+        pytest.skip("a model without experts")
+    symmetric = rounded(tmp_path / "s", checkpoint, 4, 32, symmetric=True)
+    refused(checkpoint, rounded(tmp_path / "a", checkpoint, 4, 32), tmp_path / "out", "neither transformers nor vLLM takes there")
+    refused(checkpoint, symmetric, tmp_path / "out", "found gptq", layout="gptq")
+    refused(checkpoint, symmetric, tmp_path / "out", "found awq", layout="awq")
+    refused(checkpoint, activations_rounded(tmp_path / "i", checkpoint, "int8"), tmp_path / "out", "int8 with rounded activations")
+    made = activations_rounded(tmp_path / "f", checkpoint, "float8")
+    safetensors.write(checkpoint, made, tmp_path / "out", Variant(recipe="r", format="safetensors", runtime="transformers"))
+    tokens = tokens_of(checkpoint)
+    found = open_runtime("transformers", tmp_path / "out", 1).logprobs(tokens)
+    assert np.abs(found - torch_logprobs(torch_model(checkpoint, made), tokens)).mean() < 0.05  # attention rounds its inputs
 
 
 def test_safetensors_in_another_dtype_is_loaded_as_it_was_made(model, tmp_path):

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from stages.checkpoints.families import FAMILIES, Block, Family, family_of, tied
+from stages.checkpoints.families import FAMILIES, ROUTER, Block, Family, family_of, tied
 from stages.checkpoints.reader import Checkpoint
 from stages.tracking import Failure, StageError
 
@@ -13,7 +13,8 @@ USUAL = {"hidden_size": ("hidden_size",), "intermediate_size": ("intermediate_si
          "heads": ("num_attention_heads",), "kv_heads": ("num_key_value_heads",), "head_dim": ("head_dim",),
          "vocab_size": ("vocab_size",), "max_positions": ("max_position_embeddings",), "norm_eps": ("rms_norm_eps",),
          "activation": ("hidden_activation", "hidden_act"), "rope_theta": ("rope_theta", "rotary_emb_base"),
-         "rotary_share": ("partial_rotary_factor", "rotary_pct")}
+         "rotary_share": ("partial_rotary_factor", "rotary_pct"), "experts": ("num_local_experts", "num_experts"),
+         "experts_used": ("num_experts_per_tok",), "expert_size": ("moe_intermediate_size", "intermediate_size")}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Architecture:
     rope_scaling: dict | None
     rotary_dim: int
     tied: bool
+    sparse_layers: frozenset[int] = frozenset()  # the blocks with experts
+    experts: int = 0
+    experts_used: int = 0  # by each token
+    expert_size: int = 0  # the intermediate size of one
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
@@ -62,7 +67,9 @@ class Architecture:
     def kept(self) -> list[str]:
         """Module names of the linear layers that no method rounds."""
         heads = [self.family.outside["output"]]
-        return heads + [own for own, stored in self.family.renamed.items() if stored in heads]
+        heads += [own for own, stored in self.family.renamed.items() if stored in heads]
+        return heads + [self.prefix(layer) + module for layer in sorted(self.sparse_layers)
+                        for module, part in self.block(layer).modules.items() if part == ROUTER]
 
     def prefix(self, layer: int) -> str:
         """What the names of one decoder block begin with."""
@@ -70,11 +77,15 @@ class Architecture:
 
     def block(self, layer: int) -> Block:
         """What a decoder block consists of."""
-        return self.family.block
+        return self.family.sparse if layer in self.sparse_layers else self.family.block
+
+    def each(self, module: str) -> list[str]:
+        """The module, or where its name has a `*` that of every expert."""
+        return [module.replace("*", str(number)) for number in range(self.experts)] if "*" in module else [module]
 
     def linears_of(self, layer: int) -> list[str]:
         """Module names of the linear layers of one decoder block, in order of use."""
-        return [self.prefix(layer) + module for module in self.block(layer).linears]
+        return [self.prefix(layer) + one for module in self.block(layer).linears for one in self.each(module)]
 
     def linears(self) -> list[str]:
         """Module names of all linear layers of the decoder blocks, in order of use."""
@@ -88,6 +99,7 @@ class Architecture:
         module, layer = re.sub(r"\.(weight|bias)$", "", name), self.layer_index(name)
         parts = ({module: part for part, module in self.family.outside.items()} if layer is None else
                  {self.prefix(layer) + inner: part for inner, part in self.block(layer).modules.items()})
+        module = re.sub(r"\.experts\.\d+\.", ".experts.*.", module)
         if module not in parts:
             raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"tensor {name} has no known part in {self.model_type}")
         return parts[module]
@@ -104,9 +116,13 @@ class Architecture:
         attention there is no scale of v that equals one of o's input, so nothing can be folded there.
         """
         shared, prefix = self.heads != self.kv_heads, self.prefix(layer)
-        return [([prefix + linear for linear in linears],
-                 prefix + before if before and not (shared and before == VALUE) else None)
-                for linears, before in self.block(layer).inputs]
+        groups = []
+        for linears, before in self.block(layer).inputs:
+            before = None if shared and before == VALUE else before
+            for number in range(self.experts if "*" in linears[0] else 1):
+                names = [prefix + linear.replace("*", str(number)) for linear in linears]
+                groups.append((names, prefix + before.replace("*", str(number)) if before else None))
+        return groups
 
 
 def architecture(checkpoint: Checkpoint) -> Architecture:
@@ -138,14 +154,19 @@ def from_config(config: dict) -> Architecture:
         head_dim = config.get(key("head_dim")) or hidden // heads
         share = rope.get("partial_rotary_factor", config.get(key("rotary_share"), family.rotary_share))
         width = config.get(key("intermediate_size")) or family.widening * hidden or config[key("intermediate_size")]
+        layers, sparse = config[key("layers")], {}
+        if family.sparse:
+            dense, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
+            sparse = {size: config[key(size)] for size in ("experts", "experts_used", "expert_size")}
+            sparse["sparse_layers"] = frozenset(one for one in range(layers) if one not in dense and (one + 1) % step == 0)
         return Architecture(
-            model_type=name, family=family, hidden_size=hidden, intermediate_size=width, layers=config[key("layers")],
+            model_type=name, family=family, hidden_size=hidden, intermediate_size=width, layers=layers,
             heads=heads, kv_heads=config.get(key("kv_heads")) or heads, head_dim=head_dim,
             vocab_size=config[key("vocab_size")], max_positions=config[key("max_positions")],
             norm_eps=config[key("norm_eps")],
             rope_theta=float(rope.get("rope_theta", config.get(key("rope_theta"), 10000.0))),
             rope_scaling=scaling if kind != "default" else None, rotary_dim=int(head_dim * share), tied=tied(config),
-            logit_softcap=config.get("final_logit_softcapping"),
+            logit_softcap=config.get("final_logit_softcapping"), **sparse,
         )
     except KeyError as error:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"config.json lacks {error}, which {name} needs") from None

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.device import device
+from stages.checkpoints.experts import experts_in
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.skeleton import empty_model
 
@@ -91,16 +92,28 @@ class BlockRun:
         out = self.blocks[index](batch, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
+    def _starve(self, index: int) -> None:
+        """Find the experts of a loaded block that too few tokens come to, in a pass of its own."""
+        mixtures = experts_in(self.blocks[index]).values()
+        for batch in self.hidden if mixtures else ():
+            self.call(index, batch.to(device()))
+        for experts in mixtures:
+            experts.starve()
+            experts.seen = [0] * len(experts)
+
     def forward(self, label: str, watch: Watch | None = None, after: Callable[[int], None] | None = None,
-                start: int = 0) -> None:
+                start: int = 0, starve: bool = False) -> None:
         """Take `hidden` through the blocks from `start` on. `watch(prefix, block)` is entered while a block runs over all
-        batches; `after(block)` is called when it has.
+        batches; `after(block)` is called when it has. With `starve`, starved experts show all tokens to who watches.
         """
         with torch.no_grad():
             for index in tqdm(range(start, len(self.blocks)), desc=label, unit="block", disable=None):
-                with self.loaded(index) as (prefix, block), watch(prefix, block) if watch else nullcontext():
-                    for number, batch in enumerate(self.hidden):
-                        self.hidden[number] = self.call(index, batch.to(device())).cpu()
+                with self.loaded(index) as (prefix, block):
+                    if starve:
+                        self._starve(index)
+                    with watch(prefix, block) if watch else nullcontext():
+                        for number, batch in enumerate(self.hidden):
+                            self.hidden[number] = self.call(index, batch.to(device())).cpu()
                 if after:
                     after(index)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class Block:
     """`modules`: module inside a block → the part it plays, in the order of use. `inputs`: the linear layers that read
-    one tensor, and the module before them that a scale of that tensor can be folded into, if there is one.
+    one tensor, and the module before them that a scale of that tensor can be folded into, if there is one. `*` stands for
+    the number of an expert.
     """
 
     modules: dict[str, str]
@@ -22,16 +23,18 @@ class Block:
         return tuple(module for module in self.modules if module in read)
 
 
+ROUTER, EXPERT_PARTS = "ffn_gate_inp", ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 LLAMA_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
 @dataclass(frozen=True)
 class Family:
-    """`block`: what the blocks consist of. `outside`: part → module around the blocks; `blocks`: the module that they are in.
+    """`block`: what the blocks consist of, and `sparse` those with experts. `outside`: part → module around the blocks; `blocks`: the module that they are in.
     `keys`: what config.json calls a size, where that is not the usual name (architecture.USUAL).
     """
 
     block: Block
+    sparse: Block | None = None
     outside: dict[str, str] = field(default_factory=LLAMA_OUTSIDE.copy)
     blocks: str = "model.layers"
     keys: dict[str, str] = field(default_factory=dict)
@@ -43,6 +46,12 @@ class Family:
     transposed: bool = False  # the blocks' linear layers are stored as [in, out]
     tied: bool = False  # whether the head is the embedding, where config.json does not say
     normalized: str | None = None  # optimum's name for the configuration, where it is not the family's
+
+    @property
+    def expert_names(self) -> list[str]:
+        """What an expert's gate, up and down are called inside of it."""
+        modules = {part: module for module, part in self.sparse.modules.items()} if self.sparse else {}
+        return [modules[part].rpartition(".")[2] for part in EXPERT_PARTS if part in modules]
 
     def turned(self, name: str) -> bool:
         """Whether files hold this tensor as [in, out]."""
@@ -95,8 +104,24 @@ GPT2 = Family(Block(
           "activation": "activation_function"},
     activations=("gelu_new", "gelu", "gelu_pytorch_tanh"), rotary_share=0.0, widening=4, transposed=True, tied=True)
 
+
+def mixture(module: str, gate: str, up: str, down: str) -> Block:
+    """Llama's block with experts. Nothing is folded into the norm before them: the router reads the same tensor, and with a
+    scale in it would choose by other roundings of its weights. An expert's up takes the scales of its own down.
+    """
+    gate, up, down = (f"{module}.experts.*.{name}" for name in (gate, up, down))
+    return Block({"input_layernorm": "attn_norm", **ATTENTION, "post_attention_layernorm": "ffn_norm",
+                  f"{module}.gate": ROUTER, **dict(zip((gate, up, down), EXPERT_PARTS, strict=True))},
+                 ((QKV, "input_layernorm"), (("self_attn.o_proj",), "self_attn.v_proj"), ((gate, up), None), ((down,), up)))
+
+
+MIXTRAL = Family(mixture("block_sparse_moe", "w1", "w3", "w2"), mixture("block_sparse_moe", "w1", "w3", "w2"),
+                 renamed={"mlp": "block_sparse_moe"})
+# Some blocks may be dense.
+QWEN3_MOE = Family(LLAMA.block, mixture("mlp", "gate_proj", "up_proj", "down_proj"))
+
 FAMILIES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "gpt2": GPT2, "gpt_neox": NEOX, "llama": LLAMA, "mistral": LLAMA,
-            "phi3": PHI3, "qwen2": LLAMA, "qwen3": LLAMA}
+            "mixtral": MIXTRAL, "phi3": PHI3, "qwen2": LLAMA, "qwen3": LLAMA, "qwen3_moe": QWEN3_MOE}
 
 
 def family_of(config: dict) -> Family | None:

@@ -1,5 +1,5 @@
 """The model that config.json describes, without weights, in the checkpoint's own terms: every module has the name that the
-checkpoint gives it, and every layer that can be rounded is an nn.Linear, with its weight as [out, in].
+checkpoint gives it, and every layer that can be rounded is an nn.Linear of its own, with its weight as [out, in].
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from stages.checkpoints.device import device
+from stages.checkpoints.experts import split_experts
 from stages.checkpoints.families import family_of
 from stages.checkpoints.reader import read_json
 
@@ -25,6 +26,7 @@ def empty_model(folder: Path) -> nn.Module:
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         turn_linears(model)
+        split_experts(model, family.expert_names)
     model.tie_weights()
     rename(model, family.renamed)
     for module in model.modules():

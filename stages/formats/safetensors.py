@@ -31,9 +31,9 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold), and as
     `layouts.check_loadable` does.
     """
-    facts = architecture(model)
-    if quantized.linears:
-        check_loadable(facts)
+    facts, activations = architecture(model), quantized.report.get("activations") is not None
+    for name in quantized.linears[:1]:
+        check_loadable(facts, variant.layout, quantized.linear(name).scheme, activations)
     kinds = {name: NAMES[variant.dtype] if variant.dtype else model.stored_dtype(name) for name in model.names}
     for name in SIDE_FILES:
         if (model.folder / name).is_file():
@@ -46,7 +46,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             shutil.copyfile(model.folder / INDEX, folder / INDEX)
         return kinds
 
-    layout = load_layout(variant.layout, quantized.report.get("activations") is not None)
+    layout = load_layout(variant.layout, activations)
     shards, schemes = _Shards(folder), set()
     for name in model.names:
         module, dtype = name.removesuffix(".weight"), DTYPES[kinds[name]]

@@ -25,15 +25,28 @@ def layout_of(config: dict) -> ModuleType:
     return load_layout(config["quant_method"], config.get("format") in ("int-quantized", "float-quantized"))
 
 
-def check_loadable(facts: Architecture) -> None:
-    """Raise StageError(unsupported_architecture) for a model that transformers loads in no layout of rounded layers.
+def check_loadable(facts: Architecture, layout: str, scheme: Scheme, activations: bool) -> None:
+    """Raise StageError(unsupported_architecture) for rounded layers that transformers does not load in a layout.
 
-    Found by trying: compressed-tensors knows nn.Linear alone, and with gptqmodel GPT-2 breaks while it is built.
+    Found by trying. compressed-tensors knows nn.Linear alone, and with gptqmodel GPT-2 breaks while it is built. Experts are
+    fused when they are loaded, which transformers does for symmetric packed integers and for eight-bit floats; it expands
+    them then, in the precision of their scales, and does not round their activations.
     """
+    kind, symmetric, *_ = scheme
+
+    def refusal(expected: str, found: str) -> StageError:
+        return StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {expected} of {facts.model_type} in safetensors, found "
+                                                            f"{found}; change that, or use format onnx")
+
     if facts.family.transposed:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected rounded layers that are linear for safetensors, found "
-                         f"those of {facts.model_type}, which transformers has as Conv1D and loads from no layout of "
-                         "integers; use format onnx, or recipe none")
+        raise refusal("recipe none for the layers", "rounded ones, which transformers has as Conv1D and loads from no layout")
+    if facts.experts and layout != "compressed-tensors":
+        raise refusal("layout compressed-tensors for the experts", f"{layout}, from which transformers does not load them")
+    if facts.experts and not symmetric:
+        raise refusal("symmetric integers for the experts", "zero points, which neither transformers nor vLLM takes there")
+    if facts.experts and activations and kind == "int8":
+        raise refusal("packed integers or float8 for the experts", "int8 with rounded activations, which transformers does "
+                      "not load there")
 
 
 def one_scheme(schemes: set[Scheme]) -> tuple[str, bool, int | None]:
