@@ -41,7 +41,7 @@ def tensor_names(model: Checkpoint, facts: Architecture) -> dict[str, str]:
     kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[facts.model_type])
     names = gguf.get_tensor_name_map(kind, facts.layers)
     found = {name: names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.names
-             if not (facts.tied and name == "lm_head.weight")}
+             if name != model.tied_head}
     lost = sorted(name for name, there in found.items() if there is None)
     if lost:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"GGUF has no place for {lost[0]} in {facts.model_type}")
@@ -60,7 +60,7 @@ def add_hyperparameters(writer: gguf.GGUFWriter, facts: Architecture) -> None:
     writer.add_value_length(facts.head_dim)
     writer.add_rope_dimension_count(facts.head_dim)
     writer.add_rope_freq_base(facts.rope_theta)
-    writer.add_layer_norm_rms_eps(facts.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(facts.norm_eps)
     writer.add_vocab_size(facts.vocab_size)
 
 
