@@ -13,7 +13,6 @@ from stages.checkpoints.architecture import architecture
 from stages.checkpoints.blocks import BlockRun
 from stages.checkpoints.gradients import (
     OutputMoments,
-    StoredStates,
     backward,
     first_gradients,
     output_gradient,
@@ -21,6 +20,7 @@ from stages.checkpoints.gradients import (
     widest,
 )
 from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.states import StoredStates
 
 
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, None), (1.0, 2.0)])

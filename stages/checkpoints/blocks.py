@@ -14,6 +14,7 @@ from stages.checkpoints.device import device
 from stages.checkpoints.experts import experts_in
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.skeleton import empty_model
+from stages.checkpoints.states import Batches
 
 BATCH_TOKENS = 4096
 Watch = Callable[[str, nn.Module], AbstractContextManager]
@@ -64,12 +65,12 @@ class BlockRun:
         setattr(decoder, blocks, nn.ModuleList(_Recorder(block, calls) for block in self.blocks))
         setattr(decoder, norm, nn.Identity())
         batches = torch.from_numpy(tokens.astype(np.int64)).split(max(1, BATCH_TOKENS // tokens.shape[1]))
-        self.hidden: list[torch.Tensor] = []
+        self.hidden = Batches([(*batch.shape, self.facts.hidden_size) for batch in batches], checkpoint.folder.parent)
         self._arguments: dict[int, list[tuple[tuple, dict]]] = {}  # by batch size: they are the same for equal shapes
         with torch.no_grad():
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 calls.clear()
-                self.hidden.append(decoder(input_ids=batch.to(device()), use_cache=False).last_hidden_state.cpu())
+                self.hidden[number] = decoder(input_ids=batch.to(device()), use_cache=False).last_hidden_state.cpu()
                 self._arguments.setdefault(len(batch), list(calls))
         for name in before:
             self.model.get_submodule(name).to("meta")
@@ -129,5 +130,9 @@ def run_blocks(checkpoint: Checkpoint, tokens: np.ndarray, label: str, watch: Wa
     """Final hidden states, after the last norm: float32 [sequences, length, hidden] for tokens int32 of that shape."""
     run = BlockRun(checkpoint, tokens)
     run.forward(label, watch)
+    found, start = np.empty((*tokens.shape, run.facts.hidden_size), np.float32), 0
     with torch.no_grad(), run.final_norm() as norm:
-        return torch.cat([norm(batch.to(device())).cpu() for batch in run.hidden]).numpy()
+        for batch in run.hidden:
+            found[start:start + len(batch)] = norm(batch.to(device())).cpu()
+            start += len(batch)
+    return found

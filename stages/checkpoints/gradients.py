@@ -6,17 +6,16 @@ factor H and an output factor G (K-FAC: Martens and Grosse 2015, section 3.1), s
 tr(G Δ H Δᵀ) / 2. H is in stages/checkpoints/moments.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from stages.checkpoints.blocks import BlockRun
 from stages.checkpoints.device import device
+from stages.checkpoints.states import Batches, StoredStates
 
 CHUNK_VALUES = 1 << 24  # logits held at once
 
@@ -24,29 +23,6 @@ CHUNK_VALUES = 1 << 24  # logits held at once
 def widest(rows: int, limit: int) -> int:
     """The largest divisor of `rows` that is at most `limit`: how many outputs one block of G spans."""
     return next(size for size in range(min(rows, limit), 0, -1) if rows % size == 0)
-
-
-class StoredStates:
-    """States in batches [sequences, length, width], in a file, so that what is held does not grow with the blocks.
-
-    There are `slots` of them, and state n lies in slot n modulo that. What a killed run stored is there for the next.
-    """
-
-    def __init__(self, path: Path, slots: int, like: list[torch.Tensor]) -> None:
-        self.path, self.slots, self.shapes = path, slots, [batch.shape for batch in like]
-        self.bytes = sum(batch.numel() for batch in like) * 4
-        path.touch()
-
-    def put(self, number: int, batches: list[torch.Tensor]) -> None:
-        with self.path.open("r+b") as file:
-            file.seek(number % self.slots * self.bytes)
-            for batch in batches:
-                batch.numpy().tofile(file)
-
-    def get(self, number: int) -> list[torch.Tensor]:
-        with self.path.open("rb") as file:
-            file.seek(number % self.slots * self.bytes)
-            return [torch.from_numpy(np.fromfile(file, np.float32, shape.numel())).reshape(shape) for shape in self.shapes]
 
 
 def output_gradient(hidden: torch.Tensor, head: torch.Tensor, draw: torch.Generator, scale: float,
@@ -128,33 +104,31 @@ class OutputMoments:
         self._sums[name] = (product, fourth, count + rows.shape[1])
 
 
-def first_gradients(run: BlockRun, hidden: list[torch.Tensor], head: torch.Tensor, scale: float, softcap: float | None,
-                    seed: int) -> list[torch.Tensor]:
+def first_gradients(run: BlockRun, hidden: Iterable[torch.Tensor], head: torch.Tensor, scale: float, softcap: float | None,
+                    seed: int) -> Batches:
     """The gradients at what leaves the last block, `hidden`, in its batches."""
-    draw, found = torch.Generator().manual_seed(seed), []
+    draw, found = torch.Generator().manual_seed(seed), run.hidden.like()
     with run.final_norm() as norm:
-        for batch in hidden:
+        for number, batch in enumerate(hidden):
             states = batch.clone().to(device()).requires_grad_(True)
             final = norm(states)
             flat = final.detach().reshape(-1, final.shape[-1])
             final.backward(output_gradient(flat, head, draw, scale, softcap).reshape(final.shape))
-            found.append(states.grad.cpu())
+            found[number] = states.grad.cpu()
     return found
 
 
-def backward(run: BlockRun, inputs: StoredStates, gradients: list[torch.Tensor], moments: OutputMoments,
-             last: int, after: Callable[[int, list[torch.Tensor]], None] | None = None) -> None:
-    """Take the gradients at what leaves block `last` back to the first, which each block runs again for, from its stored
+def backward(run: BlockRun, inputs: StoredStates, gradients: Batches, moments: OutputMoments, last: int,
+             after: Callable[[int, Batches], None] | None = None) -> None:
+    """Take the `gradients` at what leaves block `last` back to the first, which each block runs again for, from its stored
     input, so that only its own activations are held. `after(block, gradients)` is called when a block is done.
     """
     for index in tqdm(range(last, -1, -1), desc="gradients", unit="block", disable=None):
         with run.loaded(index) as (prefix, block), moments.watch(prefix, block):
-            entering, leaving = inputs.get(index), gradients
-            gradients = []
-            for batch, gradient in zip(entering, leaving, strict=True):
+            for number, batch in enumerate(inputs.get(index)):
                 states = batch.to(device()).requires_grad_(True)
                 with torch.enable_grad():
-                    run.call(index, states).backward(gradient.to(device()))
-                gradients.append(states.grad.cpu())
+                    run.call(index, states).backward(gradients[number].to(device()))
+                gradients[number] = states.grad.cpu()
         if after:
             after(index, gradients)

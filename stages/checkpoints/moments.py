@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from stages.checkpoints.blocks import BlockRun
-    from stages.checkpoints.gradients import StoredStates
+    from stages.checkpoints.states import Batches, StoredStates
 
 INPUTS, OUTPUTS, ABOUT = "inputs", "outputs", "calibration.json"
 SAMPLE = 256  # tokens whose inputs are kept as they are
@@ -133,7 +133,7 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
     """
     from stages.checkpoints.blocks import BlockRun
     from stages.checkpoints.experts import experts_in
-    from stages.checkpoints.gradients import StoredStates
+    from stages.checkpoints.states import StoredStates
 
     facts = architecture(checkpoint)
     run, parts = BlockRun(checkpoint, tokens), _Parts(folder, INPUTS)
@@ -153,7 +153,8 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
 
     start = next((block for block in range(facts.layers) if not parts.there(block)), facts.layers)
     if start:
-        inputs.layers, run.hidden = read_json(told), states.get(start)
+        inputs.layers = read_json(told)
+        run.hidden.fill(states.get(start))
     else:
         states.put(0, run.hidden)
     run.forward("calibrating", inputs.watch, after, start, starve=True)
@@ -186,7 +187,8 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
 
     from stages.checkpoints.device import device
     from stages.checkpoints.experts import experts_in
-    from stages.checkpoints.gradients import OutputMoments, StoredStates, backward, first_gradients
+    from stages.checkpoints.gradients import OutputMoments, backward, first_gradients
+    from stages.checkpoints.states import StoredStates
 
     facts, parts = architecture(checkpoint), _Parts(folder, OUTPUTS)
     gradients = StoredStates(folder / "gradients", 2, run.hidden)
@@ -195,7 +197,7 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
             gates = [f"{facts.prefix(index)}{name}.{number}.{facts.family.expert_names[0]}" for number in range(len(experts))]
             experts.starved = frozenset(number for number, gate in enumerate(gates) if layers[gate].get("starved"))
 
-    def after(block: int, entering: list[torch.Tensor]) -> None:
+    def after(block: int, entering: "Batches") -> None:
         gradients.put(block, entering)
         parts.close(block)
 
@@ -204,7 +206,8 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
         head = torch.from_numpy(checkpoint.tensor(facts.head)).to(device())
         leaving = first_gradients(run, states.get(facts.layers), head, facts.logit_scale, facts.logit_softcap, seed)
     else:
-        leaving = gradients.get(last + 1)
+        leaving = run.hidden.like()
+        leaving.fill(gradients.get(last + 1))
     backward(run, states, leaving, OutputMoments(WIDEST_FACTOR, parts.add), last, after)
     (folder / "gradients").unlink()
 
