@@ -119,6 +119,18 @@ class Bench:
                     parameters[name].copy_(value)
         return {"kld": found[0], "se": found[1], **took}
 
+    @property
+    def name(self) -> str:
+        """The model's folder and the one that it is in."""
+        folder = self.checkpoint.folder.resolve()
+        return f"{folder.parent.name}-{folder.name}"
+
+    def report(self, seconds: dict[str, dict], rows: list[dict]) -> dict:
+        """What is written of the rows so far."""
+        return {"model": self.name, "calibration_tokens": int(self.calibration.size), "calibration_seconds": seconds,
+                "evaluation_tokens": int(self.evaluation.size), "threads": os.cpu_count(), "rows": rows,
+                "ratios": dict(ratios(rows, seconds))}
+
     def peer(self, peer: str, method: str, bits: int, group_size: int) -> dict:
         """Divergence and seconds of a peer, or what it said when it failed."""
         with tempfile.TemporaryDirectory() as work:
@@ -184,12 +196,13 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs=2, default=[128, 100], help="calibration and evaluation sequences")
     parser.add_argument("--length", type=int, default=256)
     asked = parser.parse_args()
-    console, torch_threads = Console(), os.cpu_count()
-    torch.set_num_threads(torch_threads)
+    console = Console()
+    torch.set_num_threads(os.cpu_count())
     bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length)
     with tempfile.TemporaryDirectory() as work:
         seconds = {name: bench.calibrate(Path(work) / name, name == "curvature") for name in ("plain", "curvature")}
-        bench.ours(recipes(4, asked.groups[0])["gptq + curvature"], Path(work) / "curvature")  # compiles the kernel
+        for name in ("awq", "gptq + curvature"):  # compiles the kernels
+            bench.ours(recipes(4, asked.groups[0])[name], Path(work) / "curvature")
         rows = []
         for bits in asked.bits:
             for group_size in asked.groups:
@@ -200,14 +213,10 @@ def main() -> None:
                     if peer in asked.peers:
                         rows.append(grid | {"who": f"{peer} {method}"} | bench.peer(peer, method, bits, group_size))
                 show(rows, console)
-    compared = dict(ratios(rows, seconds))
-    for what, ratio in compared.items():
+                write_json(HERE / "results" / f"quality-{bench.name}.json", bench.report(seconds, rows))
+    for what, ratio in ratios(rows, seconds):
         console.print(f"{ratio:8.4f}  {what}", highlight=False)
-    report = {"model": asked.model.name, "calibration_tokens": int(bench.calibration.size),
-              "evaluation_tokens": int(bench.evaluation.size), "calibration_seconds": seconds, "threads": torch_threads,
-              "rows": rows, "ratios": compared}
     console.print(f"our calibration: {seconds['plain']['seconds']:.1f} s, with gradients {seconds['curvature']['seconds']:.1f} s")
-    write_json(HERE / "results" / f"quality-{asked.model.resolve().parent.name}-{asked.model.name}.json", report)
 
 
 if __name__ == "__main__":
