@@ -1,6 +1,6 @@
 """Peak memory of calibrate and quantize on a model of random weights, and on one of twice as many blocks.
 
-    python -m benchmarks.memory                  # 1.3 GB and 2.5 GB in bfloat16; some ten minutes on two cores
+    python -m benchmarks.memory                  # 1.1 GB and 2.1 GB in bfloat16; some twenty minutes on two cores
 
 Each step runs in a process of its own. Writes benchmarks/results/memory.json and prints the table: the peak of the whole
 resident memory and of its anonymous part (what is no page of a file), less what the imports alone take, as multiples of
@@ -24,7 +24,7 @@ from stages.checkpoints.stream import SafetensorsStream
 from stages.tracking import write_json
 
 HERE = Path(__file__).parent
-SIZES = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16,
+SIZES = {"model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
          "num_key_value_heads": 16, "vocab_size": 8192, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
          "tie_word_embeddings": True, "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "torch_dtype": "bfloat16"}
 SEQUENCES, LENGTH = 8, 128
@@ -99,7 +99,7 @@ def watched(name: str, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, nargs="+", default=[12, 24])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[40, 80])
     parser.add_argument("--step")
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()

@@ -64,7 +64,7 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
     for about in layers.values():
         what = ("divergence" if name.endswith("curvature") or name.startswith("awq") else
                 "output_change" if name.startswith("smoothquant") else "error")
-        assert about["tokens"] == 512 and 0 < about[what] <= about[f"rtn_{what}"] * (1 + 1e-9)
+        assert about["tokens"] == 512 and 0 < about[what] <= about[f"rtn_{what}"] * (1 + 1e-6)
         assert (about["damping"] is not None) == name.startswith("gptq")
         assert ("divergence" in about) == name.startswith("awq") | name.endswith("curvature")
     if name == "gptq-w4g128":

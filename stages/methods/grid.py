@@ -90,8 +90,8 @@ def canonical(integers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor,
 
 def row_errors(weight: torch.Tensor, rounded: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
     """Δ H Δᵀ of each output, float64 [out]: its mean squared error on the calibration text."""
-    difference = (rounded - weight).double()
-    return ((difference @ moment.double()) * difference).sum(1)
+    difference = rounded - weight
+    return ((difference @ moment) * difference).sum(1, dtype=torch.float64)
 
 
 def choose_rows(weight: torch.Tensor, moment: torch.Tensor, one: GroupedLinear, other: GroupedLinear) -> GroupedLinear:
