@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from stages.metrics import gold
-from stages.metrics.divergence import Divergence, OutputHead
-from stages.metrics.significance import compare_gold
+from stages.metrics.divergence import Divergence, OutputHead, quantile_se
+from stages.metrics.significance import compare_gold, compare_tasks, paired_bootstrap, wilson
 from stages.tracking import Failure, Reason, StageError
 
 VOCABULARY, HIDDEN, LENGTH = 17, 5, 12
@@ -40,10 +40,17 @@ def test_divergence_agrees_with_a_plain_reference(seed):
     assert found["mean_kld"] == pytest.approx(kld.mean(), abs=1e-5)
     assert found["max_kld"] == pytest.approx(kld.max(), abs=1e-5)
     assert found["mean_kld_se"] == pytest.approx(scipy.stats.sem(kld), abs=1e-5)
-    assert found["perplexity"] == pytest.approx(np.exp(-np.log(q[rows, following]).mean()), rel=1e-4)
+    nll = -np.log(q[rows, following])
+    assert found["perplexity"] == pytest.approx(np.exp(nll.mean()), rel=1e-4)
+    assert found["perplexity_se"] == pytest.approx(np.exp(nll.mean()) * scipy.stats.sem(nll), rel=1e-3)
     difference = q[rows, following] - p[rows, following]
     assert found["rms_delta_p"] == pytest.approx(np.sqrt((difference**2).mean()), abs=1e-5)
-    assert found["same_top_p"] == pytest.approx((p.argmax(-1) == q.argmax(-1))[:-1].mean())
+    rms_se = scipy.stats.sem(difference**2) / (2 * found["rms_delta_p"])  # llama.cpp's delta method
+    assert found["rms_delta_p_se"] == pytest.approx(rms_se, abs=1e-5)
+    assert (found["mean_delta_p"], found["mean_delta_p_se"]) == pytest.approx(
+        (difference.mean(), scipy.stats.sem(difference)), abs=1e-5)
+    same = (p.argmax(-1) == q.argmax(-1))[:-1]
+    assert (found["same_top_p"], found["same_top_p_se"]) == pytest.approx((same.mean(), scipy.stats.sem(same)))
     assert found["mean_kld"] >= 0
 
 
@@ -53,6 +60,21 @@ def test_the_same_distribution_has_no_divergence():
     collected.add(hidden, head.logprobs(hidden), tokens)
     found = collected.summary()
     assert (found["mean_kld"], found["perplexity_delta"], found["same_top_p"]) == (0, 0, 1)
+
+
+def test_every_figure_but_the_greatest_has_its_standard_error():
+    head, hidden, other, tokens = setting(0)
+    collected = Divergence(head)
+    collected.add(hidden, other, tokens)
+    found = collected.summary()
+    assert {name for name in found if not name.endswith("_se") and f"{name}_se" not in found} == {"max_kld", "tokens"}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_the_standard_error_of_a_quantile_is_the_spread_of_that_quantile_over_samples(share):
+    samples = np.sort(np.random.default_rng(0).exponential(size=(400, 1000)), axis=1)
+    spread = np.quantile(samples, share, axis=1).std()
+    assert np.mean([quantile_se(sample, share) for sample in samples]) == pytest.approx(spread, rel=0.1)
 
 
 def test_nan_is_refused():
@@ -112,6 +134,7 @@ def test_a_nan_likelihood_is_refused():
     ("{", "one JSON object"), ('{"id": "b", "prompt": "x"}', "answer"), ('{"id": "a", "prompt": "x", "answer": "y"}', "again"),
     ('{"id": "b", "prompt": "x", "answer": ""}', "not empty"), ('{"id": "b", "prompt": "x", "answer": "y", "huh": 1}', "huh"),
     ('{"id": "b", "prompt": "x", "answer": "y", "choices": ["z"]}', "among the choices"), ("[]", "one JSON object"),
+    ('{"id": "b", "prompt": "x", "answer": "y", "task": "flips"}', "name of the task"),
 ])
 def test_a_bad_line_of_the_gold_set_is_named_by_its_number(line, words, tmp_path):
     path = tmp_path / "gold.jsonl"
@@ -138,6 +161,37 @@ def test_flips_and_the_exact_mcnemar_test():
     assert found["gold_accuracy_delta"] == pytest.approx(-0.4)
     assert found["gold_p_value"] == pytest.approx(scipy.stats.binomtest(5, 6).pvalue)
     assert compare_gold(results([True]), results([True]))["gold_p_value"] == 1
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 9), (9, 9), (5, 9), (479, 480)])
+def test_the_interval_of_a_share_is_wilsons(hits, n):
+    wanted = scipy.stats.binomtest(hits, n).proportion_ci(0.9, method="wilson")
+    assert wilson(hits, n, 0.9) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_the_bootstrap_of_the_difference_holds_it_as_often_as_it_says():
+    lost, won, n, draw = 0.06, 0.02, 300, np.random.default_rng(1)
+    held = 0
+    for a, b, _ in draw.multinomial(n, [lost, won, 1 - lost - won], size=300):
+        low, high = paired_bootstrap(a, b, n, 0.9)
+        held += low <= won - lost <= high
+    assert 0.86 <= held / 300 <= 0.94
+    assert paired_bootstrap(12, 3, 100) == paired_bootstrap(12, 3, 100)
+
+
+def test_no_flip_among_few_items_does_not_prove_that_there_is_no_difference():
+    few, many = paired_bootstrap(0, 0, 9), paired_bootstrap(0, 0, 900)
+    assert few[0] < -0.05 < many[0] < 0 < many[1] < 0.05 < few[1]
+
+
+def test_each_task_is_compared_on_its_own():
+    def of(task: str, answers: list[bool]) -> list[gold.GoldResult]:
+        return [gold.GoldResult(f"{task}{i}", task, correct, []) for i, correct in enumerate(answers)]
+
+    tasks = compare_tasks(of("b", [True, True]) + of("a", [True]), of("b", [True, False]) + of("a", [True]))
+    assert list(tasks) == ["a", "b"]
+    assert (tasks["b"]["accuracy"], tasks["b"]["lost"], tasks["b"]["items"]) == (0.5, 1, 2)
+    assert tasks["a"]["flips"] == 0
 
 
 def test_other_items_are_not_compared():

@@ -15,6 +15,9 @@ import numpy as np
 from stages.tracking import Failure, Reason, StageError
 
 BATCH_TOKENS = 4096
+# A task's accuracy is the metric gold_<task>, so these names are taken.
+RESERVED = ("all", "accuracy", "accuracy_delta", "accuracy_se", "accuracy_interval", "accuracy_delta_se",
+            "accuracy_delta_interval", "flips", "lost", "won", "items", "p_value", "tasks")
 LogProbs = Callable[[np.ndarray], np.ndarray]  # int32 [b, n] → float32 [b, n, V]
 
 
@@ -74,6 +77,8 @@ def load_gold(path: Path) -> list[GoldItem]:
             raise _bad(path, number, f"an id of its own, found {item.id!r} again")
         if not item.answer or (item.choices is not None and item.answer not in item.choices):
             raise _bad(path, number, f"an answer that is not empty and among the choices, found {item.answer!r}")
+        if item.task in RESERVED:
+            raise _bad(path, number, f"another name of the task than {item.task!r}, which names a figure of all tasks")
         ids.add(item.id)
         items.append(item)
     return items

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from stages.metrics import gold
 from stages.metrics.divergence import Divergence, OutputHead
-from stages.metrics.significance import compare_gold
+from stages.metrics.significance import compare_gold, compare_tasks
 from stages.runtimes import Runtime
 from stages.tracking import Failure, StageError
 
@@ -21,8 +21,9 @@ def measure(runtime: Runtime, reference: Path) -> tuple[dict[str, float], list[d
 
     Raises StageError: tokenizer_mismatch if the vocabulary is smaller than the reference's, non_finite.
     """
+    facts = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
     with safe_open(reference / "head.safetensors", "np") as file:
-        head = OutputHead(file.get_tensor("weight").astype(np.float32))
+        head = OutputHead(file.get_tensor("weight").astype(np.float32), facts["logit_scale"], facts["logit_softcap"])
     vocabulary = len(head.weight)
     collected = Divergence(head)
     with safe_open(reference / "hidden.safetensors", "np") as file:
@@ -41,7 +42,7 @@ def measure(runtime: Runtime, reference: Path) -> tuple[dict[str, float], list[d
     if questions:
         rows = json.loads((reference / "baseline.json").read_text(encoding="utf-8"))
         baseline, results = [gold.GoldResult(**row) for row in rows], gold.score(runtime.logprobs, questions)
-        metrics |= compare_gold(baseline, results)
+        metrics |= compare_gold(baseline, results) | {"gold_tasks": compare_tasks(baseline, results)}
         metrics |= {f"gold_{task}": share for task, share in gold.accuracy(results).items() if task != "all"}
         items = [result.as_dict() | {"baseline_correct": base.correct}
                  for base, result in zip(baseline, results, strict=True)]

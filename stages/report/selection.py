@@ -1,20 +1,11 @@
-"""From figures to a decision: gates, the Pareto front, and the variant to ship for a target."""
+"""From figures to a decision: the Pareto front, and the variant to ship for a target."""
 
 import math
-import operator
 
-from stages.config import Gate, Target
+from stages.config import Target
+from stages.report.gates import CANNOT_TELL
 
-OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 MIB = 2**20
-
-
-def check_gate(gate: Gate, metrics: dict) -> dict:
-    """The gate with the value found and whether it passes; NaN and a missing figure fail."""
-    value = metrics.get(gate.metric)
-    usable = isinstance(value, int | float) and not math.isnan(value)
-    passed = usable and OPERATORS[gate.operator](value, gate.threshold)
-    return {**gate.model_dump(), "value": value if usable else None, "passed": bool(passed)}
 
 
 def on_front(rows: list[dict]) -> set[str]:
@@ -41,8 +32,7 @@ def objections(row: dict, target: Target) -> list[str]:
                      f"{target.max_memory_mib:g} MiB")
     for gate in row["gates"]:
         if gate["required"] and not gate["passed"]:
-            value = "not measured" if gate["value"] is None else f"{gate['value']:.4g}"
-            found.append(f"{gate['metric']} is {value}, the gate wants {gate['operator']} {gate['threshold']:g}")
+            found.append(gate["said"])
     return found
 
 
@@ -75,6 +65,7 @@ def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list
         m = best["metrics"]
         reasons.append(f"it answers {m['gold_accuracy']:.1%} of the gold set, {m['gold_accuracy_delta']:+.1%} from full "
                        f"precision ({m['gold_flips']} of {m['gold_items']} answers flip, p = {m['gold_p_value']:.2g})")
+    reasons += [gate["said"] for gate in best["gates"] if gate["verdict"] == CANNOT_TELL]
     if len(able) > 1:
         reasons.append(f"runner-up: {able[1]['variant']}, {key} {_nice(key, value(able[1]))}")
     return best["variant"], able[1]["variant"] if len(able) > 1 else None, reasons
