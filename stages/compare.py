@@ -10,7 +10,8 @@ from pathlib import Path
 
 from stages.config import Params
 from stages.evaluate import EXPORTS, METRICS, REFERENCE
-from stages.report import gates, page, selection
+from stages.load import MODEL
+from stages.report import gates, memory, page, selection
 from stages.tracking import EVENTS, Failure, Reason, StageRun, sha256_json, stage_run, write_json, write_text
 
 REPORTS = Path("reports")
@@ -40,7 +41,7 @@ def row_of(name: str, params: Params) -> dict:
     variant = params.variants[name]
     row = {"variant": name, "recipe": variant.recipe, "format": variant.format, "runtime": variant.runtime,
            "status": "ok", "failure": None, "message": None, "pareto": False, "metrics": {}, "speed": {}, "gates": [],
-           "flips": [], "smoke": [], "substituted_share": 0.0, "provenance": {"quality": "measured", "speed": "measured"}}
+           "flips": [], "smoke": [], "memory": {"mib": None}, "substituted_share": 0.0, "provenance": {"quality": "measured", "speed": "measured"}}
     paths = (METRICS / f"{name}.json", METRICS / f"{name}.speed.json", EXPORTS / name / "manifest.json")
     if not all(path.is_file() for path in paths):
         failure, message = last_failure(name, variant.recipe)
@@ -61,16 +62,19 @@ def build(params: Params) -> dict:
     """The whole report, as reports/compression.json has it."""
     rows = [row_of(name, params) for name in params.variants]
     front = selection.on_front([row for row in rows if row["status"] == "ok"])
+    facts = memory.facts_of(MODEL)
     for row in rows:
         row["pareto"] = row["variant"] in front
-        row["objections"] = selection.objections(row, params.target)
+        if row["status"] == "ok":
+            row["memory"] = memory.memory(row, params.target, facts)
+            row["provenance"] |= {"memory": row["memory"]["provenance"]}
     rows.sort(key=lambda row: (row["status"] != "ok", row["metrics"].get("mean_kld", 0), row["variant"]))
     chosen, second, reasons = selection.pick(rows, params.target)
-    model, reference = Path("artifacts/model/manifest.json"), REFERENCE / "reference.json"
-    facts = read(model) if model.is_file() else {"parameters": 0}
+    model, reference = MODEL / "manifest.json", REFERENCE / "reference.json"
+    loaded = read(model) if model.is_file() else {"parameters": 0}
     truth = read(reference) if reference.is_file() else {"tokens": 0, "gold_accuracy": {}}
     return {
-        "model": params.model.id or params.model.path, "parameters": facts["parameters"],
+        "model": params.model.id or params.model.path, "parameters": loaded["parameters"],
         "target": params.target.model_dump(mode="json"), "pick": chosen, "runner_up": second, "reasons": reasons,
         "tokens": truth["tokens"], "baseline": truth["gold_accuracy"],
         "tasks": [task for task in sorted(truth["gold_accuracy"]) if task != "all"], "variants": rows,

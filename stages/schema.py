@@ -190,6 +190,9 @@ class Target(Section):
     runtimes: list[Literal["transformers", "llama.cpp", "onnxruntime"]]
     max_size_mib: float | None = Field(default=None, gt=0)
     max_memory_mib: float | None = Field(default=None, gt=0)
+    context: int | None = Field(default=None, gt=0)  # tokens whose KV cache counts as memory
+    memory: Literal["measured", "size"] = "measured"  # what it is added to: this machine's peak, or the size on disk
+    min_runtimes: int = Field(default=1, ge=1)  # in which the recipe has to meet the target
     gates: list[Gate] = []
     optimize: Optimize
 

@@ -72,7 +72,7 @@ def test_the_report_holds_every_variant_and_the_same_run_writes_the_same_bytes(c
     assert rows["gguf-q8_0"]["flips"] == [{"id": "a", "correct": True, "baseline_correct": False}]
     assert rows["gguf-q8_0"]["substituted_share"] == 0.25 and rows["gguf-q8_0"]["pareto"]
     assert (rows["gguf-q4_k_m"]["status"], rows["gguf-q4_k_m"]["failure"]) == ("failed", "smoke_failed")
-    assert rows["gguf-q8_0"]["provenance"] == {"quality": "measured", "speed": "measured"}
+    assert rows["gguf-q8_0"]["provenance"] == {"quality": "measured", "speed": "measured", "memory": "estimated"}
     points = json.loads((stage.REPORTS / "plots/pareto.json").read_text())
     assert {point["variant"] for point in points} == {"bf16", "gguf-q8_0"}
     page = (stage.REPORTS / "compression.html").read_text()

@@ -7,12 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.config import Gate, Target
+from stages.checkpoints.architecture import from_config
 from stages.report import gates, page, selection
+from stages.report.memory import kv_cache_bytes, memory
 from stages.report.plots import label_places
 
 TARGET = Target(name="laptop", formats=["gguf", "onnx"], runtimes=["llama.cpp", "onnxruntime"], max_size_mib=None,
                 max_memory_mib=None, gates=[Gate(metric="mean_kld", operator="<=", threshold=0.1)],
                 optimize={"metric": "size_bytes", "direction": "min"})
+
+
+FACTS = from_config({"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6,
+                     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 384,
+                     "max_position_embeddings": 4096, "rms_norm_eps": 1e-6})
 
 
 def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> dict:
@@ -28,6 +35,7 @@ def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> 
             "message": None, "pareto": False, "metrics": metrics, "speed": speed, "flips": [], "smoke": [],
             "substituted_share": 0.0} | more
     made["gates"] = [gates.check_gate(gate, made["metrics"]) for gate in target.gates]
+    made["memory"] = memory(made, target, FACTS)
     made["objections"] = selection.objections(made, target)
     return made
 
@@ -65,7 +73,45 @@ def test_nothing_is_picked_when_nothing_fits():
 def test_memory_that_was_not_measured_does_not_pass_a_limit():
     target = TARGET.model_copy(update={"max_memory_mib": 1000.0})
     assert row("a", 2, 0.01, target)["objections"] == []
-    assert row("b", 2, 0.01, target, speed={})["objections"] != []
+    assert "not known" in row("b", 2, 0.01, target, speed={})["objections"][0]
+
+
+def test_memory_includes_the_kv_cache_at_the_context():
+    assert kv_cache_bytes(FACTS, 4096, 2) == 2 * 6 * 2 * 32 * 2 * 4096  # 6 MiB
+    target = TARGET.model_copy(update={"max_memory_mib": 305.0, "context": 4096})
+    assert row("gguf", 2, 0.01, target)["objections"] == [
+        "memory is 306 MiB, over the limit of 305 MiB (300.0 MiB measured peak + 2 × 6 layers × 2 KV heads × 32 wide × "
+        "2 bytes × 4096 tokens = 300.0 + 6.0 MiB)"]
+    onnx = row("onnx", 2, 0.01, target.model_copy(update={"memory": "size"}), format="onnx", runtime="onnxruntime")
+    assert onnx["memory"]["mib"] == 2 + 12 and onnx["memory"]["provenance"] == "estimated"  # its cache is in float32
+    assert memory(onnx, target, None)["mib"] is None
+    without = memory(onnx, TARGET, FACTS)
+    assert (without["mib"], without["provenance"]) == (300, "measured")
+
+
+def test_a_figure_to_rank_by_that_was_not_measured_is_an_objection():
+    target = TARGET.model_copy(update={"optimize": TARGET.optimize.model_copy(update={"metric": "decode_tok_s"})})
+    assert row("a", 2, 0.01, target)["objections"] == []
+    assert "ranks, is not measured" in row("b", 2, 0.01, target, speed={})["objections"][0]
+
+
+def test_a_recipe_has_to_meet_the_target_in_as_many_runtimes_as_it_wants():
+    target = TARGET.model_copy(update={"min_runtimes": 2})
+    onnx = {"format": "onnx", "runtime": "onnxruntime"}
+    rows = [row("alone", 1, 0.01, recipe="a"), row("gguf-b", 2, 0.01, recipe="b"), row("onnx-b", 3, 0.01, recipe="b", **onnx),
+            row("gguf-c", 1, 0.01, recipe="c"), row("onnx-c", 1, 0.5, recipe="c", **onnx)]
+    assert selection.pick(rows, target)[:2] == ("gguf-b", "onnx-b")
+    assert "in llama.cpp alone, which wants 2 runtimes" in rows[0]["why_not"][0]
+    assert "in llama.cpp alone" in rows[3]["why_not"][0] and "mean_kld is 0.5" in rows[4]["why_not"][0]
+
+
+def test_every_other_variant_is_told_why_it_lost():
+    rows = [row("pick", 2, 0.05), row("larger", 3, 0.01), row("as large", 2, 0.06), row("bad", 1, 0.3)]
+    selection.pick(rows, TARGET)
+    assert [one["why_not"] for one in rows] == [
+        [], ["meets the target; size_bytes 3.0 MiB, 1.0 MiB (50%) more than the pick"],
+        ["meets the target; size_bytes is the pick's, its mean KL divergence 0.06 to the pick's 0.05"],
+        ["mean_kld is 0.3, the gate wants <= 0.1"]]
 
 
 def report(rows: list[dict]) -> dict:
