@@ -1,7 +1,5 @@
 """Figures against plain references, and what they must refuse."""
 
-import json
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -12,7 +10,7 @@ from scipy.special import log_softmax
 from stages.metrics import gold
 from stages.metrics.divergence import Divergence, OutputHead, quantile_se
 from stages.metrics.significance import compare_gold, compare_tasks, paired_bootstrap, wilson
-from stages.tracking import Failure, Reason, StageError
+from stages.tracking import Failure, StageError
 
 VOCABULARY, HIDDEN, LENGTH = 17, 5, 12
 
@@ -92,63 +90,6 @@ def test_soft_capped_and_scaled_logits():
     hidden = np.array([[1, 3, 9]], np.float32)
     expected = scipy.special.log_softmax(5 * np.tanh(2 * hidden / 5))
     assert np.allclose(head.logprobs(hidden), expected, atol=1e-6)
-
-
-def chain(tokens: np.ndarray) -> np.ndarray:
-    """A model that is sure that the token after t is t + 1."""
-    values = np.full((*tokens.shape, VOCABULARY), np.log(0.1 / (VOCABULARY - 1)), np.float32)
-    for place in np.ndindex(tokens.shape):
-        values[(*place, (tokens[place] + 1) % VOCABULARY)] = np.log(0.9)
-    return values
-
-
-def item(name: str, prompt: list[int], *continuations: list[int], answer: int = 0, greedy: bool = True):
-    return gold.TokenizedItem(name, "task", prompt, list(continuations), answer, greedy)
-
-
-def test_gold_items_count_by_greedy_decoding_or_by_likelihood_per_token():
-    items = [item("right", [1, 2], [3, 4]), item("wrong second token", [1, 2], [3, 5]),
-             item("choice", [1], [9], [2, 3, 4, 5], answer=1, greedy=False),
-             item("wrong choice", [1], [9], [2], answer=0, greedy=False)]
-    results = gold.score(chain, items)
-    assert [result.correct for result in results] == [True, False, True, False]
-    assert results[0].likelihoods == pytest.approx([np.log(0.9)])
-    assert results[1].likelihoods == pytest.approx([(np.log(0.9) + np.log(0.1 / (VOCABULARY - 1))) / 2])
-    assert gold.accuracy(results) == {"all": 0.5, "task": 0.5}
-
-
-def test_batches_do_not_change_gold_scores(monkeypatch):
-    items = [item(str(n), list(range(n % 5 + 1)), [n % 5 + 1, n % 7]) for n in range(40)]
-    together = gold.score(chain, items)
-    monkeypatch.setattr(gold, "BATCH_TOKENS", 8)
-    assert gold.score(chain, items) == together
-
-
-def test_a_nan_likelihood_is_refused():
-    with pytest.raises(StageError) as caught:
-        gold.score(lambda tokens: np.full((*tokens.shape, VOCABULARY), np.nan, np.float32), [item("a", [1], [2])])
-    assert caught.value.failure == Failure.NON_FINITE
-
-
-@pytest.mark.parametrize(("line", "words"), [
-    ("{", "one JSON object"), ('{"id": "b", "prompt": "x"}', "answer"), ('{"id": "a", "prompt": "x", "answer": "y"}', "again"),
-    ('{"id": "b", "prompt": "x", "answer": ""}', "not empty"), ('{"id": "b", "prompt": "x", "answer": "y", "huh": 1}', "huh"),
-    ('{"id": "b", "prompt": "x", "answer": "y", "choices": ["z"]}', "among the choices"), ("[]", "one JSON object"),
-    ('{"id": "b", "prompt": "x", "answer": "y", "task": "flips"}', "name of the task"),
-])
-def test_a_bad_line_of_the_gold_set_is_named_by_its_number(line, words, tmp_path):
-    path = tmp_path / "gold.jsonl"
-    path.write_text(json.dumps({"id": "a", "prompt": "p \u2028 q", "answer": "r"}, ensure_ascii=False) + "\n" + line + "\n")
-    with pytest.raises(StageError, match="line 2") as caught:
-        gold.load_gold(path)
-    assert words in str(caught.value)
-    assert (caught.value.failure, caught.value.reason) == (Failure.DATASET_INVALID, Reason.EVAL_DATASET_MISSING)
-
-
-def test_a_gold_set_that_is_not_there(tmp_path):
-    with pytest.raises(StageError) as caught:
-        gold.load_gold(tmp_path / "none.jsonl")
-    assert caught.value.reason == Reason.EVAL_DATASET_MISSING
 
 
 def results(answers: list[bool]) -> list[gold.GoldResult]:
