@@ -15,6 +15,7 @@ from stages.report import gates, memory, page, selection
 from stages.tracking import EVENTS, Failure, Reason, StageRun, sha256_json, stage_run, write_json, write_text
 
 REPORTS = Path("reports")
+WORST_LAYERS = 8  # of a variant in the report; the manifest has all
 
 
 def read(path: Path):
@@ -36,12 +37,27 @@ def last_failure(name: str, recipe: str) -> tuple[str, str]:
     return [(Failure.MISSING_FILE, "it was not built; run dvc repro"), *open_errors.values()][-1]
 
 
+def lineage(bundle: Path, manifest: dict) -> dict:
+    """Where a bundle comes from: its source, recipe, calibration, versions and files, and the lines that serve it."""
+    _, _, serve = (bundle / "README.md").read_text(encoding="utf-8").partition("## Serve it")
+    source = {key: value for key, value in manifest["source"].items() if key != "files"}
+    return {**{key: manifest[key] for key in ("recipe", "calibration", "versions", "files", "created_by")},
+            "source": source, "serve": serve.strip()}
+
+
+def worst_layers(manifest: dict) -> list[dict]:
+    """The layers with the largest output error, first; none for a method that tells no errors."""
+    told = [{"name": name, **about} for name, about in manifest["layers"].items() if "error" in about]
+    return sorted(told, key=lambda layer: (-layer["error"], layer["name"]))[:WORST_LAYERS]
+
+
 def row_of(name: str, params: Params) -> dict:
     """One variant's row of the report."""
     variant = params.variants[name]
     row = {"variant": name, "recipe": variant.recipe, "format": variant.format, "runtime": variant.runtime,
            "status": "ok", "failure": None, "message": None, "pareto": False, "metrics": {}, "speed": {}, "gates": [],
-           "flips": [], "smoke": [], "memory": {"mib": None}, "substituted_share": 0.0, "provenance": {"quality": "measured", "speed": "measured"}}
+           "flips": [], "smoke": [], "layers": [], "lineage": {}, "memory": {"mib": None}, "substituted_share": 0.0,
+           "provenance": {"quality": "measured", "speed": "measured"}}
     paths = (METRICS / f"{name}.json", METRICS / f"{name}.speed.json", EXPORTS / name / "manifest.json")
     if not all(path.is_file() for path in paths):
         failure, message = last_failure(name, variant.recipe)
@@ -55,7 +71,8 @@ def row_of(name: str, params: Params) -> dict:
     items = read(METRICS / "items" / f"{name}.json")
     return row | {"metrics": metrics, "speed": speed, "gates": checked, "substituted_share": manifest["substituted_share"],
                   "flips": [item for item in items if item["correct"] != item["baseline_correct"]],
-                  "smoke": read(EXPORTS / name / "smoke.json")["prompts"]}
+                  "smoke": read(EXPORTS / name / "smoke.json")["prompts"], "layers": worst_layers(manifest),
+                  "lineage": lineage(EXPORTS / name, manifest)}
 
 
 def build(params: Params) -> dict:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stages.config import Gate, Target
 from stages.checkpoints.architecture import from_config
-from stages.report import gates, page, selection
+from stages.report import gates, page, plots, selection
 from stages.report.memory import kv_cache_bytes, memory
 from stages.report.plots import label_places
 
@@ -22,18 +22,24 @@ FACTS = from_config({"model_type": "llama", "hidden_size": 256, "intermediate_si
                      "max_position_embeddings": 4096, "rms_norm_eps": 1e-6})
 
 
+LINEAGE = {"source": {"path": "demo", "revision": None}, "recipe": {"name": "r", "method": "rtn"}, "calibration": None,
+           "versions": {"gguf": "1.0"}, "files": {"model.gguf": {"sha256": "ab" * 32, "bytes": 4096}}, "created_by": "export-1",
+           "serve": "llama-server --model model.gguf"}
+
+
 def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> dict:
     """A measured variant of `size` MiB."""
     metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "perplexity": 3.0, "tokens": 100,
                "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
-               "gold_accuracy": 0.9, "gold_accuracy_delta": -0.01, "gold_flips": 3, "gold_lost": 2, "gold_won": 1,
+               "same_top_p_se": 0.01, "gold_accuracy_delta_interval": [-0.04, 0.02],
+               "gold_tasks": {"facts": {"accuracy": 0.9, "lost": 2, "won": 1, "items": 100}}, "gold_accuracy": 0.9, "gold_accuracy_delta": -0.01, "gold_flips": 3, "gold_lost": 2, "gold_won": 1,
                "gold_p_value": 0.6, "gold_items": 100, "gold_facts": 0.9, "artifact_sha256": "ab" * 32,
                "runtime_version": "1.0"}
     speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
              "device": "cpu"}
     made = {"variant": name, "recipe": "r", "format": "gguf", "runtime": "llama.cpp", "status": "ok", "failure": None,
             "message": None, "pareto": False, "metrics": metrics, "speed": speed, "flips": [], "smoke": [],
-            "substituted_share": 0.0} | more
+            "layers": [], "lineage": LINEAGE, "substituted_share": 0.0} | more
     made["gates"] = [gates.check_gate(gate, made["metrics"]) for gate in target.gates]
     made["memory"] = memory(made, target, FACTS)
     made["objections"] = selection.objections(made, target)
@@ -123,7 +129,7 @@ def report(rows: list[dict]) -> dict:
 
 def failed(message: str) -> dict:
     return row("broken", 1, 1) | {"status": "failed", "failure": "type_substituted", "message": message, "metrics": {},
-                                  "objections": ["failed: type_substituted"]}
+                                  "speed": {}, "gates": [], "memory": {"mib": None}}
 
 
 def test_the_page_is_one_file_that_fetches_nothing_and_escapes_what_it_shows():
@@ -134,6 +140,56 @@ def test_the_page_is_one_file_that_fetches_nothing_and_escapes_what_it_shows():
     assert "&lt;img src=x&gt;" in text
     assert "type_substituted" in text
     assert text == page.html(report([row("a", 2, 0.01, smoke=smoke), failed("<img src=x>")]))
+
+
+HOSTILE = "</details><script>alert(1)</script><img src=x onerror=alert(1)>'\"&"
+
+
+def test_whatever_comes_from_a_model_or_a_file_is_text_on_the_page():
+    flip = {"id": HOSTILE, "task": HOSTILE, "prompt": HOSTILE, "reference": HOSTILE, "said": HOSTILE,
+            "baseline_said": HOSTILE, "baseline_correct": True, "correct": False}
+    lineage = LINEAGE | {"serve": HOSTILE, "source": {"path": HOSTILE}, "versions": {HOSTILE: HOSTILE}, "created_by": HOSTILE,
+                         "files": {HOSTILE: {"sha256": HOSTILE, "bytes": 1}}, "calibration": {"text": HOSTILE}}
+    layers = [{"name": HOSTILE, "bits": 4, "error": 1.0, "rtn_error": 2.0}]
+    smoke = [{"prompt": HOSTILE, "output": HOSTILE, "checks": {HOSTILE: True}}]
+    made = report([row("a", 2, 0.01, flips=[flip], smoke=smoke, layers=layers, lineage=lineage)]) | {"model": HOSTILE}
+    text = page.html(made)
+    assert "<script>alert" not in text and "<img" not in text
+    assert text.count("&lt;script&gt;alert(1)") == 20
+
+
+def test_a_flip_opens_to_the_prompt_the_right_answer_and_both_answers():
+    flip = {"id": "q7", "task": "facts", "prompt": "The colour of grass?", "reference": "green", "said": "blue…",
+            "baseline_said": "green!", "baseline_correct": True, "correct": False}
+    text = page.html(report([row("a", 2, 0.01, flips=[flip] * 70)]))
+    for told in ("The colour of grass?", "<dd>green</dd>", "<dd>green!</dd>", "<dd>blue…</dd>", "lost"):
+        assert told in text
+    assert text.count("<code>q7</code>") == page.MOST_FLIPS and "10 more in metrics/items/a.json" in text
+
+
+def test_the_table_says_the_noise_beside_each_difference():
+    text = page.html(report([row("a", 2, 0.01)]))
+    for told in ("0.01000 <span class=\"soft\">± 0.00100</span>", "+0.100 <span class=\"soft\">± 0.010</span>",
+                 "~ -1.0 <span class=\"soft\">-4.0 to +2.0</span>", "97.0 <span class=\"soft\">± 1.0</span>"):
+        assert told in text
+    assert "~ +0.100" not in text
+
+
+def test_without_a_gold_set_there_is_one_plot_and_no_questions():
+    some = row("a", 2, 0.01)
+    some["metrics"] = {key: value for key, value in some["metrics"].items() if not key.startswith("gold_")}
+    text = page.html(report([some]) | {"tasks": [], "baseline": {}})
+    assert text.count("<svg") == 1 and 'id="gold"' not in text
+    assert page.html(report([row("a", 2, 0.01)])).count("<svg") == 2
+
+
+def test_the_two_plots_share_no_id():
+    ids = re.findall(r'\bid="([^"]+)"', page.html(report([row("a", 2, 0.01), row("b", 3, 0.001)])))
+    assert len(ids) == len(set(ids)) > 20
+
+
+def test_the_front_of_a_plot():
+    assert plots.front([(1, 5), (2, 3), (2, 4), (3, 3), (4, 1)]) == [(1, 5), (2, 3), (4, 1)]
 
 
 def test_the_page_appears_when_every_variant_failed():
