@@ -78,6 +78,8 @@ def test_gates_on_a_share_a_task_a_difference_and_a_speed():
                "decode_tok_s": 90.0, "decode_spread": [70.0, 99.0]}
     found = check_gate(gate("same_top_p", ">=", 0.95), figures)
     assert found["verdict"] == "cannot tell" and found["interval"][0] == pytest.approx(0.9287, abs=1e-3)
+    # The half of the interval that reaches towards the threshold counts; the other one is 0 here.
+    assert found["needed"]["more"] == math.ceil(50 * ((1 - found["interval"][0]) / 0.05) ** 2) - 50
     assert check_gate(gate("gold_facts", ">=", 0.9), figures)["verdict"] == "fails"
     assert check_gate(gate("gold_facts", ">=", -0.05, on="delta"), figures)["value"] == pytest.approx(-0.3)
     assert check_gate(gate("perplexity", "<=", 0.3, on="delta"), figures)["verdict"] == "passes"

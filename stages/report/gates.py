@@ -99,7 +99,7 @@ def _said(gate: Gate, found: Figure, missing: dict | None) -> str:
         return f"{_label(gate)} is {found.value:.4g}, {wants}"
     low, high = found.interval
     told = f"{_label(gate)} is {found.value:.4g}, between {low:.4g} and {high:.4g}" + \
-        (f" at {gate.level:.4g} confidence" if found.n else " over the repetitions") + f", {wants}: it cannot tell"
+        (f" at {100 * gate.level:g} %" if found.n else " over the repetitions") + f", {wants}: it cannot tell"
     if missing["more"] is not None:
         return f"{told}; {missing['more']:,} more {missing['unit']} would settle it"
     return f"{told}; no number of {missing['unit']} is known that would" if found.n is None else \

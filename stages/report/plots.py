@@ -24,17 +24,16 @@ class Axis:
     title: str
     label: str
     scale: str
-    legend: str
     sign: int
     of: Callable[[dict], float]
     limits: Callable[[list[float]], tuple[float, float]]
 
 
 DIVERGENCE = Axis(
-    "mean_kld", "Size against mean KL divergence from full precision", "mean KL divergence (log)", "log", "upper right", 1,
+    "mean_kld", "Size against mean KL divergence from full precision", "mean KL divergence (log)", "log", 1,
     lambda row: max(row["metrics"]["mean_kld"], FLOOR), lambda values: (FLOOR / 3, max(values) * 8))
 GOLD = Axis(
-    "gold_accuracy", "Size against gold accuracy in per cent", "gold accuracy, %", "linear", "lower right", -1,
+    "gold_accuracy", "Size against gold accuracy in per cent", "gold accuracy, %", "linear", -1,
     lambda row: 100 * row["metrics"]["gold_accuracy"],
     # Labels of equals are stacked upwards, so there is room above.
     lambda values: (min(values) - 0.15 * (spread := max(max(values) - min(values), 1.0)), max(values) + 0.8 * spread))
@@ -90,6 +89,9 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
         axes.set_xlim(0, max(x for x, _ in points) * 1.3)
         axes.set_xlabel("size on disk, MiB")
         axes.set_ylabel(axis.label)
+        for name in sorted({row["format"] for row in rows}):
+            axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=name)
+        figure.legend(frameon=False, loc="outside upper right", ncols=3, fontsize=10)  # no point of the plot's
         figure.canvas.draw()  # labels are placed where the points now are
         places = label_places(axes.transData.transform(points), [row["variant"] for row in rows])
         for row, point, place in zip(rows, points, places, strict=True):
@@ -98,9 +100,6 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
                                       "relpos": (0, 0.5)}).set_in_layout(False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        for name in sorted({row["format"] for row in rows}):
-            axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=name)
-        axes.legend(frameon=False, loc=axis.legend, fontsize=10)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
