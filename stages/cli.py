@@ -1,7 +1,9 @@
 """The command `quantline`.
 
-    quantline compose [OVERRIDES...]   conf/ -> params.yaml
-    quantline repro   [OVERRIDES...]   compose, `dvc repro --keep-going`, then the comparison
+    quantline compose [OVERRIDES...]     conf/ -> params.yaml
+    quantline repro   [OVERRIDES...]     compose, `dvc repro --keep-going`, then the comparison
+    quantline pick    [target=... ...]   which variant to ship for a target, from what was measured
+    quantline gate    [VARIANT]          exit code 1 unless the pick, or the variant, meets the target
 
 Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`, `recipes.gptq-w4g128.bits=3`,
 `+variant=[gguf-f16]` (one more variant), `variant=[bf16,gguf-q4_k_m]` (these variants alone). Each call starts from
@@ -10,16 +12,18 @@ conf/ anew: overrides of an earlier call are not remembered.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from stages.config import (
     ConfigError,
     as_yaml,
+    check_fresh,
     compose,
     differences,
     load_params,
@@ -73,9 +77,64 @@ def repro(overrides: Overrides = None) -> None:
             typer.echo("no comparison could be made; the errors are above, and in events.jsonl", err=True)
             raise typer.Exit(1)
     show(json.loads(COMPARISON.read_text(encoding="utf-8")))
+    typer.echo(f"Page: {PAGE.resolve()}")
     if failed:
         typer.echo("something failed: the page and events.jsonl name it", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def pick(overrides: Annotated[list[str] | None, typer.Argument(
+        help="Which target, and what to change in it: target=edge target.max_memory_mib=512", show_default=False)] = None) -> None:
+    """Which variant to ship for a target: an answer from what is measured, without running anything."""
+    from stages.compare import build
+
+    try:
+        if strange := [one for one in overrides or [] if not re.match(r"[+~]*target\b", one)]:
+            raise ConfigError(f"pick changes the target alone: expected target=... or target.<key>=..., found {strange[0]}")
+        os.chdir(project_root())
+        params = load_params(PARAMS)
+        if overrides:
+            params = params.model_copy(update={"target": validate(compose(overrides)).target})
+    except ConfigError as error:
+        raise _stop(error) from None
+    report = build(params)
+    show(report)
+    for row in report["variants"]:
+        if row["variant"] != report["pick"]:
+            typer.echo(f"  {row['variant']}: {'; '.join(row['why_not'])}")
+
+
+@app.command()
+def gate(variant: Annotated[str | None, typer.Argument(help="The variant; without it, the pick", show_default=False)] = None,
+         cannot_tell: Annotated[Literal["estimate", "passes", "fails"] | None, typer.Option(
+             help="What a gate that cannot tell counts as, in place of what each gate says", show_default=False)] = None) -> None:
+    """Exit with 1 unless the pick, or the named variant, meets the target of params.yaml: for CI."""
+    from stages.compare import build
+
+    try:
+        os.chdir(project_root())
+        params = load_params(PARAMS)
+        check_fresh(params)
+        if variant and variant not in params.variants:
+            raise ConfigError(f"expected a variant among {', '.join(params.variants)}, found {variant}")
+    except ConfigError as error:
+        raise _stop(error) from None
+    if cannot_tell:
+        asked = [one.model_copy(update={"cannot_tell": cannot_tell}) for one in params.target.gates]
+        params = params.model_copy(update={"target": params.target.model_copy(update={"gates": asked})})
+    report = build(params)
+    name, target = variant or report["pick"], params.target.name
+    if name is None:
+        typer.echo(f"no variant meets the target {target}", err=True)
+        raise typer.Exit(1)
+    row = next(row for row in report["variants"] if row["variant"] == name)
+    for one in row["gates"]:
+        typer.echo(f"{one['verdict']:11} {'required' if one['required'] else 'optional'}  {one['said']}")
+    for objection in row["objections"]:
+        typer.echo(f"{name}: {objection}", err=True)
+    typer.echo(f"{name} {'does not meet' if row['objections'] else 'meets'} the target {target}", err=bool(row["objections"]))
+    raise typer.Exit(1 if row["objections"] else 0)
 
 
 def _stop(error: ConfigError) -> typer.Exit:
@@ -110,7 +169,7 @@ def _run(module: str, *arguments: str) -> int:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print reports/compression.json as a table, the pick with its reasons, and where the page lies."""
+    """Print a report as a table, and the pick with its reasons."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -132,7 +191,6 @@ def show(report: dict[str, Any]) -> None:
     console.print(f"\nShip for {escape(report['target']['name'])}: [bold]{escape(pick or 'none of them')}[/bold]")
     for reason in report["reasons"]:
         console.print(f"  - {escape(reason)}", highlight=False)
-    console.print(f"Page: {PAGE.resolve()}", highlight=False, soft_wrap=True)
 
 
 def _figure(figures: dict[str, float | None], key: str, scale: float, form: str) -> str:

@@ -20,6 +20,7 @@ from stages.checkpoints.tokenization import Tokenizer
 from stages.load import MODEL
 from stages.metrics import gold
 from stages.metrics.divergence import CHUNK_VALUES, OutputHead
+from stages.metrics.scoring import score
 from stages.tracking import (
     Failure,
     StageError,
@@ -37,27 +38,55 @@ REFERENCE = Path("artifacts/reference")
 
 def tokenize(item: gold.GoldItem, tokenizer: Tokenizer) -> gold.TokenizedItem:
     """A gold item as token ids: the prompt as the model expects it, answer or choices encoded on their own."""
-    choices = item.choices or [item.answer]
+    choices = item.choices or ([] if item.generated else [item.answer])
+    continuations, end = [tokenizer.encode(choice) for choice in choices], tokenizer.special("eos_token")
+    divisors = {"tokens": [len(tokens) for tokens in continuations], "length": [len(choice) for choice in choices],
+                "none": [1] * len(choices)}[item.normalize]
     return gold.TokenizedItem(
-        id=item.id, task=item.task, prompt=tokenizer.prompt(item.prompt, item.messages),
-        continuations=[tokenizer.encode(choice) for choice in choices], answer=choices.index(item.answer),
-        greedy=item.choices is None)
+        id=item.id, task=item.task, text=tokenizer.render(item.chat, True) if item.chat else item.prompt,
+        reference=item.answer, kind="choices" if item.choices else "generated" if item.generated else "forced",
+        prompt=tokenizer.prompt(item.prompt, item.chat), continuations=continuations,
+        answer=choices.index(item.answer) if choices else 0, divisors=divisors, match=item.match, stop=item.stop,
+        max_tokens=item.max_tokens or gold.MAX_TOKENS, end=[] if end is None else [end])
 
 
-def score_gold(checkpoint: Checkpoint, head: OutputHead, items: list[gold.TokenizedItem]) -> list[gold.GoldResult]:
-    """The baseline's answers. Each weight is read once: all sequences go through the blocks together."""
-    longest = max(len(item.prompt) + len(tokens) for item in items for tokens in item.continuations)
-    rows = sorted({tuple(item.prompt + tokens) for item in items for tokens in item.continuations})
-    padded = np.array([row + (0,) * (longest - len(row)) for row in rows], np.int32)
-    hidden = run_blocks(checkpoint, padded, "gold set")
-    place = {row: index for index, row in enumerate(rows)}
+class Unquantized:
+    """The baseline as scoring asks for it. Each weight is read once: all sequences go through the blocks together."""
 
-    def logprobs(tokens: np.ndarray) -> np.ndarray:
-        whole = [next(row for row in (tuple(line[:n]) for n in range(len(line), 0, -1)) if row in place)
+    def __init__(self, checkpoint: Checkpoint, head: OutputHead, tokenizer: Tokenizer,
+                 items: list[gold.TokenizedItem]) -> None:
+        self.checkpoint, self.head, self.decode = checkpoint, head, tokenizer.decode
+        rows = sorted({tuple(item.prompt + tokens) for item in items for tokens in item.continuations})
+        self.hidden = dict(zip(rows, self._run(rows, "gold set"), strict=True)) if rows else {}
+        self.written = self._write({(tuple(item.prompt), item.max_tokens, frozenset(item.end))
+                                    for item in items if item.kind == "generated"})
+
+    def _run(self, rows: list[tuple[int, ...]], label: str) -> np.ndarray:
+        """Final hidden states float32 [rows, longest, hidden], of rows padded on the right."""
+        longest = max(map(len, rows))
+        return run_blocks(self.checkpoint, np.array([row + (0,) * (longest - len(row)) for row in rows], np.int32), label)
+
+    def _write(self, jobs: set[tuple]) -> dict[tuple, list[int]]:
+        """Greedy decoding of (prompt, most tokens, ending tokens), a token of all of them at each pass."""
+        written: dict[tuple, list[int]] = {job: [] for job in sorted(jobs, key=lambda job: (*job[:2], sorted(job[2])))}
+        going = list(written)
+        while going:
+            rows, still = [job[0] + tuple(written[job]) for job in going], []
+            for job, row, hidden in zip(going, rows, self._run(rows, "gold set, generating"), strict=True):
+                token = int(self.head.logprobs(hidden[len(row) - 1:len(row)])[0].argmax())
+                if token not in job[2]:
+                    written[job].append(token)
+                    still += [job] if len(written[job]) < job[1] else []
+            going = still
+        return written
+
+    def logprobs(self, tokens: np.ndarray) -> np.ndarray:
+        whole = [next(row for row in (tuple(line[:n]) for n in range(len(line), 0, -1)) if row in self.hidden)
                  for line in tokens.tolist()]
-        return np.stack([head.logprobs(hidden[place[row], :tokens.shape[1]]) for row in whole])
+        return np.stack([self.head.logprobs(self.hidden[row][:tokens.shape[1]]) for row in whole])
 
-    return gold.score(logprobs, items)
+    def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
+        return self.written[tuple(prompt), max_new_tokens, frozenset(stop)]
 
 
 def perplexity(head: OutputHead, hidden: np.ndarray, tokens: np.ndarray) -> float:
@@ -103,7 +132,7 @@ def reference(run: StageRun) -> None:
     hidden = run_blocks(checkpoint, tokens, "reference")
     head = OutputHead(checkpoint.tensor(facts.head), facts.logit_scale, facts.logit_softcap)
     items = [tokenize(question, tokenizer) for question in questions]
-    baseline = score_gold(checkpoint, head, items) if items else []
+    baseline = score(Unquantized(checkpoint, head, tokenizer, items), items) if items else []
     accuracy = gold.accuracy(baseline)
 
     info = {"head": facts.head, "logit_scale": facts.logit_scale, "logit_softcap": facts.logit_softcap,

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -158,6 +158,25 @@ class Gate(Section):
     operator: Literal["<=", ">=", "<", ">"]
     threshold: float = Field(allow_inf_nan=False)
     required: bool = True
+    on: Literal["value", "delta"] = "value"  # delta: the difference to the unquantized model
+    level: float = Field(default=0.95, gt=0, lt=1)  # of the confidence interval that decides
+    # What an interval that holds the threshold counts as: `estimate` goes by the figure itself.
+    cannot_tell: Literal["estimate", "passes", "fails"] = "estimate"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on(cls, values: Any) -> Any:
+        """`on` without quotes is the truth value in YAML 1.1."""
+        if isinstance(values, dict) and True in values:
+            return {"on" if key is True else key: value for key, value in values.items()}
+        return values
+
+    @model_validator(mode="after")
+    def _has_baseline(self) -> "Gate":
+        if self.on == "delta" and not (self.metric == "perplexity" or self.metric.startswith("gold_")):
+            raise ValueError(f"on: delta goes with perplexity and gold_..., found {self.metric}, which "
+                             "has no figure of the unquantized model beside it")
+        return self
 
 
 class Optimize(Section):
@@ -171,6 +190,9 @@ class Target(Section):
     runtimes: list[Literal["transformers", "llama.cpp", "onnxruntime"]]
     max_size_mib: float | None = Field(default=None, gt=0)
     max_memory_mib: float | None = Field(default=None, gt=0)
+    context: int | None = Field(default=None, gt=0)  # tokens whose KV cache counts as memory
+    memory: Literal["measured", "size"] = "measured"  # what it is added to: this machine's peak, or the size on disk
+    min_runtimes: int = Field(default=1, ge=1)  # in which the recipe has to meet the target
     gates: list[Gate] = []
     optimize: Optimize
 

@@ -21,6 +21,7 @@ REPORT = {"target": {"name": "laptop-cpu"}, "pick": "gguf-q4_k_m", "reasons": ["
      "speed": {"decode_tok_s": 321.4, "peak_rss_mib": 90.0}},
     {"variant": "gptq-w4g128", "status": "failed", "failure": "hessian_not_positive_definite", "pareto": False,
      "metrics": {}, "speed": {}}]}
+MEASURED = {"gguf-q4_k_m": (3, 0.02), "bf16": (10, 0.0), "gptq-w4g128": (2, 0.01)}  # MiB, mean KL divergence
 
 
 @pytest.fixture
@@ -124,3 +125,74 @@ def test_stages_run_with_this_python_also_where_no_environment_is_active(folder,
     assert cli._run("dvc", "repro") == 3
     assert seen["command"] == [sys.executable, "-m", "dvc", "repro"]
     assert seen["env"]["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+@pytest.fixture
+def measured(folder) -> Path:
+    """A project whose variants are measured, but for one that failed."""
+    quantline("compose", "suite=quick")
+    for name, (size, kld) in MEASURED.items():
+        bundle = folder / "artifacts/exports" / name
+        bundle.mkdir(parents=True)
+        (folder / "metrics/items").mkdir(parents=True, exist_ok=True)
+        about = {"artifact_sha256": "ab", "substituted_share": 0.0, "versions": {}, "files": {}, "layers": {}, "recipe": {},
+                 "calibration": None, "created_by": "export-1", "source": {}}
+        metrics = FIGURES | {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": 0.001, "tokens": 1000,
+                             "artifact_sha256": "ab", "gold_accuracy_delta": 0.0, "gold_lost": 0, "gold_won": 0,
+                             "gold_flips": 0, "gold_items": 1000, "gold_p_value": 1.0}
+        (bundle / "README.md").write_text("## Serve it\n")
+        for path, value in (("manifest.json", about), ("smoke.json", {"prompts": []})):
+            (bundle / path).write_text(json.dumps(value))
+        (folder / f"metrics/{name}.json").write_text(json.dumps(metrics))
+        (folder / f"metrics/{name}.speed.json").write_text(json.dumps({"decode_tok_s": 9.0, "peak_rss_mib": 200.0}))
+        (folder / f"metrics/items/{name}.json").write_text("[]")
+    return folder
+
+
+def test_pick_answers_for_any_target_from_what_is_measured(measured):
+    done = quantline("pick")
+    assert done.exit_code == 0 and "Ship for laptop-cpu: gguf-q4_k_m" in done.output
+    assert "bf16: format safetensors is not among gguf, onnx" in done.output
+    done = quantline("pick", "target=gpu-server")
+    assert "Ship for gpu-server: gptq-w4g128" in done.output
+    assert "bf16: meets the target; size_bytes 10.0 MiB, 8.0 MiB (400%) more than the pick" in done.output
+    done = quantline("pick", "target=any", "target.max_size_mib=1")
+    assert done.exit_code == 0 and "none of them" in done.output
+    assert not (measured / "reports").exists() and load_params().target.name == "laptop-cpu"
+
+
+@pytest.mark.parametrize(("override", "told"), [("target=laptp", "laptop-cpu"), ("suite=quick", "the target alone"),
+                                                ("target.max_size=1", "did you mean max_size_mib?")])
+def test_pick_refuses_what_is_no_target(measured, override, told):
+    done = quantline("pick", override)
+    assert done.exit_code == 1 and told in done.output
+
+
+def test_gate_is_the_exit_code_for_ci(measured):
+    done = quantline("gate")
+    assert done.exit_code == 0 and "gguf-q4_k_m meets the target laptop-cpu" in done.output
+    assert "passes      required  mean_kld is 0.02" in done.output
+    done = quantline("gate", "gptq-w4g128")
+    assert done.exit_code == 1 and "gptq-w4g128 does not meet the target" in done.output
+    assert quantline("gate", "rtn-w4g128").exit_code == 1  # it was not built
+    done = quantline("gate", "nought")
+    assert done.exit_code == 1 and "expected a variant among bf16" in done.output
+
+
+def test_gate_fails_with_the_figure_and_counts_what_cannot_be_told_as_asked(measured):
+    path = measured / "metrics/gguf-q4_k_m.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mean_kld": 0.0999}))
+    assert quantline("gate").exit_code == 0
+    done = quantline("gate", "gguf-q4_k_m", "--cannot-tell", "fails")
+    assert done.exit_code == 1 and "it cannot tell; " in done.output
+    assert quantline("gate", "--cannot-tell", "fails").exit_code == 1  # and no other is for a laptop
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mean_kld": 0.2}))
+    done = quantline("gate", "gguf-q4_k_m")
+    assert done.exit_code == 1 and "mean_kld is 0.2, the gate wants <= 0.1" in done.output
+
+
+def test_gate_refuses_a_stale_configuration(measured):
+    target = measured / "conf/target/laptop-cpu.yaml"
+    target.write_text(target.read_text().replace("threshold: 0.1", "threshold: 0.001"))
+    done = quantline("gate")
+    assert done.exit_code == 1 and "stale" in done.output

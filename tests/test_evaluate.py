@@ -30,6 +30,12 @@ def test_a_variant_is_measured_with_the_keys_that_other_scripts_read(built):
         "tokens", "size_bytes", "bits_per_weight", "artifact_sha256", "runtime", "runtime_version"}
     assert set(speed) >= {"load_s", "prefill_tok_s", "decode_tok_s", "peak_rss_mib", "threads", "device"}
     assert 0 < quality["mean_kld"] < 0.01
+    assert {f"{name}_se" for name in quality if name.endswith(("kld", "delta_p", "top_p", "perplexity"))} - set(quality) == {"max_kld_se"}
+    items = json.loads((built.root / "metrics/items/gguf-q8_0.json").read_text())
+    assert all(set(item) >= {"id", "task", "prompt", "reference", "said", "correct", "baseline_said", "baseline_correct"}
+               for item in items)
+    assert items[-1]["prompt"].startswith("<|im_start|>user\nWhat did rosa find")  # as the model reads it
+    assert all(item["said"] and item["baseline_said"] for item in items)
     before = (built.root / "metrics/gguf-q8_0.json").read_bytes()
     built.stage("evaluate", "gguf-q8_0")
     assert (built.root / "metrics/gguf-q8_0.json").read_bytes() == before

@@ -1,7 +1,5 @@
 """Figures against plain references, and what they must refuse."""
 
-import json
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from stages.metrics import gold
-from stages.metrics.divergence import Divergence, OutputHead
-from stages.metrics.significance import compare_gold
-from stages.tracking import Failure, Reason, StageError
+from stages.metrics.divergence import Divergence, OutputHead, quantile_se
+from stages.metrics.significance import compare_gold, compare_tasks, paired_bootstrap, wilson
+from stages.tracking import Failure, StageError
 
 VOCABULARY, HIDDEN, LENGTH = 17, 5, 12
 
@@ -40,10 +38,17 @@ def test_divergence_agrees_with_a_plain_reference(seed):
     assert found["mean_kld"] == pytest.approx(kld.mean(), abs=1e-5)
     assert found["max_kld"] == pytest.approx(kld.max(), abs=1e-5)
     assert found["mean_kld_se"] == pytest.approx(scipy.stats.sem(kld), abs=1e-5)
-    assert found["perplexity"] == pytest.approx(np.exp(-np.log(q[rows, following]).mean()), rel=1e-4)
+    nll = -np.log(q[rows, following])
+    assert found["perplexity"] == pytest.approx(np.exp(nll.mean()), rel=1e-4)
+    assert found["perplexity_se"] == pytest.approx(np.exp(nll.mean()) * scipy.stats.sem(nll), rel=1e-3)
     difference = q[rows, following] - p[rows, following]
     assert found["rms_delta_p"] == pytest.approx(np.sqrt((difference**2).mean()), abs=1e-5)
-    assert found["same_top_p"] == pytest.approx((p.argmax(-1) == q.argmax(-1))[:-1].mean())
+    rms_se = scipy.stats.sem(difference**2) / (2 * found["rms_delta_p"])  # llama.cpp's delta method
+    assert found["rms_delta_p_se"] == pytest.approx(rms_se, abs=1e-5)
+    assert (found["mean_delta_p"], found["mean_delta_p_se"]) == pytest.approx(
+        (difference.mean(), scipy.stats.sem(difference)), abs=1e-5)
+    same = (p.argmax(-1) == q.argmax(-1))[:-1]
+    assert (found["same_top_p"], found["same_top_p_se"]) == pytest.approx((same.mean(), scipy.stats.sem(same)))
     assert found["mean_kld"] >= 0
 
 
@@ -53,6 +58,21 @@ def test_the_same_distribution_has_no_divergence():
     collected.add(hidden, head.logprobs(hidden), tokens)
     found = collected.summary()
     assert (found["mean_kld"], found["perplexity_delta"], found["same_top_p"]) == (0, 0, 1)
+
+
+def test_every_figure_but_the_greatest_has_its_standard_error():
+    head, hidden, other, tokens = setting(0)
+    collected = Divergence(head)
+    collected.add(hidden, other, tokens)
+    found = collected.summary()
+    assert {name for name in found if not name.endswith("_se") and f"{name}_se" not in found} == {"max_kld", "tokens"}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_the_standard_error_of_a_quantile_is_the_spread_of_that_quantile_over_samples(share):
+    samples = np.sort(np.random.default_rng(0).exponential(size=(400, 1000)), axis=1)
+    spread = np.quantile(samples, share, axis=1).std()
+    assert np.mean([quantile_se(sample, share) for sample in samples]) == pytest.approx(spread, rel=0.1)
 
 
 def test_nan_is_refused():
@@ -72,62 +92,6 @@ def test_soft_capped_and_scaled_logits():
     assert np.allclose(head.logprobs(hidden), expected, atol=1e-6)
 
 
-def chain(tokens: np.ndarray) -> np.ndarray:
-    """A model that is sure that the token after t is t + 1."""
-    values = np.full((*tokens.shape, VOCABULARY), np.log(0.1 / (VOCABULARY - 1)), np.float32)
-    for place in np.ndindex(tokens.shape):
-        values[(*place, (tokens[place] + 1) % VOCABULARY)] = np.log(0.9)
-    return values
-
-
-def item(name: str, prompt: list[int], *continuations: list[int], answer: int = 0, greedy: bool = True):
-    return gold.TokenizedItem(name, "task", prompt, list(continuations), answer, greedy)
-
-
-def test_gold_items_count_by_greedy_decoding_or_by_likelihood_per_token():
-    items = [item("right", [1, 2], [3, 4]), item("wrong second token", [1, 2], [3, 5]),
-             item("choice", [1], [9], [2, 3, 4, 5], answer=1, greedy=False),
-             item("wrong choice", [1], [9], [2], answer=0, greedy=False)]
-    results = gold.score(chain, items)
-    assert [result.correct for result in results] == [True, False, True, False]
-    assert results[0].likelihoods == pytest.approx([np.log(0.9)])
-    assert results[1].likelihoods == pytest.approx([(np.log(0.9) + np.log(0.1 / (VOCABULARY - 1))) / 2])
-    assert gold.accuracy(results) == {"all": 0.5, "task": 0.5}
-
-
-def test_batches_do_not_change_gold_scores(monkeypatch):
-    items = [item(str(n), list(range(n % 5 + 1)), [n % 5 + 1, n % 7]) for n in range(40)]
-    together = gold.score(chain, items)
-    monkeypatch.setattr(gold, "BATCH_TOKENS", 8)
-    assert gold.score(chain, items) == together
-
-
-def test_a_nan_likelihood_is_refused():
-    with pytest.raises(StageError) as caught:
-        gold.score(lambda tokens: np.full((*tokens.shape, VOCABULARY), np.nan, np.float32), [item("a", [1], [2])])
-    assert caught.value.failure == Failure.NON_FINITE
-
-
-@pytest.mark.parametrize(("line", "words"), [
-    ("{", "one JSON object"), ('{"id": "b", "prompt": "x"}', "answer"), ('{"id": "a", "prompt": "x", "answer": "y"}', "again"),
-    ('{"id": "b", "prompt": "x", "answer": ""}', "not empty"), ('{"id": "b", "prompt": "x", "answer": "y", "huh": 1}', "huh"),
-    ('{"id": "b", "prompt": "x", "answer": "y", "choices": ["z"]}', "among the choices"), ("[]", "one JSON object"),
-])
-def test_a_bad_line_of_the_gold_set_is_named_by_its_number(line, words, tmp_path):
-    path = tmp_path / "gold.jsonl"
-    path.write_text(json.dumps({"id": "a", "prompt": "p \u2028 q", "answer": "r"}, ensure_ascii=False) + "\n" + line + "\n")
-    with pytest.raises(StageError, match="line 2") as caught:
-        gold.load_gold(path)
-    assert words in str(caught.value)
-    assert (caught.value.failure, caught.value.reason) == (Failure.DATASET_INVALID, Reason.EVAL_DATASET_MISSING)
-
-
-def test_a_gold_set_that_is_not_there(tmp_path):
-    with pytest.raises(StageError) as caught:
-        gold.load_gold(tmp_path / "none.jsonl")
-    assert caught.value.reason == Reason.EVAL_DATASET_MISSING
-
-
 def results(answers: list[bool]) -> list[gold.GoldResult]:
     return [gold.GoldResult(str(i), "task", correct, []) for i, correct in enumerate(answers)]
 
@@ -138,6 +102,37 @@ def test_flips_and_the_exact_mcnemar_test():
     assert found["gold_accuracy_delta"] == pytest.approx(-0.4)
     assert found["gold_p_value"] == pytest.approx(scipy.stats.binomtest(5, 6).pvalue)
     assert compare_gold(results([True]), results([True]))["gold_p_value"] == 1
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 9), (9, 9), (5, 9), (479, 480)])
+def test_the_interval_of_a_share_is_wilsons(hits, n):
+    wanted = scipy.stats.binomtest(hits, n).proportion_ci(0.9, method="wilson")
+    assert wilson(hits, n, 0.9) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_the_bootstrap_of_the_difference_holds_it_as_often_as_it_says():
+    lost, won, n, draw = 0.06, 0.02, 300, np.random.default_rng(1)
+    held = 0
+    for a, b, _ in draw.multinomial(n, [lost, won, 1 - lost - won], size=300):
+        low, high = paired_bootstrap(a, b, n, 0.9)
+        held += low <= won - lost <= high
+    assert 0.86 <= held / 300 <= 0.94
+    assert paired_bootstrap(12, 3, 100) == paired_bootstrap(12, 3, 100)
+
+
+def test_no_flip_among_few_items_does_not_prove_that_there_is_no_difference():
+    few, many = paired_bootstrap(0, 0, 9), paired_bootstrap(0, 0, 900)
+    assert few[0] < -0.05 < many[0] < 0 < many[1] < 0.05 < few[1]
+
+
+def test_each_task_is_compared_on_its_own():
+    def of(task: str, answers: list[bool]) -> list[gold.GoldResult]:
+        return [gold.GoldResult(f"{task}{i}", task, correct, []) for i, correct in enumerate(answers)]
+
+    tasks = compare_tasks(of("b", [True, True]) + of("a", [True]), of("b", [True, False]) + of("a", [True]))
+    assert list(tasks) == ["a", "b"]
+    assert (tasks["b"]["accuracy"], tasks["b"]["lost"], tasks["b"]["items"]) == (0.5, 1, 2)
+    assert tasks["a"]["flips"] == 0
 
 
 def test_other_items_are_not_compared():

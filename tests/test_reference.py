@@ -73,7 +73,8 @@ def test_the_gold_set_is_tokenized_and_answered(calibrated, whole, tiny_model, t
     baseline = json.loads((folder / "baseline.json").read_text())
     tokenizer = Tokenizer(tiny_model)
     for question, item, result in zip(questions, items, baseline, strict=True):
-        assert item.prompt == tokenizer.prompt(question.prompt, question.messages)
+        assert item.prompt == tokenizer.prompt(question.prompt, question.chat)
+        assert item.text == (tokenizer.render(question.chat, True) if question.chat else question.prompt)
         choices = question.choices or [question.answer]
         assert item.continuations == [tokenizer.encode(choice) for choice in choices]
         likelihoods, greedy = [], []
@@ -84,6 +85,21 @@ def test_the_gold_set_is_tokenized_and_answered(calibrated, whole, tiny_model, t
         assert result["likelihoods"] == pytest.approx(likelihoods, abs=1e-4)
         right = choices.index(question.answer)
         assert result["correct"] == (np.argmax(likelihoods) == right if question.choices else greedy[right])
+
+
+def test_an_answer_is_generated_as_the_whole_model_does_token_by_token(calibrated, whole, tiny_model, tmp_path):
+    items = [{"id": f"{n}-{most}", "prompt": prompt, "answer": "ada", "match": "contains", "max_tokens": most}
+             for n, prompt in enumerate(("who met hugo by the river then?", "and where did rosa go?")) for most in (2, 5)]
+    (tmp_path / "gold.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    calibrated.compose(f"evaluation.gold={tmp_path / 'gold.jsonl'}")
+    calibrated.stage("reference")
+    tokenizer = Tokenizer(tiny_model)
+    for item, found in zip(items, json.loads((calibrated.root / "artifacts/reference/baseline.json").read_text()), strict=True):
+        ids = tokenizer.prompt(item["prompt"])
+        begin, end = len(ids), tokenizer.special("eos_token")
+        while len(ids) < begin + item["max_tokens"] and (token := int(whole(ids)[1][-1].argmax())) != end:
+            ids.append(token)
+        assert len(ids) > begin and found["said"] == tokenizer.decode(ids[begin:])
 
 
 def test_without_a_gold_set(calibrated, capsys):

@@ -2,18 +2,22 @@
 
 The definitions are those of llama.cpp's `perplexity` tool with --kl-divergence: per token, KL(P || Q) with P the
 reference; whether both have the same top token; the difference of the probability of the token that follows (Δp).
-The reference is exact: its logits are the stored final hidden states times the output head. All in natural logarithms;
-a standard error is the sample's standard deviation over the square root of the number of tokens.
+The reference is exact: its logits are the stored final hidden states times the output head. All in natural logarithms.
+
+The standard error of a mean is the sample's standard deviation over the square root of the number of tokens, that of a
+function of means follows by the delta method, and that of a quantile is Maritz and Jarrett's (1978). The greatest
+divergence is of these tokens alone and has none.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import betainc, log_softmax
 
 from stages.tracking import Failure, StageError
 
 CHUNK_VALUES = 1 << 24  # logits held at once, so that a large vocabulary needs no gigabytes
+QUANTILES = {"median_kld": 0.5, "p99_kld": 0.99, "p999_kld": 0.999}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,22 @@ class OutputHead:
         if self.softcap:
             logits = np.tanh(logits / self.softcap) * np.float32(self.softcap)
         return log_softmax(logits, axis=-1)
+
+
+def mean_se(values: np.ndarray) -> float:
+    """Standard error of the mean of `values` [n], for n > 1."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def quantile_se(ordered: np.ndarray, share: float) -> float:
+    """Standard error of the `share` quantile of `ordered` [n], ascending (Maritz and Jarrett, JASA 73, 1978).
+
+    The quantile is an order statistic, whose place among the values is beta distributed.
+    """
+    n = len(ordered)
+    weights = np.diff(betainc((n + 1) * share, (n + 1) * (1 - share), np.arange(n + 1) / n))
+    centre = weights @ ordered
+    return float(np.sqrt(weights @ (ordered - centre) ** 2))
 
 
 @dataclass
@@ -60,18 +80,20 @@ class Divergence:
 
     def summary(self) -> dict[str, float]:
         """The metrics. Raises StageError(non_finite) if one of them is NaN or infinite."""
-        kld, nll = np.concatenate(self.kld), np.concatenate(self.nll)
+        kld, nll = np.sort(np.concatenate(self.kld)), np.concatenate(self.nll)
         base, delta_p = np.concatenate(self.reference_nll), np.concatenate(self.delta_p)
+        same = float(np.concatenate(self.same_top).mean())
         ours, theirs, n = float(np.exp(nll.mean())), float(np.exp(base.mean())), len(kld)
-        # Delta method for a difference of exponentials of means over the same tokens.
-        delta_se = (ours * nll - theirs * base).std(ddof=1) / np.sqrt(n)
+        rms = float(np.sqrt((delta_p**2).mean()))
         metrics = {
-            "perplexity": ours, "perplexity_delta": ours - theirs, "perplexity_delta_se": float(delta_se),
-            "mean_kld": float(kld.mean()), "mean_kld_se": float(kld.std(ddof=1) / np.sqrt(n)),
-            "median_kld": float(np.median(kld)), "p99_kld": float(np.quantile(kld, 0.99)),
-            "p999_kld": float(np.quantile(kld, 0.999)), "max_kld": float(kld.max()),
-            "rms_delta_p": float(np.sqrt((delta_p**2).mean())),
-            "same_top_p": float(np.concatenate(self.same_top).mean()), "tokens": n,
+            "perplexity": ours, "perplexity_se": ours * mean_se(nll),
+            "perplexity_delta": ours - theirs, "perplexity_delta_se": mean_se(ours * nll - theirs * base),
+            "mean_kld": float(kld.mean()), "mean_kld_se": mean_se(kld),
+            **{key: float(np.quantile(kld, share)) for key, share in QUANTILES.items()},
+            **{f"{key}_se": quantile_se(kld, share) for key, share in QUANTILES.items()}, "max_kld": float(kld[-1]),
+            "mean_delta_p": float(delta_p.mean()), "mean_delta_p_se": mean_se(delta_p),
+            "rms_delta_p": rms, "rms_delta_p_se": mean_se(delta_p**2) / (2 * rms) if rms else 0.0,
+            "same_top_p": same, "same_top_p_se": float(np.sqrt(same * (1 - same) / (n - 1))), "tokens": n,
         }
         broken = sorted(name for name, value in metrics.items() if not np.isfinite(value))
         if broken:

@@ -1,55 +1,120 @@
-"""The gold set: questions with known answers, scored by log-probabilities alone.
+"""The gold set: questions with known answers, one JSON object a line.
 
-An item without choices counts when greedy decoding gives its answer: every answer token is the most probable one after
-the prompt and the answer before it. An item with choices counts when its answer has the highest log-likelihood per
-token among them. One pass serves both, in any runtime.
+An item has an `answer` and a `prompt`, or chat `messages` that go through the model's template. With `choices` it counts
+when its answer is the most likely of them. Without, it counts when greedy decoding gives its answer: token by token, or,
+with `match`, `stop` or `max_tokens`, in the text that is generated.
 """
 
 import json
-from collections.abc import Callable, Iterable
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from stages.tracking import Failure, Reason, StageError
 
-BATCH_TOKENS = 4096
-LogProbs = Callable[[np.ndarray], np.ndarray]  # int32 [b, n] → float32 [b, n, V]
+# A task's accuracy is the metric gold_<task>, so these names are taken.
+RESERVED = ("all", "accuracy", "accuracy_delta", "accuracy_se", "accuracy_interval", "accuracy_delta_se",
+            "accuracy_delta_interval", "flips", "lost", "won", "items", "p_value", "tasks")
+MAX_TOKENS = 64  # of an answer that is generated, where the item does not say
+Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-@dataclass(frozen=True)
-class GoldItem:
-    """One question. `messages`, if given, go through the chat template in place of `prompt`."""
+class Strict(BaseModel):
+    """No unknown keys, no changes, and no number where a text is expected."""
 
-    id: str
-    prompt: str
-    answer: str
-    task: str = "gold"
-    choices: list[str] | None = None
-    messages: list[dict[str, str]] | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Message(Strict):
+    role: Text
+    content: str
+
+
+class GoldItem(Strict):
+    """One question. `prompt` may be left out where there are `messages`: it is then the last one's content."""
+
+    id: Text
+    prompt: str = ""
+    answer: Text
+    task: Text = "gold"
+    choices: Annotated[list[Text], Field(min_length=2)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    # What the log-likelihood of a choice is divided by: its number of tokens, its number of characters, or nothing.
+    normalize: Literal["tokens", "length", "none"] = "tokens"
+    match: Literal["exact", "contains", "regex"] = "exact"  # how a generated text is held against the answer
+    stop: list[Text] | None = None  # texts at which a generated answer ends
+    max_tokens: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_message(cls, values: object) -> object:
+        if isinstance(values, dict) and "prompt" not in values and isinstance(values.get("messages"), list):
+            last = values["messages"][-1] if values["messages"] else None
+            return values | {"prompt": last.get("content") if isinstance(last, dict) else None}
+        return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not self.prompt:
+            raise ValueError("prompt is empty")
+        if self.choices and (self.answer not in self.choices or len(set(self.choices)) < len(self.choices)):
+            raise ValueError(f"the answer {self.answer!r} is to be among the choices, and each choice once")
+        if self.choices and self.generated:
+            raise ValueError("an item with choices is not generated: it has no match, stop and max_tokens")
+        if not self.choices and self.normalize != "tokens":
+            raise ValueError("normalize goes with choices")
+        if self.match == "regex":
+            try:
+                re.compile(self.answer)
+            except re.error as error:
+                raise ValueError(f"the answer is no regular expression: {error}") from None
+        if self.task in RESERVED:
+            raise ValueError(f"{self.task!r} names a figure of all tasks; the task needs another name")
+        return self
+
+    @property
+    def generated(self) -> bool:
+        """Whether the answer is looked for in a text that the model writes."""
+        return self.match != "exact" or self.stop is not None or self.max_tokens is not None
+
+    @property
+    def chat(self) -> list[dict[str, str]] | None:
+        return [message.model_dump() for message in self.messages] if self.messages else None
 
 
 @dataclass(frozen=True)
 class TokenizedItem:
-    """A question as token ids; `continuations` are the choices, or else the answer alone."""
+    """A question as token ids, with what it takes to score it and to show it."""
 
     id: str
     task: str
+    text: str  # the prompt as the model reads it
+    reference: str  # the right answer, or the expression that it matches
+    kind: Literal["choices", "forced", "generated"]
     prompt: list[int]
-    continuations: list[list[int]]
+    continuations: list[list[int]]  # the choices, or the answer alone; none if it is generated
     answer: int  # which continuation is right
-    greedy: bool  # no choices: every token has to be the most probable one
+    divisors: list[int]  # of each continuation's log-likelihood
+    match: str = "exact"
+    stop: list[str] | None = None
+    max_tokens: int = MAX_TOKENS
+    end: list[int] | None = None  # tokens that end a generated answer
 
 
 @dataclass(frozen=True)
 class GoldResult:
-    """What a model made of an item: natural log-likelihood per token of each continuation, and whether it counts."""
+    """What a model made of an item: whether it counts, the natural log-likelihood per token of each continuation, and
+    what it said. Where an answer is followed token by token, that ends, with an ellipsis, at the first other token.
+    """
 
     id: str
     task: str
     correct: bool
     likelihoods: list[float]
+    said: str = ""
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -60,65 +125,33 @@ def load_gold(path: Path) -> list[GoldItem]:
     try:
         # Not splitlines: a JSON string may hold U+2028 and its like as they are.
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise StageError(Failure.DATASET_INVALID, f"expected a gold set at {path}: {error}",
                          Reason.EVAL_DATASET_MISSING) from error
     items, ids = [], set()
     for number, line in enumerate(lines, 1):
         try:
-            item = GoldItem(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise _bad(path, number, f"one JSON object with id, prompt, answer, and optionally task, choices, messages; "
-                                     f"found: {error}") from None
+            item = GoldItem.model_validate(json.loads(line))
+        except ValidationError as error:
+            raise _bad(path, number, "; ".join(map(_explain, error.errors()))) from None
+        except (ValueError, RecursionError) as error:
+            raise _bad(path, number, str(error)) from None
         if item.id in ids:
-            raise _bad(path, number, f"an id of its own, found {item.id!r} again")
-        if not item.answer or (item.choices is not None and item.answer not in item.choices):
-            raise _bad(path, number, f"an answer that is not empty and among the choices, found {item.answer!r}")
+            raise _bad(path, number, f"the id {item.id!r} again; each item needs its own")
         ids.add(item.id)
         items.append(item)
     return items
 
 
-def _bad(path: Path, number: int, what: str) -> StageError:
-    return StageError(Failure.DATASET_INVALID, f"{path} line {number}: expected {what}", Reason.EVAL_DATASET_MISSING)
+def _explain(error: dict) -> str:
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, error['loc']))}: {said}" if error["loc"] else said
 
 
-def score(logprobs: LogProbs, items: Iterable[TokenizedItem]) -> list[GoldResult]:
-    """Score items, in their order. Sequences of like length are run together, padded on the right.
-
-    Padding to the right changes nothing for a causal model. Raises StageError(non_finite) for NaN.
-    """
-    items = list(items)
-    jobs = sorted((len(item.prompt) + len(tokens), index, which)
-                  for index, item in enumerate(items) for which, tokens in enumerate(item.continuations))
-    found: dict[tuple[int, int], tuple[float, bool]] = {}
-    start = 0
-    while start < len(jobs):
-        longest, end = jobs[start][0], start + 1
-        while end < len(jobs) and jobs[end][0] * (end + 1 - start) <= BATCH_TOKENS:
-            longest, end = jobs[end][0], end + 1
-        tokens = np.zeros((end - start, longest), np.int32)
-        rows = []
-        for row, (_, index, which) in enumerate(jobs[start:end]):
-            item = items[index]
-            ids = item.prompt + item.continuations[which]
-            tokens[row, :len(ids)] = ids
-            rows.append((index, which, len(item.prompt), len(ids)))
-        values = logprobs(tokens)
-        for row, (index, which, begin, stop) in enumerate(rows):
-            after, wanted = values[row, begin - 1:stop - 1], tokens[row, begin:stop]
-            likelihood = float(after[np.arange(len(wanted)), wanted].mean(dtype=np.float64))
-            if not np.isfinite(likelihood):
-                raise StageError(Failure.NON_FINITE, f"gold item {items[index].id} has the log-likelihood {likelihood}")
-            found[index, which] = likelihood, bool((after.argmax(-1) == wanted).all())
-        start = end
-    results = []
-    for index, item in enumerate(items):
-        scores = [found[index, which] for which in range(len(item.continuations))]
-        best = int(np.argmax([likelihood for likelihood, _ in scores]))
-        correct = scores[item.answer][1] if item.greedy else best == item.answer
-        results.append(GoldResult(item.id, item.task, correct, [likelihood for likelihood, _ in scores]))
-    return results
+def _bad(path: Path, number: int, found: str) -> StageError:
+    return StageError(Failure.DATASET_INVALID, f"{path} line {number}: expected one JSON object with id, prompt (or "
+                      f"messages), answer, and optionally {', '.join(sorted(set(GoldItem.model_fields) - {'id', 'prompt', 'answer', 'messages'}))}; "
+                      f"found: {found}", Reason.EVAL_DATASET_MISSING)
 
 
 def accuracy(results: list[GoldResult]) -> dict[str, float]:

@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from stages.metrics import gold
 from stages.metrics.divergence import Divergence, OutputHead
-from stages.metrics.significance import compare_gold
+from stages.metrics.scoring import score
+from stages.metrics.significance import compare_gold, compare_tasks
 from stages.runtimes import Runtime
 from stages.tracking import Failure, StageError
 
@@ -21,8 +22,9 @@ def measure(runtime: Runtime, reference: Path) -> tuple[dict[str, float], list[d
 
     Raises StageError: tokenizer_mismatch if the vocabulary is smaller than the reference's, non_finite.
     """
+    facts = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
     with safe_open(reference / "head.safetensors", "np") as file:
-        head = OutputHead(file.get_tensor("weight").astype(np.float32))
+        head = OutputHead(file.get_tensor("weight").astype(np.float32), facts["logit_scale"], facts["logit_softcap"])
     vocabulary = len(head.weight)
     collected = Divergence(head)
     with safe_open(reference / "hidden.safetensors", "np") as file:
@@ -40,9 +42,10 @@ def measure(runtime: Runtime, reference: Path) -> tuple[dict[str, float], list[d
     questions = gold.read_tokenized(reference / "gold.jsonl")
     if questions:
         rows = json.loads((reference / "baseline.json").read_text(encoding="utf-8"))
-        baseline, results = [gold.GoldResult(**row) for row in rows], gold.score(runtime.logprobs, questions)
-        metrics |= compare_gold(baseline, results)
+        baseline, results = [gold.GoldResult(**row) for row in rows], score(runtime, questions)
+        metrics |= compare_gold(baseline, results) | {"gold_tasks": compare_tasks(baseline, results)}
         metrics |= {f"gold_{task}": share for task, share in gold.accuracy(results).items() if task != "all"}
-        items = [result.as_dict() | {"baseline_correct": base.correct}
-                 for base, result in zip(baseline, results, strict=True)]
+        items = [result.as_dict() | {"prompt": question.text, "reference": question.reference,
+                                     "baseline_correct": base.correct, "baseline_said": base.said}
+                 for question, base, result in zip(questions, baseline, results, strict=True)]
     return metrics, items

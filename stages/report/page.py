@@ -5,9 +5,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.report.plots import pareto_svg
+from stages.report.plots import DIVERGENCE, GOLD, pareto_svg
 
 MIB = 2**20
+MOST_FLIPS = 60  # of a variant on the page
 
 
 def html(report: dict) -> str:
@@ -15,8 +16,11 @@ def html(report: dict) -> str:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True)
     measured = [row for row in report["variants"] if row["status"] == "ok"]
-    svg = Markup(pareto_svg(measured)) if measured else None  # made here from numbers and checked names
-    return environment.get_template("page.html.jinja").render(r=report, svg=svg)
+    answered = [row for row in measured if "gold_accuracy" in row["metrics"]]
+    # Made here from numbers and checked names, so no text of a model is in it.
+    plots = [{"svg": Markup(pareto_svg(rows, axis)), "caption": f"{axis.title}; the line joins the Pareto front."}
+             for rows, axis in ((measured, DIVERGENCE), (answered, GOLD)) if rows]
+    return environment.get_template("page.html.jinja").render(r=report, plots=plots, most_flips=MOST_FLIPS)
 
 
 def markdown(report: dict) -> str:
@@ -34,4 +38,6 @@ def markdown(report: dict) -> str:
         lines.append(f"| {row['variant']} | {m['size_bytes'] / MIB:.1f} | {m['bits_per_weight']:.2f} | "
                      f"{m['mean_kld']:z.5f} ± {m['mean_kld_se']:.5f} | {m['perplexity']:.3f} | {gold} | "
                      f"{row['speed']['decode_tok_s']:.0f} |")
-    return "\n".join(lines) + "\n"
+    others = [f"- {row['variant']}: {'; '.join(row['why_not'])}" for row in report["variants"]
+              if row["variant"] != report["pick"]]
+    return "\n".join([*lines, *(["", "Why not the others:", "", *others] if others else [])]) + "\n"

@@ -1,14 +1,42 @@
-"""The Pareto plot as inline SVG: size against divergence."""
+"""The Pareto plots as inline SVG: size against divergence, and size against gold accuracy."""
 
 import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import escape
 
 COLOURS = {"safetensors": "#3b6fb6", "gguf": "#c2571a", "onnx": "#3f8f5b"}
+MARKERS = {"safetensors": "o", "gguf": "s", "onnx": "^"}
 FLOOR = 1e-6  # a divergence below this is rounding; a logarithmic axis has to end somewhere
 MIB = 2**20
 DPI = 72  # of SVG, so that pixels are what they were when the labels were placed
-LETTER, LINE, GAP = 5.2, 11.0, 8.0  # pixels of a label: width of a letter, height, distance
+LETTER, LINE, GAP = 5.8, 12.0, 8.0  # pixels of a label: width of a letter, height, distance
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The vertical axis of a plot; `sign` is -1 where more is better."""
+
+    metric: str
+    title: str
+    label: str
+    scale: str
+    sign: int
+    of: Callable[[dict], float]
+    limits: Callable[[list[float]], tuple[float, float]]
+
+
+DIVERGENCE = Axis(
+    "mean_kld", "Size against mean KL divergence from full precision", "mean KL divergence (log)", "log", 1,
+    lambda row: max(row["metrics"]["mean_kld"], FLOOR), lambda values: (FLOOR / 3, max(values) * 8))
+GOLD = Axis(
+    "gold_accuracy", "Size against gold accuracy in per cent", "gold accuracy, %", "linear", -1,
+    lambda row: 100 * row["metrics"]["gold_accuracy"],
+    # Labels of equals are stacked upwards, so there is room above.
+    lambda values: (min(values) - 0.15 * (spread := max(max(values) - min(values), 1.0)), max(values) + 0.8 * spread))
 
 
 def label_places(points: np.ndarray, labels: list[str]) -> list[tuple[float, float]]:
@@ -32,47 +60,57 @@ def label_places(points: np.ndarray, labels: list[str]) -> list[tuple[float, flo
     return [placed[index] for index in range(len(points))]
 
 
-def pareto_svg(rows: list[dict]) -> str:
-    """An SVG element for the variants that were measured; text follows the page's colour."""
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (x, y) that no other beats with less of x and of y, in the order of x."""
+    return sorted({(x, y) for x, y in points if not any(p <= x and q <= y and (p, q) != (x, y) for p, q in points)})
+
+
+def pareto_svg(rows: list[dict], axis: Axis) -> str:
+    """An SVG element of size against a figure, for the variants that were measured; text follows the page's colour."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "quantline", "font.family": "sans-serif", "font.size": 11}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": f"quantline {axis.metric}", "font.family": "sans-serif",
+                "font.size": 11}
+    rows = sorted(rows, key=lambda row: (row["metrics"]["size_bytes"], row["variant"]))
+    points = [(row["metrics"]["size_bytes"] / MIB, axis.of(row)) for row in rows]
+    best = [(x, axis.sign * y) for x, y in front([(x, axis.sign * y) for x, y in points])]
     with matplotlib.rc_context(settings):
-        figure, axes = plt.subplots(figsize=(7.6, 4.2), dpi=DPI, layout="constrained")
-        points = []
-        for row in sorted(rows, key=lambda row: row["metrics"]["size_bytes"]):
-            x, y = row["metrics"]["size_bytes"] / MIB, max(row["metrics"]["mean_kld"], FLOOR)
-            points.append((x, y, row["variant"]))
-            axes.scatter(x, y, s=70 if row["pareto"] else 36, color=COLOURS[row["format"]], zorder=3,
-                         edgecolors="#111111" if row["pareto"] else "none", linewidths=1.2)
-        front = [(row["metrics"]["size_bytes"] / MIB, max(row["metrics"]["mean_kld"], FLOOR)) for row in rows
-                 if row["pareto"]]
-        axes.plot(*zip(*sorted(front), strict=True), color="#999999", linewidth=1, zorder=2)
-        axes.set_yscale("log")
+        figure, axes = plt.subplots(figsize=(5.8, 4.6), dpi=DPI, layout="constrained")
+        for row, point in zip(rows, points, strict=True):
+            axes.scatter(*point, s=64 if point in best else 36, color=COLOURS[row["format"]], marker=MARKERS[row["format"]],
+                         zorder=3, edgecolors="#000000" if point in best else "none", linewidths=1.2)
+        axes.plot(*zip(*best, strict=True), color="#888888", linewidth=1, zorder=2)
+        axes.set_yscale(axis.scale)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_ylim(FLOOR / 3, max(y for _, y, _ in points) * 4)
-        axes.set_xlim(0, max(x for x, _, _ in points) * 1.2)
+        axes.set_ylim(*axis.limits([y for _, y in points]))
+        axes.set_xlim(0, max(x for x, _ in points) * 1.3)
         axes.set_xlabel("size on disk, MiB")
-        axes.set_ylabel("mean KL divergence (log)")
+        axes.set_ylabel(axis.label)
+        for name in sorted({row["format"] for row in rows}):
+            axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=name)
+        figure.legend(frameon=False, loc="outside upper right", ncols=3, fontsize=10)  # no point of the plot's
         figure.canvas.draw()  # labels are placed where the points now are
-        places = label_places(axes.transData.transform([(x, y) for x, y, _ in points]), [name for *_, name in points])
-        for (x, y, name), place in zip(points, places, strict=True):
-            axes.annotate(name, (x, y), xytext=place, textcoords="figure pixels", fontsize=9, va="center", arrowprops={
-                "arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5),
-            }).set_in_layout(False)
+        places = label_places(axes.transData.transform(points), [row["variant"] for row in rows])
+        for row, point, place in zip(rows, points, places, strict=True):
+            axes.annotate(row["variant"], point, xytext=place, textcoords="figure pixels", fontsize=10, va="center",
+                          arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3,
+                                      "relpos": (0, 0.5)}).set_in_layout(False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        for name in sorted({row["format"] for row in rows}):
-            axes.scatter([], [], color=COLOURS[name], label=name)
-        axes.legend(frameon=False, loc="upper right")
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg"):].replace("<svg ", '<svg role="img" aria-label="Size against KL divergence" ', 1)
+    told = "; ".join(f"{row['variant']} {x:.1f} MiB, {y:.4g}" for row, (x, y) in zip(rows, points, strict=True))
+    return _for_page(text.getvalue(), axis.metric, f"{axis.title}. {told}")
+
+
+def _for_page(svg: str, prefix: str, told: str) -> str:
+    """The SVG element with a text alternative, ids that no other plot of the page has, and the page's colour for black."""
+    svg = svg[svg.index("<svg"):].replace("<svg ", f'<svg role="img" aria-label="{escape(told)}" ', 1)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     for black in ("#000000", "black"):
         svg = svg.replace(f"fill: {black}", "fill: currentColor").replace(f"stroke: {black}", "stroke: currentColor")
     # Text without a colour of its own is black; let it follow the page, which may be dark.

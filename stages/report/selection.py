@@ -1,20 +1,11 @@
-"""From figures to a decision: gates, the Pareto front, and the variant to ship for a target."""
+"""From figures to a decision: the Pareto front, the variant to ship for a target, and why not the others."""
 
 import math
-import operator
 
-from stages.config import Gate, Target
+from stages.config import Target
+from stages.report.gates import CANNOT_TELL
 
-OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 MIB = 2**20
-
-
-def check_gate(gate: Gate, metrics: dict) -> dict:
-    """The gate with the value found and whether it passes; NaN and a missing figure fail."""
-    value = metrics.get(gate.metric)
-    usable = isinstance(value, int | float) and not math.isnan(value)
-    passed = usable and OPERATORS[gate.operator](value, gate.threshold)
-    return {**gate.model_dump(), "value": value if usable else None, "passed": bool(passed)}
 
 
 def on_front(rows: list[dict]) -> set[str]:
@@ -25,7 +16,7 @@ def on_front(rows: list[dict]) -> set[str]:
 
 
 def objections(row: dict, target: Target) -> list[str]:
-    """Why a variant cannot be shipped for the target; empty if it can."""
+    """Why a variant by itself cannot be shipped for the target; empty if it can."""
     if row["status"] != "ok":
         return [f"failed: {row['failure']}"]
     found = []
@@ -33,17 +24,37 @@ def objections(row: dict, target: Target) -> list[str]:
         found.append(f"format {row['format']} is not among {', '.join(target.formats)}")
     if row["runtime"] not in target.runtimes:
         found.append(f"runtime {row['runtime']} is not among {', '.join(target.runtimes)}")
-    size, memory = row["metrics"]["size_bytes"] / MIB, row["speed"].get("peak_rss_mib")
+    size, memory = row["metrics"]["size_bytes"] / MIB, row["memory"]["mib"]
     if target.max_size_mib is not None and not size <= target.max_size_mib:
         found.append(f"{size:.1f} MiB is over the limit of {target.max_size_mib:g} MiB")
     if target.max_memory_mib is not None and not (memory is not None and memory <= target.max_memory_mib):
-        found.append(f"peak memory {memory if memory is None else round(memory)} MiB is over the limit of "
-                     f"{target.max_memory_mib:g} MiB")
-    for gate in row["gates"]:
-        if gate["required"] and not gate["passed"]:
-            value = "not measured" if gate["value"] is None else f"{gate['value']:.4g}"
-            found.append(f"{gate['metric']} is {value}, the gate wants {gate['operator']} {gate['threshold']:g}")
+        told = "unknown" if memory is None else f"{memory:.0f} MiB, over the limit of {target.max_memory_mib:g} MiB"
+        found.append(f"memory is {told} ({row['memory']['formula']})")
+    found += [gate["said"] for gate in row["gates"] if gate["required"] and not gate["passed"]]
+    if math.isnan(worth(row, target)):
+        found.append(f"{target.optimize.metric}, by which the target ranks, is not measured")
     return found
+
+
+def object_together(rows: list[dict], target: Target) -> None:
+    """Fill in each row's `objections`, those that come from the other rows too."""
+    for row in rows:
+        row["objections"] = objections(row, target)
+    served: dict[str, set[str]] = {}
+    for row in rows:
+        if not row["objections"]:
+            served.setdefault(row["recipe"], set()).add(row["runtime"])
+    for row in rows:
+        runtimes = served.get(row["recipe"], set())
+        if not row["objections"] and len(runtimes) < target.min_runtimes:
+            row["objections"] = [f"the recipe {row['recipe']} meets the target in {', '.join(sorted(runtimes))} alone, "
+                                 f"which wants {target.min_runtimes} runtimes"]
+
+
+def worth(row: dict, target: Target) -> float:
+    """The figure that the target optimizes; NaN if it was not measured."""
+    value = {**row["speed"], **row["metrics"], "memory_mib": row["memory"]["mib"]}.get(target.optimize.metric)
+    return value if isinstance(value, int | float) else math.nan
 
 
 def has_gold(rows: list[dict]) -> bool:
@@ -54,31 +65,45 @@ def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list
     """(the variant to ship or None, the runner-up or None, the reasons).
 
     Among the variants with no objections the best by `target.optimize`; equals are told apart by KL divergence and
-    then by name. Each row's `objections` has to be filled in.
+    then by name. Fills in each row's `objections`, and its `why_not`: what it lost by.
     """
+    object_together(rows, target)
     key, sign = target.optimize.metric, 1 if target.optimize.direction == "min" else -1
-
-    def value(row: dict) -> float:
-        return {**row["speed"], **row["metrics"]}.get(key, math.nan)
-
-    able = [row for row in rows if not row["objections"] and not math.isnan(value(row))]
-    able.sort(key=lambda row: (sign * value(row), row["metrics"]["mean_kld"], row["variant"]))
+    able = sorted((row for row in rows if not row["objections"]),
+                  key=lambda row: (sign * worth(row, target), row["metrics"]["mean_kld"], row["variant"]))
+    for row in rows:
+        row["why_not"] = row["objections"] or ([] if row is able[0] else [_lost_by(row, able[0], target)])
     if not able:
         return None, None, [f"no variant meets the target {target.name}; each row says why"]
-    best = able[0]
+    best, m = able[0], able[0]["metrics"]
     word = "smallest" if sign > 0 else "largest"
-    reasons = [f"of {len(able)} variants that meet the target {target.name}, it has the {word} {key}: "
-               f"{_nice(key, value(best))}",
-               f"its mean KL divergence from full precision is {best['metrics']['mean_kld']:.4g} "
-               f"± {best['metrics']['mean_kld_se']:.2g}"]
-    if "gold_accuracy" in best["metrics"]:
-        m = best["metrics"]
+    first = f"of {len(able)} variants that meet the target {target.name}, it has the {word} {key}" if len(able) > 1 else \
+        f"no other variant meets the target {target.name}; its {key}"
+    reasons = [f"{first}: {_nice(key, worth(best, target))}",
+               f"its mean KL divergence from full precision is {m['mean_kld']:.4g} ± {m['mean_kld_se']:.2g}"]
+    if "gold_accuracy" in m:
         reasons.append(f"it answers {m['gold_accuracy']:.1%} of the gold set, {m['gold_accuracy_delta']:+.1%} from full "
                        f"precision ({m['gold_flips']} of {m['gold_items']} answers flip, p = {m['gold_p_value']:.2g})")
+    if target.max_memory_mib is not None or target.context is not None:
+        known = "unknown" if best["memory"]["mib"] is None else f"{best['memory']['mib']:.0f} MiB"
+        reasons.append(f"memory: {known}, {best['memory']['provenance']}: {best['memory']['formula']}")
+    reasons += [gate["said"] for gate in best["gates"] if gate["verdict"] == CANNOT_TELL]
     if len(able) > 1:
-        reasons.append(f"runner-up: {able[1]['variant']}, {key} {_nice(key, value(able[1]))}")
+        reasons.append(f"runner-up: {able[1]['variant']}, {key} {_nice(key, worth(able[1], target))}")
     return best["variant"], able[1]["variant"] if len(able) > 1 else None, reasons
 
 
+def _lost_by(row: dict, best: dict, target: Target) -> str:
+    """By how much a variant that meets the target is behind the pick."""
+    key, mine, its = target.optimize.metric, worth(row, target), worth(best, target)
+    if mine == its:
+        return (f"meets the target; {key} is the pick's, its mean KL divergence {row['metrics']['mean_kld']:.4g} to "
+                f"the pick's {best['metrics']['mean_kld']:.4g}")
+    more, share = "more" if mine > its else "less", f" ({abs(mine / its - 1):.0%})" if its else ""
+    return f"meets the target; {key} {_nice(key, mine)}, {_nice(key, abs(mine - its))}{share} {more} than the pick"
+
+
 def _nice(key: str, value: float) -> str:
-    return f"{value / MIB:.1f} MiB" if key == "size_bytes" else f"{value:.4g}"
+    if key in ("size_bytes", "memory_mib"):
+        return f"{value / (MIB if key == 'size_bytes' else 1):.1f} MiB"
+    return f"{value:.4g}"
