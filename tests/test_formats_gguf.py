@@ -13,7 +13,8 @@ from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Variant
 from stages.formats import gguf
-from stages.formats.gguf_vocabulary import pre_tokenizer_name
+from stages.formats.gguf_architectures import interleave
+from stages.formats.gguf_pretokenizers import pre_tokenizer_name
 from stages.methods import kquant, mixes
 from stages.runtimes import open_runtime
 from stages.runtimes.parity import TEXTS, mismatches
@@ -66,14 +67,13 @@ def test_ggml_blocks_read_back_in_the_source_row_order(tmp_path, tiny_model):
     facts = architecture(model)
     folder = tmp_path / "quantized"
     folder.mkdir()
-    writer, tensors = QuantizedWriter(folder), {}
+    writer, tensors, names = QuantizedWriter(folder), {}, gguf.tensor_names(model, facts)
     for name in model.names:
-        kind = mixes.requested_type("Q4_K_M", facts.role(name), facts.layer_index(name), facts.layers, facts.tied)
-        tensor = model.tensor(name)
-        kind = mixes.fit_width("F32" if tensor.ndim == 1 else kind, tensor.shape[-1])
+        tensor, known = model.tensor(name), mixes.Model(facts.layers, facts.tied)
+        kind = mixes.requested_type("Q4_K_M", names[name], tensor.ndim, known)
         writer.add_blocks(name, kind, kquant.quantize(np.atleast_2d(tensor), kind), tensor.shape)
         tensors[name] = {"requested": kind, "actual": kind}
-    writer.close({"recipe": {"name": "q4_k_m"}, "transforms": [], "calibration": {}, "tensors": tensors})
+    writer.close({"recipe": {"name": "q4_k_m", "mix": "Q4_K_M"}, "transforms": [], "calibration": {}, "tensors": tensors})
     quantized, bundle = Quantized(folder), tmp_path / "bundle"
     bundle.mkdir()
     gguf.write(model, quantized, bundle, variant())
@@ -84,7 +84,7 @@ def test_ggml_blocks_read_back_in_the_source_row_order(tmp_path, tiny_model):
 
 
 def test_rotary_pairs_are_put_side_by_side_within_each_head():
-    assert gguf.permutation(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert interleave(8, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_the_file_tokenizes_as_the_source_in_many_scripts(tmp_path, tiny_model):
@@ -105,7 +105,7 @@ def test_chat_template_and_special_tokens_are_in_the_file(tmp_path, tiny_model):
 
 def test_pre_tokenizers_are_told_apart():
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    assert pre_tokenizer_name(byte_level) == "gpt-2"
+    assert pre_tokenizer_name(byte_level) == ("gpt-2", False)
     assert pre_tokenizer_name(byte_level | {"add_prefix_space": True}) is None
     assert pre_tokenizer_name({"type": "Whitespace"}) is None
     assert pre_tokenizer_name(None) is None

@@ -206,6 +206,15 @@ class Moments:
             raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
         return self._get(linear, INPUTS, self.info["layers"][linear]["moments"])
 
+    def diagonal(self, linear: str) -> np.ndarray:
+        """The diagonal of H, float32 [in], without reading the rest. Raises as `moment` does."""
+        if linear not in self.info["layers"] or not self.tokens(linear) > 0:
+            raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
+        found = self._whole(linear, "diagonal")
+        if not (np.isfinite(found).all() and found.sum() > 0):
+            check(linear, np.diag(found))
+        return found
+
     def peak(self, linear: str) -> np.ndarray:
         """The largest |x| of each of the layer's inputs, float32 [in]."""
         return self._whole(linear, "peak")
