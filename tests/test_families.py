@@ -20,7 +20,7 @@ from stages.tracking import Failure, StageError, write_json
 def model(request, tmp_path_factory, make_model):
     """(checkpoint, its calibration with gradients) of a family."""
     folder = tmp_path_factory.mktemp(request.param)
-    sizes = {"sliding_window": 16} if request.param.startswith("gemma") else {}
+    sizes = {"sliding_window": 16, "query_pre_attn_scalar": 16} if request.param.startswith("gemma") else {}
     checkpoint = Checkpoint(make_model(folder / "model", request.param, hidden_size=64, intermediate_size=96,
                                        num_key_value_heads=4, tie_word_embeddings=request.param != "phi3", **sizes))
     calibration = folder / "calibration"
@@ -72,17 +72,12 @@ def test_onnx_agrees_with_torch(model, tmp_path):
     assert np.abs(runtime.logprobs(tokens) - torch_logprobs(torch_model(checkpoint, plain), tokens)).max() < 1e-3
 
 
-def test_gguf_takes_it_or_refuses_it_by_name(model, tmp_path):
+def test_gguf_agrees_with_torch(model, tmp_path):
     checkpoint, plain = model[0], rounded(tmp_path / "none", model[0], bits=0)
     (tmp_path / "out").mkdir()
-    family = architecture(checkpoint).model_type
-    variant = Variant(recipe="none", format="gguf", runtime="llama.cpp", dtype="float32")
-    if family in gguf.ARCHITECTURES:
-        gguf.write(checkpoint, plain, tmp_path / "out", variant)
-        return
-    with pytest.raises(StageError, match=f"found {family}; choose another format") as caught:
-        gguf.write(checkpoint, plain, tmp_path / "out", variant)
-    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE and not list((tmp_path / "out").iterdir())
+    gguf.write(checkpoint, plain, tmp_path / "out", Variant(recipe="none", format="gguf", runtime="llama.cpp", dtype="float32"))
+    tokens, runtime = tokens_of(checkpoint, 2, 40), open_runtime("llama.cpp", tmp_path / "out", 1)
+    assert np.abs(runtime.logprobs(tokens) - torch_logprobs(torch_model(checkpoint, plain), tokens)).max() < 1e-3
 
 
 @pytest.mark.parametrize(("config", "answer"), [

@@ -33,12 +33,62 @@ def write_plain(folder, source, dtype: str | None):
     return model, quantized, folder / "bundle", requested
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_an_f32_file_agrees_with_torch(family, tmp_path, make_model):
-    model, quantized, bundle, _ = write_plain(tmp_path, make_model(tmp_path / "model", family), "float32")
-    tokens = tokens_of(model)
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 10000.0,
+          "original_max_position_embeddings": 32}
+LONG = {"rope_type": "longrope", "short_factor": [1.0 + i / 8 for i in range(32)], "rope_theta": 10000.0,
+        "long_factor": [2.0 + i / 4 for i in range(32)]}
+GEMMA = {"query_pre_attn_scalar": 64, "sliding_window": 16}
+MODELS = {
+    "llama": ("llama", {}), "llama with biases": ("llama", {"attention_bias": True}),
+    "llama 3 rope": ("llama", {"rope_parameters": LLAMA3}),
+    "linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0}}),
+    "untied": ("llama", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
+    "mistral": ("mistral", {}), "qwen2": ("qwen2", {}), "qwen3": ("qwen3", {"num_attention_heads": 8}),
+    "yarn": ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+                                           "rope_theta": 10000.0}}),
+    "yarn with its own attention factor": ("qwen2", {"rope_parameters": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.3,
+        "rope_theta": 10000.0}}),
+    "gemma2": ("gemma2", GEMMA), "gemma3": ("gemma3_text", GEMMA | {"num_hidden_layers": 7}),
+    "gemma3 with every layer sliding": ("gemma3_text", GEMMA | {"layer_types": ["sliding_attention"] * 2}),
+    "phi3": ("phi3", {"tie_word_embeddings": False}),
+    "phi3 long": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 256}),
+    "phi3 beyond the original length": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 32}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_f32_file_agrees_with_torch(name, tmp_path, make_model):
+    family, sizes = MODELS[name]
+    model, quantized, bundle, _ = write_plain(tmp_path, make_model(tmp_path / "model", family, **sizes), "float32")
+    tokens = tokens_of(model, 2, 48)
     found = open_runtime("llama.cpp", bundle, 1).logprobs(tokens)
-    assert np.abs(found - torch_logprobs(torch_model(model, quantized), tokens)).max() <= 1e-3
+    # llama.cpp looks the GELU up in a table in half precision.
+    room = 3e-3 if family.startswith("gemma") else 1e-3
+    assert np.abs(found - torch_logprobs(torch_model(model, quantized), tokens)).max() <= room
+
+
+WRONG = {
+    "dynamic rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "'dynamic'"),
+    "another yarn": ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "rope_theta": 1e4,
+                                                   "original_max_position_embeddings": 64}}, "beta_fast"),
+    "longrope in a llama": ("llama", {"rope_parameters": LONG}, "'longrope'"),
+    "another scale of attention": ("gemma2", GEMMA | {"query_pre_attn_scalar": 99}, "query_pre_attn_scalar 64"),
+    "no softcap in Gemma 2": ("gemma2", GEMMA | {"attn_logit_softcapping": None}, "a number for attn_logit_softcapping"),
+    "too few factors": ("phi3", {"rope_parameters": LONG | {"long_factor": [1.0]}, "original_max_position_embeddings": 64},
+                        "expected 32 numbers for rope_factors_long.weight, found 1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(name, tmp_path, make_model):
+    family, sizes, words = WRONG[name]
+    source, changed = make_model(tmp_path / "model", family), {"rope_scaling": None} | sizes
+    config = json.loads((source / "config.json").read_text()) | changed
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(StageError, match=words) as caught:
+        write_plain(tmp_path, source, "float32")
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
 
 
 def test_generation_is_greedy_decoding_by_torch(tmp_path, tiny_model):

@@ -62,18 +62,17 @@ def _linear(scaling: dict, config: dict, facts: Architecture, theta: float, widt
 
 
 def _yarn(scaling: dict, config: dict, facts: Architecture, theta: float, width: int) -> Scaled:
-    """YaRN (Peng et al. 2023), as Qwen and Llama derivatives have it; DeepSeek's mscale is not among it."""
-    if scaling.get("mscale") or scaling.get("mscale_all_dim") or scaling.get("truncate", True) is not True:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, "expected rope scaling yarn without mscale and with whole "
-                                                           "dimensions, found another; choose another format")
+    """YaRN (Peng et al. 2023) as llama.cpp reads it: the attention factor can be set, all else is as in the paper."""
+    fixed = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "mscale": None, "mscale_all_dim": None}
+    other = {key: scaling[key] for key, usual in fixed.items() if scaling.get(key, usual) != usual}
+    if other:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected rope scaling yarn as llama.cpp has it, found {other}; "
+                                                           "choose another format")
     factor, before = float(scaling["factor"]), scaling.get("original_max_position_embeddings") or facts.max_positions
     settings = {"add_rope_scaling_type": RopeScalingType.YARN, "add_rope_scaling_factor": factor,
                 "add_rope_scaling_orig_ctx_len": before}
-    if (given := scaling.get("attention_factor")) is not None:  # llama.cpp multiplies by what is the rule
+    if (given := scaling.get("attention_factor")) is not None:  # llama.cpp multiplies by the paper's itself
         settings["add_rope_scaling_attn_factors"] = given / (1 + 0.1 * math.log(factor))
-    for method, key in (("add_rope_scaling_yarn_beta_fast", "beta_fast"), ("add_rope_scaling_yarn_beta_slow", "beta_slow")):
-        if scaling.get(key) is not None:
-            settings[method] = float(scaling[key])
     return settings, {}
 
 
