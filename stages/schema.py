@@ -163,6 +163,9 @@ class Variant(Section):
     runtime: Literal["transformers", "llama.cpp", "onnxruntime"]
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     layout: Literal["compressed-tensors", "gptq", "awq"] = "compressed-tensors"  # of quantized layers in safetensors
+    # Whether the bundle's tokenizer has to give the source's ids on every text that is tried, or where it does not is told
+    # in smoke.json: llama.cpp splits words of some families at combining marks, or puts a space where another is.
+    tokenizer: Literal["exact", "report"] = "exact"
 
 
 class Gate(Section):

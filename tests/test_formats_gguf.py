@@ -14,7 +14,7 @@ from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Variant
 from stages.formats import gguf
 from stages.formats.gguf_architectures import interleave
-from stages.formats.gguf_pretokenizers import pre_tokenizer_name
+from stages.formats.gguf_pretokenizers import pre_tokenizer_names
 from stages.methods import kquant, mixes
 from stages.runtimes import open_runtime
 from stages.runtimes.parity import TEXTS, mismatches
@@ -155,10 +155,10 @@ def test_chat_template_and_special_tokens_are_in_the_file(tmp_path, tiny_model):
 
 def test_pre_tokenizers_are_told_apart():
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    assert pre_tokenizer_name(byte_level) == ("gpt-2", False)
-    assert pre_tokenizer_name(byte_level | {"add_prefix_space": True}) is None
-    assert pre_tokenizer_name({"type": "Whitespace"}) is None
-    assert pre_tokenizer_name(None) is None
+    assert pre_tokenizer_names(byte_level) == (("gpt-2", False),)
+    assert pre_tokenizer_names(byte_level | {"add_prefix_space": True}) == ()
+    assert pre_tokenizer_names({"type": "Whitespace"}) == ()
+    assert pre_tokenizer_names(None) == ()
 
 
 def test_a_tokenizer_without_an_equal_is_refused(tmp_path, tiny_model):

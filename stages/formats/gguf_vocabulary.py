@@ -14,7 +14,7 @@ from gguf import TokenType
 
 from stages.checkpoints.reader import read_json
 from stages.checkpoints.tokenization import Tokenizer
-from stages.formats.gguf_pretokenizers import pre_tokenizer_name
+from stages.formats.gguf_pretokenizers import pre_tokenizer_names
 from stages.tracking import Failure, StageError
 
 SPACE = "▁"  # what SentencePiece writes for a space
@@ -105,26 +105,27 @@ def _normalizers(spec: dict | None) -> list[tuple]:
 
 def _add_byte_level(writer: gguf.GGUFWriter, spec: dict, normalizers: list[tuple], merges: list[tuple[str, str]]) -> None:
     model, given = spec["model"], spec.get("pre_tokenizer")
-    found = pre_tokenizer_name(given, bool(model.get("ignore_merges")))
-    if found is None or not set(normalizers) <= {("NFC",)}:
+    names, whole = pre_tokenizer_names(given), bool(model.get("ignore_merges"))
+    if not names or not set(normalizers) <= {("NFC",)}:
         raise _unknown(f"pre_tokenizer {given} with normalizer {spec.get('normalizer')}")
     if any(" " in piece for pair in merges for piece in pair):
         raise _unknown("merges of pieces with spaces in them")
-    name, whole = found
-    if whole != bool(model.get("ignore_merges")) and (stuck := _unreachable(model, merges)):
-        raise _unknown(f"ignore_merges {not whole} with the pre-tokenizer {name}, and tokens such as {stuck!r} that no merges "
-                       "make")
+    stuck = _unreachable(spec, merges) if any(one != whole for _, one in names) else None
+    name = next((name for name, one in names if one == whole or not stuck), None)
+    if name is None:
+        raise _unknown(f"ignore_merges {whole} with the pre-tokenizer {names[0][0]}, and {stuck!r}, which no merges make")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
     writer.add_token_merges([" ".join(pair) for pair in merges])
 
 
-def _unreachable(model: dict, merges: list[tuple[str, str]]) -> str | None:
-    """A token that the merges alone do not make of its own text: only there does it matter whether words are taken whole."""
+def _unreachable(spec: dict, merges: list[tuple[str, str]]) -> str | None:
+    """A token that merges alone do not make of its text: only for those does it matter whether words are taken whole."""
     from tokenizers.models import BPE
 
-    plain = BPE(model["vocab"], merges)
-    return next((token for token in sorted(model["vocab"]) if token and len(plain.tokenize(token)) != 1), None)
+    vocabulary, added = spec["model"]["vocab"], {one["content"] for one in spec.get("added_tokens", [])}
+    plain = BPE(vocabulary, merges)
+    return next((token for token in sorted(vocabulary) if token not in added and len(plain.tokenize(token)) != 1), None)
 
 
 def _add_sentencepiece(writer: gguf.GGUFWriter, spec: dict, normalizers: list[tuple], tokens: list[str],
