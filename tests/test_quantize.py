@@ -158,6 +158,11 @@ def refused(project, capsys, name: str, failure: Failure, words: str) -> None:
     assert not quantized.exists() or not list(quantized.iterdir())
 
 
+def test_a_mix_that_needs_an_importance_matrix(ready, capsys):
+    ready.compose(f"recipe=[{','.join(RECIPES)}]", "recipes.q4_k_m.mix=IQ2_XS", "recipes.q4_k_m.importance=false")
+    refused(ready, capsys, "q4_k_m", Failure.IMPORTANCE_MISSING, "IQ2_XS is garbage without one")
+
+
 def test_rows_that_the_groups_do_not_divide(ready, capsys, make_model, tmp_path):
     shutil.rmtree(ready.root / "artifacts/model")
     shutil.copytree(make_model(tmp_path / "odd", intermediate_size=320, num_hidden_layers=1),
