@@ -39,7 +39,9 @@ def calibrate(run: StageRun) -> None:
               metrics={"tokens": tokens.size, "layers": len(layers)}, files=[CALIBRATION / "calibration.json"])
     short = "" if len(tokens) == text.sequences else f" (the text fills {len(tokens)} of {text.sequences} sequences)"
     inputs, size = {one["moments"] for one in layers.values()}, sum(path.stat().st_size for path in CALIBRATION.iterdir())
-    run.finish(f"{tokens.size} tokens{short}, second moments of {len(inputs)} inputs of {len(layers)} layers"
+    experts = {name.rpartition(".")[0]: about.get("starved", False) for name, about in layers.items() if ".experts." in name}
+    fed = f"{sum(experts.values())} of {len(experts)} experts starved (calibrated on all tokens), " if experts else ""
+    run.finish(f"{tokens.size} tokens{short}, {fed}second moments of {len(inputs)} inputs of {len(layers)} layers"
                f"{' and of their output gradients' if text.curvature else ''}, "
                f"{size / 2**20:.1f} MiB")
 

@@ -11,7 +11,7 @@ from stages.checkpoints.architecture import Architecture
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.formats import imatrix
-from stages.formats.gguf_architectures import container_of, tensor_names
+from stages.formats.gguf_architectures import by_place, container_of, dimensions, tensor_names
 from stages.methods import mixes
 from stages.schema import KQuant
 from stages.tracking import Failure, StageError, sha256_file
@@ -27,9 +27,10 @@ class Mixture:
     def __init__(self, recipe: KQuant, checkpoint: Checkpoint, facts: Architecture, moments: Moments) -> None:
         self.recipe, self.checkpoint, self.facts, self.moments = recipe, checkpoint, facts, moments
         self.places = tensor_names(checkpoint, facts)
+        self.groups = by_place(self.places)
         seventy = facts.layers == 80 and facts.heads != facts.kv_heads and facts.model_type in ("llama", "mistral")
         seventy = seventy or (facts.layers == 80 and facts.model_type == "qwen2")
-        self.model = mixes.Model(facts.layers, facts.tied, facts.heads // facts.kv_heads, is_70b=seventy)
+        self.model = mixes.Model(facts.layers, facts.tied, facts.heads // facts.kv_heads, facts.experts, seventy)
         self.model = replace(self.model, importance=bool(recipe.importance or recipe.importance_file))
         self.patterns = [(self._compiled(pattern), kind) for pattern, kind in recipe.overrides.items()]
 
@@ -39,8 +40,7 @@ class Mixture:
         except re.error as error:
             raise StageError(Failure.CONFIG_INVALID, f"expected a regular expression among the overrides, found "
                                                      f"{pattern!r}: {error}") from None
-        matrices = [place for name, place in self.places.items()
-                    if mixes.is_quantized(place, len(self.checkpoint.shape(name)))]
+        matrices = [place for place, names in self.groups.items() if mixes.is_quantized(place, dimensions(self.checkpoint, names))]
         if not any(compiled.search(place) for place in matrices):
             raise StageError(Failure.CONFIG_INVALID, f"expected the override {pattern!r} to fit a matrix of the GGUF file, "
                                                      f"such as {matrices[0]}; it fits none")
@@ -48,15 +48,15 @@ class Mixture:
 
     def types(self, name: str) -> tuple[str, str]:
         """(the type asked for, the type that the tensor's rows allow)."""
-        place, shape = self.places[name], self.checkpoint.shape(name)
-        if mixes.is_quantized(place, len(shape)):
-            for pattern, kind in self.patterns:
-                if pattern.search(place):
-                    return kind, mixes.fit_width(kind, shape[-1])
-        kind = mixes.requested_type(self.recipe.mix, place, len(shape), self.model)
-        if not mixes.is_quantized(place, len(shape)):
+        place, width = self.places[name], self.checkpoint.shape(name)[-1]
+        many = dimensions(self.checkpoint, self.groups[place])
+        kind = mixes.requested_type(self.recipe.mix, place, many, self.model)
+        if not mixes.is_quantized(place, many):
             return kind, kind
-        return kind, mixes.actual_type(self.recipe.mix, place, kind, shape[-1], self.model)
+        for pattern, override in self.patterns:
+            if pattern.search(place):
+                return override, mixes.fit_width(override, width)
+        return kind, mixes.actual_type(self.recipe.mix, place, kind, width, self.model)
 
     def importance(self, name: str, kind: str) -> tuple[np.ndarray | None, int]:
         """(the weights of a tensor's inputs float32 [in], the tokens that they come from); None where there are none.
@@ -76,10 +76,12 @@ class Mixture:
                 raise StageError(Failure.IMPORTANCE_MISSING, f"expected an entry for {place} in {self.source}, found none; "
                                  "make the importance matrix again for this model")
             return None, 0
-        if entry.sums.shape != (1, width):
-            raise StageError(Failure.IMPORTANCE_INVALID, f"expected an entry of {width} numbers for {place} in "
-                             f"{self.source}, found {entry.sums.shape}; it belongs to another model")
-        return entry.values()[0], int(entry.counts[0])
+        group = self.groups[place]
+        if entry.sums.shape != (len(group), width):
+            raise StageError(Failure.IMPORTANCE_INVALID, f"expected an entry of {len(group)} times {width} numbers for {place} "
+                             f"in {self.source}, found {entry.sums.shape}; it belongs to another model")
+        number = group.index(name)
+        return entry.values()[number], int(entry.counts[number])
 
     @property
     def source(self) -> str:
@@ -94,14 +96,20 @@ class Mixture:
         if not self.recipe.importance:
             return None
         entries = {}
-        for name, place in self.places.items():
-            module = name.removesuffix(".weight")
-            if module in self.moments.layers:
-                tokens = np.float32([self.moments.tokens(module)])
-                entries[place] = imatrix.Entry(self.moments.diagonal(module)[None] * tokens, tokens)
+        for place, names in self.groups.items():
+            modules = [name.removesuffix(".weight") for name in names]
+            if all(module in self.moments.layers for module in modules):
+                counts = np.float32([self._tokens(module) for module in modules])
+                means = np.stack([self.moments.diagonal(module) for module in modules])
+                entries[place] = imatrix.Entry(means * counts[:, None], counts)
         info = self.moments.info
         return imatrix.ImportanceMatrix(entries, (str(info.get("text")),), info.get("sequences", 1),
                                         info.get("length", info["tokens"]))
+
+    def _tokens(self, module: str) -> int:
+        """How many tokens a layer's moments come from: of an expert to which too few came, all."""
+        seen = self.moments.seen(module)
+        return self.moments.info["tokens"] if seen.get("starved") else seen["tokens"]
 
     def write_importance(self, folder: Path) -> dict | None:
         """Put the importance matrix into the folder as llama-imatrix would write it; returns what the report says of it."""

@@ -57,8 +57,8 @@ def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch
 
 
 def layer_report(name: str, linear: GroupedLinear | FloatLinear, weight: "torch.Tensor", stored: "torch.Tensor",
-                 moment: "torch.Tensor", factors: "torch.Tensor | None", tokens: int, damping: float | None) -> dict:
-    """What is told of a layer: the error of the weight as it is `stored` [out, in], held against round-to-nearest's.
+                 moment: "torch.Tensor", factors: "torch.Tensor | None", seen: dict, damping: float | None) -> dict:
+    """What is told of a layer: the tokens that it has `seen`, the error of the weight as it is `stored` [out, in], held against round-to-nearest's.
 
     The error is tr(Δ H Δᵀ), and with the output factor there is the divergence tr(G Δ H Δᵀ) too.
     """
@@ -68,7 +68,7 @@ def layer_report(name: str, linear: GroupedLinear | FloatLinear, weight: "torch.
     plain = (fp8.quantize(weight) if isinstance(linear, FloatLinear) else
              rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric))
     naive = dense(plain, weight)
-    report = {**linear.about(), "shape": list(weight.shape), "tokens": tokens, "damping": damping,
+    report = {**linear.about(), "shape": list(weight.shape), **seen, "damping": damping,
               "error": output_error(weight, stored, moment), "rtn_error": output_error(weight, naive, moment)}
     if factors is not None:
         from stages.methods.curvature import divergence
@@ -156,6 +156,27 @@ class Work:
         return self.on_device(self.moments.moment(name))
 
 
+def powers_of_two(work: "Work", name: str, weight: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
+    """Scales [in] of one layer, or their square roots, as powers of two; 1 where neither leaves less than no scaling."""
+    import torch
+
+    from stages.methods import int8, rtn, smoothquant
+    from stages.methods.grid import row_errors
+
+    recipe, plain = work.recipe, torch.ones_like(scales)
+
+    def left(scales: "torch.Tensor") -> float:
+        if recipe.method == "smoothquant":
+            sample = work.on_device(work.moments.sample(name))
+            return smoothquant.output_change(weight, dense(int8.quantize(weight * scales), weight), sample, scales)
+        size = scales.numel() if recipe.group_size == -1 else recipe.group_size
+        stored = dense(rtn.quantize(weight * scales, recipe.bits, size, recipe.symmetric), weight) / scales
+        return float(row_errors(weight, stored, work.moment(name)) @ work.importance(name).double())
+
+    candidates = [torch.exp2((scales.log2() * reach).round()) for reach in (1.0, 0.5)]
+    return min([plain, *candidates], key=left)
+
+
 def integers_by_layer(work: Work, layer: int) -> dict:
     """rtn, gptq, int8 and fp8: each linear layer of a block on its own."""
     reports = {}
@@ -164,7 +185,7 @@ def integers_by_layer(work: Work, layer: int) -> dict:
         linear, damping = rounded(name, work.recipe, weight, moment, factors)
         work.writer.add_linear(name, linear)
         reports[name] = layer_report(name, linear, weight, dense(linear, weight), moment, factors,
-                                     work.moments.tokens(name), damping)
+                                     work.moments.seen(name), damping)
         check_gain(name, reports[name])
     return {"layers": reports, "transforms": []}
 
@@ -174,7 +195,8 @@ def integers_by_input(work: Work, layer: int) -> dict:
 
     Inputs are divided by the scales and weights multiplied, so the function stays the same. What comes before may be
     a linear layer of the same block (up before down), whose rows are divided; so the search goes from the last group to
-    the first, and where a layer does not bear that division, those after it stay unscaled.
+    the first, and where a layer does not bear that division, those after it stay unscaled. Rows of a layer that has no scales
+    of its own to make up for it (an expert's up) are divided by powers of two, which no rounding notices.
     """
     import torch
 
@@ -188,8 +210,9 @@ def integers_by_input(work: Work, layer: int) -> dict:
     columns = {name: torch.ones_like(weight[0]) for name, weight in weights.items()}
     rows = {name: torch.ones_like(weight[:, 0]) for name, weight in weights.items()}
     folds: dict[str, tuple[list[str], float | None]] = {}
+    bare = {name for linears, before in groups if before is None for name in linears}
     for linears, before in reversed(groups):
-        if before is None and not any(name in folds for name in linears):
+        if before is None:
             continue
         moment, ours = work.moment(linears[0]), [weights[name] for name in linears]
         if recipe.method == "smoothquant":  # rows of one scale each do not mind being divided
@@ -205,9 +228,9 @@ def integers_by_input(work: Work, layer: int) -> dict:
                     rows[after] = torch.ones_like(rows[after])
                     columns |= {name: torch.ones_like(columns[name]) for name in others}
                 found = awq.search_scales(ours, moment, *grid, None, importance)
-        if before is None:
-            continue
         scales, exponent = found
+        if before in bare:
+            scales = powers_of_two(work, linears[0], ours[0], scales)
         columns |= dict.fromkeys(linears, scales)
         folds[before] = (linears, exponent)
         if before in weights:
@@ -229,7 +252,7 @@ def integers_by_input(work: Work, layer: int) -> dict:
                                       awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, rows[name]))
             work.writer.add_linear(name, linear)
             stored = dense(linear, weights[name]) * rows[name][:, None] / columns[name]
-            reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.tokens(name),
+            reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.seen(name),
                                          damping)
             if recipe.method == "smoothquant":
                 reports[name] |= output_changes(work, name, stored * columns[name], weights[name], columns[name])

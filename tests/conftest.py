@@ -19,6 +19,9 @@ from hypothesis import settings
 settings.register_profile("quantline", database=None, deadline=None, derandomize=True)  # no files, no clock, no luck
 settings.load_profile("quantline")
 ROOT = Path(__file__).resolve().parent.parent
+OWN_NAMES = {  # of sizes, where a family does not call them as others do, or does not have them
+    "gpt2": {"intermediate_size": "n_inner", "num_key_value_heads": None, "head_dim": None},
+    "gpt_neox": {"num_key_value_heads": None, "head_dim": None}}
 TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
             "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 WORDS = """ada hugo rosa nico met the by a forest river old letter found called snow rain cheese bread boat early late
@@ -61,10 +64,13 @@ def write_model(folder: Path, model_type: str = "llama", seed: int = 0, max_shar
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "tie_word_embeddings": True} | sizes
     dtype = sizes.pop("dtype", torch.bfloat16)
+    sizes["head_dim"] = sizes["hidden_size"] // sizes["num_attention_heads"]
+    for usual, own in OWN_NAMES.get(model_type, {}).items():
+        value = sizes.pop(usual)
+        sizes |= {own: value} if own else {}
     config = AutoConfig.for_model(
         model_type, vocab_size=write_tokenizer(folder), max_position_embeddings=256, initializer_range=0.05,
-        head_dim=sizes["hidden_size"] // sizes["num_attention_heads"], bos_token_id=0, eos_token_id=0, pad_token_id=0,
-        **sizes)
+        bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes)
     # transformers draws the weights from the global generator; fork it, so that nothing outside is disturbed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

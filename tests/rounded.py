@@ -1,13 +1,17 @@
 """Quantized weights for tests, without a calibration, and the torch model that they stand for."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.reader import Checkpoint
 
+CONV1D = ("c_attn", "c_proj", "c_fc")  # layers that transformers keeps as [in, out]
 CALIBRATION = {"text_sha256": "0" * 64, "tokens": 0, "seed": 0}
 
 
@@ -43,20 +47,27 @@ def activations_rounded(folder: Path, model: Checkpoint, kind: str) -> Quantized
     return Quantized(folder)
 
 
-def torch_model(model: Checkpoint, quantized: Quantized):
-    """The float32 torch model whose weights are the canonical ones."""
+def torch_model(model: Checkpoint, quantized: Quantized, halved: str | None = None):
+    """The float32 torch model whose weights are the canonical ones, loaded by transformers from an ordinary folder of them.
+
+    Those of rounded layers with `halved` in their names are rounded to bfloat16 before.
+    """
     import torch
+    from safetensors.numpy import save_file
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    made = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
-    parameters = dict(made.named_parameters())
-    with torch.no_grad():
-        for name in quantized.linears:
-            parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
-        for name in quantized.overrides:
-            parameters[name].copy_(torch.from_numpy(quantized.override(name)))
-    return made
+    tensors = {name: model.tensor(name) for name in model.names}
+    tensors |= {f"{name}.weight": quantized.linear(name).dequantize() for name in quantized.linears}
+    tensors |= {name: tensor.astype(ml_dtypes.bfloat16).astype(np.float32) for name, tensor in tensors.items()
+                if halved and halved in name}
+    tensors |= {name: quantized.override(name) for name in quantized.overrides}
+    turned = [name for name in tensors if name.rsplit(".", 2)[-2:] in ([one, "weight"] for one in CONV1D)]
+    tensors |= {name: np.ascontiguousarray(tensors[name].T) for name in turned}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        shutil.copy(model.folder / "config.json", folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def tokens_of(model: Checkpoint, batch: int = 2, length: int = 20) -> np.ndarray:

@@ -26,6 +26,16 @@ KINDS = {
     "gemma2": {"model_type": "gemma2", "sliding_window": 16},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 16},
     "phi3": {"model_type": "phi3", "tie_word_embeddings": False},
+    "gpt-neox": {"model_type": "gpt_neox", "tie_word_embeddings": False},
+    "gpt-neox one half after the other, all of a head rotated": {
+        "model_type": "gpt_neox", "use_parallel_residual": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}},
+    "gpt2": {"model_type": "gpt2"},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "tie_word_embeddings": False},
+    "qwen3-moe": {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32},
+    "qwen3-moe with a dense block": {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
+                                     "moe_intermediate_size": 32, "mlp_only_layers": [1], "norm_topk_prob": True},
+    "gpt2 with a head of its own": {"model_type": "gpt2", "tie_word_embeddings": False},
 }
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 
@@ -57,7 +67,7 @@ def test_hidden_states_are_those_of_the_whole_model(kind, make_model, tmp_path, 
     monkeypatch.setattr(blocks, "BATCH_TOKENS", 80)  # batches of 2, 2 and 1
     found = blocks.run_blocks(Checkpoint(folder), tokens, "test")
     with torch.no_grad():
-        wanted = whole(folder).model(input_ids=torch.from_numpy(tokens.astype(np.int64))).last_hidden_state.numpy()
+        wanted = whole(folder).base_model(input_ids=torch.from_numpy(tokens.astype(np.int64))).last_hidden_state.numpy()
     assert found.dtype == np.float32 and found.shape == (5, 40, 64)
     assert np.abs(found - wanted).max() < 1e-5 < np.abs(wanted).mean()
 
@@ -80,9 +90,11 @@ def test_one_block_at_a_time_has_weights(make_model, tmp_path, tokens):
     assert len(seen) == 3 and all(parameter.is_meta for block in seen for parameter in block.parameters())
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "llama with biases", "gemma2", "gemma3", "phi3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "llama with biases", "gemma2", "gemma3", "phi3", "gpt-neox",
+                                  "gpt2"])
 def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tmp_path, tokens, monkeypatch):
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     from stages.checkpoints import blocks
 
@@ -93,7 +105,7 @@ def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tm
 
     model, inputs = whole(folder), {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+        if isinstance(module, torch.nn.Linear | Conv1D) and name != "lm_head":
             module.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
     with torch.no_grad():
         model(input_ids=torch.from_numpy(tokens.astype(np.int64)))

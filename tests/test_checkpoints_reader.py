@@ -1,16 +1,19 @@
 """Reading and writing safetensors tensor by tensor, architecture facts, and the canonical layout."""
 
 import json
+import shutil
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from stages.checkpoints import verify
 from stages.checkpoints.architecture import architecture, from_config
 from stages.checkpoints.canonical import GroupedLinear, Quantized, QuantizedWriter
+from stages.checkpoints.families import FAMILIES
 from stages.checkpoints.reader import INDEX, Checkpoint, inside
 from stages.checkpoints.stream import SafetensorsStream
 from stages.tracking import Failure, StageError
@@ -116,7 +119,35 @@ def test_architecture_of_the_tiny_models(tiny_model, tiny_narrow):
     assert sorted(members) == linears
 
 
-@pytest.mark.parametrize(("change", "words"), [({"model_type": "gpt2"}, "gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3"),
+def test_a_bare_gpt2_with_stored_masks_is_the_same_model(make_model, tmp_path):
+    """As the original GPT-2 lies on the Hub: names without their first part, masks beside the weights, no n_inner."""
+    folder = make_model(tmp_path / "whole", "gpt2", hidden_size=32, intermediate_size=None)
+    whole, bare = Checkpoint(folder), tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors | {"h.0.attn.bias": np.ones((1, 1, 8, 8), np.float32)}, bare / "model.safetensors")
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "n_inner"}))
+    found = Checkpoint(bare)
+    assert found.names == whole.names and "transformer.h.0.attn.c_attn.weight" in found.names
+    assert architecture(found).intermediate_size == 128
+    for name in found.names:
+        assert found.shape(name) == whole.shape(name) == found.raw(name).shape
+        assert np.array_equal(found.raw(name), whole.raw(name))
+    assert found.shape("transformer.h.0.attn.c_attn.weight") == (96, 32)
+    assert np.array_equal(found.raw("transformer.h.1.mlp.c_proj.weight"), tensors["h.1.mlp.c_proj.weight"].T)
+    assert verify.check_whole(bare)["parameters"] == verify.check_whole(folder)["parameters"]
+
+
+def test_a_rotated_share_is_read_by_its_older_name(make_model, tmp_path):
+    config = json.loads((make_model(tmp_path / "model", "gpt_neox", tie_word_embeddings=False) / "config.json").read_text())
+    assert (from_config(config).rotary_dim, from_config(config).rope_theta, from_config(config).kv_heads) == (16, 10000, 4)
+    del config["rope_parameters"]
+    older = from_config(config | {"rotary_pct": 0.5, "rotary_emb_base": 20000})
+    assert (older.rotary_dim, older.rope_theta, older.rope_scaling) == (32, 20000, None)
+
+
+@pytest.mark.parametrize(("change", "words"), [({"model_type": "bloom"}, ", ".join(FAMILIES)),
                                                ({"hidden_act": "gelu"}, "hidden_act"), ({"vocab_size": None}, None)])
 def test_unsupported_configurations(change, words, tiny_model):
     config = json.loads((tiny_model / "config.json").read_text()) | change

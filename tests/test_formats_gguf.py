@@ -51,6 +51,11 @@ MODELS = {
         "rope_theta": 10000.0}}),
     "gemma2": ("gemma2", GEMMA), "gemma3": ("gemma3_text", GEMMA | {"num_hidden_layers": 7}),
     "gemma3 with every layer sliding": ("gemma3_text", GEMMA | {"layer_types": ["sliding_attention"] * 2}),
+    "gpt2": ("gpt2", {}), "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
+    "gpt_neox one after the other": ("gpt_neox", {"tie_word_embeddings": False, "use_parallel_residual": False}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "tie_word_embeddings": False}),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 96,
+                                "norm_topk_prob": True}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),
     "phi3 long": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 256}),
     "phi3 beyond the original length": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 32}),
@@ -64,7 +69,7 @@ def test_an_f32_file_agrees_with_torch(name, tmp_path, make_model):
     tokens = tokens_of(model, 2, 48)
     found = open_runtime("llama.cpp", bundle, 1).logprobs(tokens)
     # llama.cpp looks the GELU up in a table in half precision.
-    room = 3e-3 if family.startswith("gemma") else 1e-3
+    room = 3e-3 if family.startswith(("gemma", "gpt")) else 1e-3
     assert np.abs(found - torch_logprobs(torch_model(model, quantized), tokens)).max() <= room
 
 
@@ -75,6 +80,8 @@ WRONG = {
     "longrope in a llama": ("llama", {"rope_parameters": LONG}, "'longrope'"),
     "another scale of attention": ("gemma2", GEMMA | {"query_pre_attn_scalar": 99}, "query_pre_attn_scalar 64"),
     "no softcap in Gemma 2": ("gemma2", GEMMA | {"attn_logit_softcapping": None}, "a number for attn_logit_softcapping"),
+    "weights of experts that do not add up to one": ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob True"),
+    "another scale in each layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx False, found True"),
     "too few factors": ("phi3", {"rope_parameters": LONG | {"long_factor": [1.0]}, "original_max_position_embeddings": 64},
                         "expected 32 numbers for rope_factors_long.weight, found 1"),
 }
@@ -83,7 +90,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_llama_cpp_would_compute_otherwise_is_refused(name, tmp_path, make_model):
     family, sizes, words = WRONG[name]
-    source, changed = make_model(tmp_path / "model", family), {"rope_scaling": None} | sizes
+    few = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32} if family == "qwen3_moe" else {}
+    source, changed = make_model(tmp_path / "model", family, **few), {"rope_scaling": None} | sizes
     config = json.loads((source / "config.json").read_text()) | changed
     (source / "config.json").write_text(json.dumps(config))
     with pytest.raises(StageError, match=words) as caught:

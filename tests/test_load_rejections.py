@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.checkpoints.families import FAMILIES
 from stages.checkpoints.reader import INDEX, Checkpoint
 from stages.checkpoints.stream import SafetensorsStream
 
@@ -105,8 +106,8 @@ CASES = {
                    "unsupported_architecture", "text-classification"),
     "unknown-class": (lambda f: edit_json(f / "config.json", architectures=["Nonsense"]),
                       "unsupported_architecture", "Nonsense"),
-    "other-family": (lambda f: edit_json(f / "config.json", architectures=["GPT2LMHeadModel"], model_type="gpt2"),
-                     "unsupported_architecture", "gemma2, gemma3_text, llama, mistral, phi3, qwen2, qwen3"),
+    "other-family": (lambda f: edit_json(f / "config.json", architectures=["BloomForCausalLM"], model_type="bloom"),
+                     "unsupported_architecture", ", ".join(FAMILIES)),
     "quantized": (lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "gptq"}),
                   "unsupported_architecture", "gptq"),
     "wrong-shape": (lambda f: edit_json(f / "config.json", intermediate_size=600),

@@ -22,11 +22,9 @@ from stages.tracking import Failure, StageError, write_json
 VARIANT = Variant(recipe="r", format="gguf", runtime="llama.cpp")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, make_model):
+def prepared(folder, source):
     """(checkpoint, its calibration, its 32-bit file)."""
-    folder = tmp_path_factory.mktemp("mixture")
-    checkpoint = Checkpoint(make_model(folder / "model", intermediate_size=256, num_hidden_layers=3))
+    checkpoint = Checkpoint(source)
     (folder / "calibration").mkdir()
     tokens = tokens_of(checkpoint, 3, 33)
     about = {"layers": collect(checkpoint, tokens, folder / "calibration"), "curvature": False, "text_sha256": "0" * 64,
@@ -36,6 +34,13 @@ def model(tmp_path_factory, make_model):
     gguf.write(checkpoint, rounded(folder / "none", checkpoint, bits=0), folder / "plain",
                VARIANT.model_copy(update={"dtype": "float32"}))
     return checkpoint, Moments(folder / "calibration"), folder / "plain" / gguf.FILE
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, make_model):
+    """A dense model."""
+    folder = tmp_path_factory.mktemp("mixture")
+    return prepared(folder, make_model(folder / "model", intermediate_size=256, num_hidden_layers=3))
 
 
 def made(model, folder, mix: str, **recipe) -> Quantized:
@@ -63,7 +68,7 @@ def exported(model, quantized: Quantized, folder):
 def values(path) -> dict[str, np.ndarray]:
     """An importance matrix as llama-quantize reads it (tools/quantize/quantize.cpp, load_imatrix)."""
     there = {tensor.name: np.array(tensor.data) for tensor in GGUFReader(path).tensors}
-    return {name.removesuffix(".in_sum2"): sums / np.float32(there[name.replace(".in_sum2", ".counts")].reshape(-1)[0])
+    return {name.removesuffix(".in_sum2"): sums / there[name.replace(".in_sum2", ".counts")].reshape(-1, 1)
             for name, sums in there.items() if name.endswith(".in_sum2")}
 
 
@@ -81,6 +86,20 @@ def test_our_importance_matrix_gives_llama_cpp_the_same_file(model, mix, tmp_pat
     status, said = llama_quantize.quantize(model[2], tmp_path / "theirs.gguf", mix, values(tmp_path / "quantized" / imatrix.FILE))
     assert status == 0, said
     same_bytes(exported(model, quantized, tmp_path / "out")[1], tmp_path / "theirs.gguf")
+
+
+@pytest.mark.parametrize("mix", ["Q4_K_M", "IQ2_S", "MXFP4_MOE"])
+def test_experts_share_a_tensor_and_have_an_importance_each(mix, tmp_path, make_model):
+    model = prepared(tmp_path, make_model(tmp_path / "model", "mixtral", intermediate_size=256, num_hidden_layers=1,
+                                          num_local_experts=4, tie_word_embeddings=False))
+    quantized = made(model, tmp_path / "quantized", mix)
+    requested, there = exported(model, quantized, tmp_path / "out")
+    matrix = values(tmp_path / "quantized" / imatrix.FILE)
+    assert matrix["blk.0.ffn_down_exps.weight"].shape == (4, 256) and len(np.unique(matrix["blk.0.ffn_down_exps.weight"], axis=0)) == 4
+    assert llama_quantize.quantize(model[2], tmp_path / "theirs.gguf", mix, matrix)[0] == 0
+    same_bytes(there, tmp_path / "theirs.gguf")
+    told = check_container(gguf, tmp_path / "out", model[0], quantized, requested, fail_on_substitution=True)
+    assert len(told) == len(model[0].names)
 
 
 def test_the_importance_matrix_is_the_mean_square_of_the_inputs_in_the_tools_format(model, tmp_path):

@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from stages.checkpoints.architecture import architecture
 from stages.checkpoints.device import device
+from stages.checkpoints.experts import experts_in
 from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.skeleton import empty_model
 
-DECODER, EMBEDDING, NORM = "model", "model.embed_tokens", "model.norm"
 BATCH_TOKENS = 4096
 Watch = Callable[[str, nn.Module], AbstractContextManager]
 
@@ -23,7 +22,7 @@ Watch = Callable[[str, nn.Module], AbstractContextManager]
 class _Recorder(nn.Module):
     """Stands in a block's place: passes the hidden states on and keeps what else the block is called with."""
 
-    def __init__(self, block: nn.Module, calls: list[dict]) -> None:
+    def __init__(self, block: nn.Module, calls: list[tuple[tuple, dict]]) -> None:
         super().__init__()
         self.__dict__["block"], self.calls = block, calls
 
@@ -34,7 +33,7 @@ class _Recorder(nn.Module):
             return getattr(self.__dict__["block"], name)
 
     def forward(self, hidden: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        self.calls.append(kwargs)
+        self.calls.append((args, kwargs))
         return hidden
 
 
@@ -43,22 +42,6 @@ def _fill(model: nn.Module, module: nn.Module, prefix: str, checkpoint: Checkpoi
     for name, _ in list(module.named_parameters()):
         value = torch.from_numpy(checkpoint.tensor(f"{prefix}.{name}"))
         set_module_tensor_to_device(model, f"{prefix}.{name}", device(), value=value)
-
-
-def empty_model(folder: Path) -> nn.Module:
-    """The model that config.json describes, on the meta device: shapes and names without weights, float32.
-
-    Built by transformers from its own code, never by code from the checkpoint. Buffers that are not stored (the
-    frequencies of the rotary embedding) are real.
-    """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    model.tie_weights()
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device()), persistent=False)
-    return model.eval()
 
 
 class BlockRun:
@@ -70,55 +53,74 @@ class BlockRun:
 
     def __init__(self, checkpoint: Checkpoint, tokens: np.ndarray) -> None:
         self.checkpoint, self.model = checkpoint, empty_model(checkpoint.folder)
-        decoder = self.model.get_decoder()
-        self.blocks = list(decoder.layers)
-        _fill(self.model, decoder.embed_tokens, EMBEDDING, checkpoint)
-        calls: list[dict] = []
-        decoder.layers = nn.ModuleList(_Recorder(block, calls) for block in self.blocks)
-        self.norm, decoder.norm = decoder.norm, nn.Identity()
+        self.facts = architecture(checkpoint)
+        decoder, outside = self.model.get_decoder(), self.facts.family.outside
+        before = [module for part, module in outside.items() if part.endswith("_embd")]
+        blocks, norm = (name.rpartition(".")[2] for name in (self.facts.family.blocks, outside["output_norm"]))
+        self.blocks, self.norm = list(getattr(decoder, blocks)), getattr(decoder, norm)
+        for name in before:
+            _fill(self.model, self.model.get_submodule(name), name, checkpoint)
+        calls: list[tuple[tuple, dict]] = []
+        setattr(decoder, blocks, nn.ModuleList(_Recorder(block, calls) for block in self.blocks))
+        setattr(decoder, norm, nn.Identity())
         batches = torch.from_numpy(tokens.astype(np.int64)).split(max(1, BATCH_TOKENS // tokens.shape[1]))
         self.hidden: list[torch.Tensor] = []
-        self._arguments: dict[int, list[dict]] = {}  # by batch size: they are the same for equal shapes
+        self._arguments: dict[int, list[tuple[tuple, dict]]] = {}  # by batch size: they are the same for equal shapes
         with torch.no_grad():
             for batch in batches:
                 calls.clear()
                 self.hidden.append(decoder(input_ids=batch.to(device()), use_cache=False).last_hidden_state.cpu())
                 self._arguments.setdefault(len(batch), list(calls))
-        decoder.embed_tokens.to("meta")
-        decoder.layers, decoder.norm = nn.ModuleList(self.blocks), self.norm
+        for name in before:
+            self.model.get_submodule(name).to("meta")
+        setattr(decoder, blocks, nn.ModuleList(self.blocks))
+        setattr(decoder, norm, self.norm)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[tuple[str, nn.Module]]:
         """(prefix, block) with the block's weights in memory."""
-        prefix = f"{DECODER}.layers.{index}"
+        prefix = self.facts.prefix(index).removesuffix(".")
         _fill(self.model, self.blocks[index], prefix, self.checkpoint)
         yield prefix, self.blocks[index]
         self.blocks[index].to("meta")
 
     def call(self, index: int, batch: torch.Tensor) -> torch.Tensor:
         """What a loaded block makes of one batch of `hidden`, on the device where it is loaded."""
-        out = self.blocks[index](batch, **self._arguments[len(batch)][index])
+        args, kwargs = self._arguments[len(batch)][index]
+        out = self.blocks[index](batch, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
+    def _starve(self, index: int) -> None:
+        """Find the experts of a loaded block that too few tokens come to, in a pass of its own."""
+        mixtures = experts_in(self.blocks[index]).values()
+        for batch in self.hidden if mixtures else ():
+            self.call(index, batch.to(device()))
+        for experts in mixtures:
+            experts.starve()
+            experts.seen = [0] * len(experts)
+
     def forward(self, label: str, watch: Watch | None = None, after: Callable[[int], None] | None = None,
-                start: int = 0) -> None:
+                start: int = 0, starve: bool = False) -> None:
         """Take `hidden` through the blocks from `start` on. `watch(prefix, block)` is entered while a block runs over all
-        batches; `after(block)` is called when it has.
+        batches; `after(block)` is called when it has. With `starve`, starved experts show all tokens to who watches.
         """
         with torch.no_grad():
             for index in tqdm(range(start, len(self.blocks)), desc=label, unit="block", disable=None):
-                with self.loaded(index) as (prefix, block), watch(prefix, block) if watch else nullcontext():
-                    for number, batch in enumerate(self.hidden):
-                        self.hidden[number] = self.call(index, batch.to(device())).cpu()
+                with self.loaded(index) as (prefix, block):
+                    if starve:
+                        self._starve(index)
+                    with watch(prefix, block) if watch else nullcontext():
+                        for number, batch in enumerate(self.hidden):
+                            self.hidden[number] = self.call(index, batch.to(device())).cpu()
                 if after:
                     after(index)
 
     @contextmanager
     def final_norm(self) -> Iterator[nn.Module]:
         """The norm after the last block, with its weights in memory."""
-        _fill(self.model, self.norm, NORM, self.checkpoint)
+        _fill(self.model, self.norm, self.facts.family.outside["output_norm"], self.checkpoint)
         yield self.norm
         self.norm.to("meta")
 

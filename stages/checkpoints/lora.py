@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from stages.checkpoints.families import tied
+from stages.checkpoints.architecture import architecture
 from stages.checkpoints.reader import Checkpoint, inside, read_json
 from stages.checkpoints.stream import SafetensorsStream
 from stages.tracking import Failure, StageError
@@ -75,7 +75,7 @@ class Adapter:
         else:
             target = name
             self.whole[target] = key
-        shared = tied(base.config) and target in ("model.embed_tokens.weight", "lm_head.weight")
+        shared = base.tied_head is not None and target in (base.tied_head, architecture(base).embedding)
         if target not in base.names or shared:
             found = "which the base ties to its other end" if shared else "which the base does not have"
             raise self.mismatch(f"only changes to tensors of the base, found {key}, {found}")
@@ -139,7 +139,8 @@ def merge(base: Checkpoint, folder: Path, target: Path) -> dict:
         with SafetensorsStream(written, names) as stream:
             for name in names:
                 tensor = base.raw(name)
-                stream.add(name, adapter.merged(name, tensor) if name in changed else tensor)
+                merged = adapter.merged(name, tensor) if name in changed else tensor
+                stream.add(base.keys[name], base.as_stored(name, merged))
     about = {key: adapter.config.get(key) for key in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern",
                                                       "alpha_pattern")}
     return {"step": "merge_lora", "adapter": str(folder), **about, "tensors": len(changed)}

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from stages.checkpoints import packing
-from stages.checkpoints.architecture import architecture
+from stages.checkpoints.architecture import Architecture, architecture
 from stages.checkpoints.reader import Checkpoint, read_json
 from stages.tracking import Failure, StageError, write_json
 
@@ -123,7 +123,8 @@ def part_name(kind: str, block: int) -> str:
 
 
 def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int | None = None) -> dict[str, dict]:
-    """Write the moments of every distinct input to `folder`; returns {linear: {moments: key, tokens: n, block: b}}.
+    """Write the moments of every distinct input to `folder`; returns {linear: {moments: key, tokens: n, block: b}}, with
+    `starved: True` for the experts that were calibrated on all tokens, as too few came to them (stages/checkpoints/experts.py).
 
     `tokens` int32 [sequences, length]. One block's weights and moments are in memory at a time. With a `seed` a backward
     pass follows, with labels drawn by it, and the output factors are written too. Blocks whose files are in the folder
@@ -131,6 +132,7 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
     Raises StageError: non_finite, calibration_empty (also for a linear layer of the blocks that saw nothing).
     """
     from stages.checkpoints.blocks import BlockRun
+    from stages.checkpoints.experts import experts_in
     from stages.checkpoints.gradients import StoredStates
 
     facts = architecture(checkpoint)
@@ -141,6 +143,11 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
 
     def after(block: int) -> None:
         states.put(block + 1, run.hidden)
+        for name, experts in experts_in(run.blocks[block]).items():
+            for number, seen in enumerate(experts.seen):
+                for part in facts.family.expert_names:
+                    about = inputs.layers[f"{facts.prefix(block)}{name}.{number}.{part}"]
+                    about |= {"tokens": seen} | ({"starved": True} if number in experts.starved else {})
         write_json(told, inputs.layers)
         parts.close(block)
 
@@ -149,27 +156,44 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
         inputs.layers, run.hidden = read_json(told), states.get(start)
     else:
         states.put(0, run.hidden)
-    run.forward("calibrating", inputs.watch, after, start)
-    for name in facts.linears():
-        if not inputs.layers.get(name, {"tokens": 0})["tokens"] == tokens.size:
-            raise StageError(Failure.CALIBRATION_EMPTY, f"expected {name} to see {tokens.size} tokens, found "
-                                                        f"{inputs.layers.get(name, {'tokens': 0})['tokens']}")
+    run.forward("calibrating", inputs.watch, after, start, starve=True)
+    check_seen(facts, inputs.layers, tokens.size)
     if seed is not None:
-        _collect_gradients(checkpoint, run, states, folder, seed)
+        _collect_gradients(checkpoint, run, states, folder, seed, inputs.layers)
     (folder / "states").unlink()
     told.unlink()
     return {name: about | {"block": facts.layer_index(name)} for name, about in sorted(inputs.layers.items())}
 
 
-def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredStates", folder: Path, seed: int) -> None:
+def check_seen(facts: Architecture, layers: dict[str, dict], tokens: int) -> None:
+    """Raise StageError(calibration_empty) unless every layer saw all tokens, and a block's experts together each token as
+    often as the router chooses.
+    """
+    for layer in range(facts.layers):
+        for module in facts.block(layer).linears:
+            names = [facts.prefix(layer) + one for one in facts.each(module)]
+            wanted = tokens * (facts.experts_used if "*" in module else 1)
+            found = sum(layers.get(name, {"tokens": 0})["tokens"] for name in names)
+            if not found == wanted:
+                raise StageError(Failure.CALIBRATION_EMPTY, f"expected {facts.prefix(layer)}{module} to see {wanted} tokens, "
+                                                            f"found {found}")
+
+
+def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredStates", folder: Path, seed: int,
+                       layers: dict[str, dict]) -> None:
     """The backward pass of `collect`, from the block where an earlier run stopped."""
     import torch
 
     from stages.checkpoints.device import device
+    from stages.checkpoints.experts import experts_in
     from stages.checkpoints.gradients import OutputMoments, StoredStates, backward, first_gradients
 
     facts, parts = architecture(checkpoint), _Parts(folder, OUTPUTS)
     gradients = StoredStates(folder / "gradients", 2, run.hidden)
+    for index, block in enumerate(run.blocks):  # also of blocks that an earlier run has seen
+        for name, experts in experts_in(block).items():
+            gates = [f"{facts.prefix(index)}{name}.{number}.{facts.family.expert_names[0]}" for number in range(len(experts))]
+            experts.starved = frozenset(number for number, gate in enumerate(gates) if layers[gate].get("starved"))
 
     def after(block: int, entering: list[torch.Tensor]) -> None:
         gradients.put(block, entering)
@@ -197,22 +221,29 @@ class Moments:
         """How many tokens the layer saw."""
         return self.info["layers"][linear]["tokens"]
 
+    def seen(self, linear: str) -> dict:
+        """{tokens: how many the layer saw}, and {starved: True} for an expert that was calibrated on all tokens instead."""
+        about = self.info["layers"].get(linear, {"tokens": 0})
+        return {key: about[key] for key in ("tokens", "starved") if key in about}
+
+    def _check_seen(self, linear: str) -> None:
+        seen = self.seen(linear)
+        if not (seen["tokens"] > 0 or seen.get("starved")):
+            raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
+
     def moment(self, linear: str) -> np.ndarray:
         """H = XᵀX / n of the layer's inputs, float32 [in, in].
 
         Raises StageError(calibration_empty) if the layer saw nothing, non_finite if H is not finite.
         """
-        if linear not in self.info["layers"] or not self.tokens(linear) > 0:
-            raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
+        self._check_seen(linear)
         return self._get(linear, INPUTS, self.info["layers"][linear]["moments"])
 
     def diagonal(self, linear: str) -> np.ndarray:
         """The diagonal of H, float32 [in], without reading the rest. Raises as `moment` does."""
-        if linear not in self.info["layers"] or not self.tokens(linear) > 0:
-            raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
+        self._check_seen(linear)
         found = self._whole(linear, "diagonal")
-        if not (np.isfinite(found).all() and found.sum() > 0):
-            check(linear, np.diag(found))
+        check(linear, found[:, None, None])
         return found
 
     def peak(self, linear: str) -> np.ndarray:

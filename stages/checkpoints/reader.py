@@ -9,12 +9,12 @@ import ml_dtypes  # also gives numpy the bfloat16 that safetensors hands over
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from stages.checkpoints.families import tied
+from stages.checkpoints.families import family_of, tied_head
 from stages.tracking import Failure, StageError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-TIED_HEAD = "lm_head.weight"
-COMPUTED = ".rotary_emb.inv_freq"  # old Llama checkpoints store this buffer, which config.json determines
+# Buffers that config.json determines and old checkpoints store: frequencies, and masks of GPT-2 and GPT-NeoX.
+COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -86,15 +86,19 @@ class Checkpoint:
     """A checkpoint folder. Raises StageError as `weight_map` does.
 
     `names` are the tensors that the model consists of: a stored copy of a tied head and buffers that are computed
-    from config.json are left out, so that nobody rounds or ships them.
+    from config.json are left out, so that nobody rounds or ships them. Files of a bare GPT-2 lack the first part of the
+    names; here they have it. A weight is [out, in] here, also where the family's files hold it as [in, out].
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.files = weight_map(self.folder)
-        shared = (self.folder / "config.json").is_file() and tied(self.config)
-        self.names = sorted(name for name in self.files
-                            if not name.endswith(COMPUTED) and not (shared and name == TIED_HEAD))
+        files, config = weight_map(self.folder), self.config if (self.folder / "config.json").is_file() else {}
+        self.family, self.tied_head = family_of(config), tied_head(config)
+        first = f"{self.family.blocks.partition('.')[0]}." if self.family else ""
+        bare = not any(name.startswith(first) for name in files)
+        self.keys = {first + name if bare and name != self.tied_head else name: name for name in files}  # name → name in its file
+        self.files = {name: files[key] for name, key in self.keys.items()}
+        self.names = sorted(name for name in self.files if not name.endswith(COMPUTED) and name != self.tied_head)
 
     @cached_property
     def config(self) -> dict:
@@ -106,22 +110,34 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         with safe_open(self.files[name], "np") as file:
-            return tuple(file.get_slice(name).get_shape())
+            shape = tuple(file.get_slice(self.keys[name]).get_shape())
+        return shape[::-1] if self._turned(name) else shape
 
     def stored_dtype(self, name: str) -> str:
         """The dtype on disk in safetensors' words: F32, F16, BF16."""
         with safe_open(self.files[name], "np") as file:
-            return file.get_slice(name).get_dtype()
+            return file.get_slice(self.keys[name]).get_dtype()
 
     def raw(self, name: str) -> np.ndarray:
-        """The tensor as it is stored."""
+        """The tensor in the dtype that it is stored in."""
+        return self.as_stored(name, self._get(name))
+
+    def _get(self, name: str) -> np.ndarray:
+        key = self.keys[name]
         with safe_open(self.files[name], "np") as file:
-            if file.get_slice(name).get_dtype() != "F8_E4M3":
-                return file.get_tensor(name)
+            if file.get_slice(key).get_dtype() != "F8_E4M3":
+                return file.get_tensor(key)
         import torch  # safetensors hands this type to torch alone
 
         with safe_open(self.files[name], "pt") as file:
-            return file.get_tensor(name).view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+            return file.get_tensor(key).view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+
+    def _turned(self, name: str) -> bool:
+        return self.family is not None and self.family.turned(name)
+
+    def as_stored(self, name: str, tensor: np.ndarray) -> np.ndarray:
+        """A tensor as the family's files hold it, turned where they do; of such a one, what it is here."""
+        return np.ascontiguousarray(tensor.T) if self._turned(name) else tensor
 
     def tensor(self, name: str) -> np.ndarray:
         """The tensor in float32, which holds every bfloat16 and float16 exactly."""

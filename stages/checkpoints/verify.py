@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.checkpoints.architecture import Architecture, from_config
-from stages.checkpoints.reader import INDEX, SINGLE, TIED_HEAD, Checkpoint, inside, read_json
+from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint, inside, read_json
 from stages.checkpoints.tokenization import SLOW, Tokenizer
 from stages.tracking import Failure, StageError
 
@@ -94,7 +94,7 @@ def check_whole(folder: Path) -> dict[str, Any]:
 
 def check_fit(checkpoint: Checkpoint) -> None:
     """Hold names and shapes against the model that transformers builds from config.json."""
-    from stages.checkpoints.blocks import empty_model
+    from stages.checkpoints.skeleton import empty_model
 
     wanted = {name: tuple(one.shape) for name, one in empty_model(checkpoint.folder).named_parameters()}
     absent = sorted(set(wanted) - set(checkpoint.names))
@@ -110,10 +110,10 @@ def check_fit(checkpoint: Checkpoint) -> None:
             raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {name} to be {wanted[name]} as config.json asks, "
                                                                f"found {checkpoint.shape(name)}")
     facts = from_config(checkpoint.config)
-    if facts.tied and TIED_HEAD in checkpoint.files and \
-            not np.array_equal(checkpoint.raw(TIED_HEAD), checkpoint.raw(facts.embedding)):
+    head = checkpoint.tied_head
+    if head in checkpoint.files and not np.array_equal(checkpoint.raw(head), checkpoint.raw(facts.embedding)):
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"config.json ties the head to the embedding, found a "
-                         f"{TIED_HEAD} that differs; set tie_word_embeddings to false if the head is its own")
+                         f"{head} that differs; set tie_word_embeddings to false if the head is its own")
 
 
 def check_tokenizer(folder: Path) -> None:

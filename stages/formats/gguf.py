@@ -13,7 +13,16 @@ from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Variant
 from stages.formats import StoredTensor
-from stages.formats.gguf_architectures import add_settings, container_of, offset, row_order, tensor_names
+from stages.formats.gguf_architectures import (
+    WHOLE,
+    add_settings,
+    by_place,
+    container_of,
+    dimensions,
+    offset,
+    row_order,
+    tensor_names,
+)
 from stages.formats.gguf_vocabulary import add_vocabulary, name_of
 from stages.tracking import Failure, StageError
 
@@ -37,20 +46,20 @@ def add_provenance(writer: gguf.GGUFWriter, quantized: Quantized, plain: str) ->
     writer.add_string("quantline.calibration", json.dumps(quantized.report["calibration"], sort_keys=True))
 
 
-def kind_of(quantized: Quantized, name: str, place: str, dimensions: int, plain: str) -> str:
+def kind_of(quantized: Quantized, name: str, place: str, many: int, plain: str) -> str:
     """The type of a tensor in the file: that of its blocks, or the plain one for matrices and F32 for all else."""
     if name in quantized.blocks_names:
         return quantized.blocks(name)[0]
-    return plain if dimensions > 1 and place.endswith("weight") else "F32"
+    return plain if many > 1 and place.endswith("weight") and not any(part in place for part in WHOLE) else "F32"
 
 
 def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
     """Write model.gguf; returns source tensor name → requested type.
 
-    Raises StageError: unsupported_architecture, tokenizer_mismatch, non_finite.
+    Raises StageError: unsupported_architecture, tokenizer_mismatch, non_finite, unsupported_width.
     """
     facts = architecture(model)
-    names = tensor_names(model, facts)
+    places = by_place(tensor_names(model, facts))
     plain = FLOATS[variant.dtype] if variant.dtype else model.stored_dtype(facts.embedding)
     writer = gguf.GGUFWriter(folder / FILE, container_of(facts).name)
     rope = add_settings(writer, model, facts)
@@ -58,28 +67,31 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     writer.add_name(name_of(Tokenizer(model.folder), variant.recipe))
     add_vocabulary(writer, Tokenizer(model.folder), model.shape(facts.embedding)[0])
 
-    kinds = {name: kind_of(quantized, name, place, len(model.shape(name)), plain) for name, place in names.items()}
-    for name, kind in kinds.items():
-        shape = model.shape(name)
+    kinds = {}
+    for place, names in places.items():
+        many, shape = dimensions(model, names), model.shape(names[0])
+        kinds[place] = kind = kind_of(quantized, names[0], place, many, plain)
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         if shape[-1] % block:
-            raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected rows of {name} that blocks of {block} divide for {kind}, "
-                                                        f"found {shape[-1]}; quantize again")
+            raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected rows of {names[0]} that blocks of {block} divide for "
+                                                        f"{kind}, found {shape[-1]}; quantize again")
         row_bytes = (*shape[:-1], shape[-1] // block * block_bytes)
-        writer.add_tensor_info(names[name], row_bytes, np.dtype(np.uint8), int(np.prod(row_bytes)),
-                               raw_dtype=GGMLQuantizationType[kind])
+        whole = (len(names), *row_bytes) if many > len(shape) else row_bytes
+        writer.add_tensor_info(place, whole, np.dtype(np.uint8), int(np.prod(whole)), raw_dtype=GGMLQuantizationType[kind])
     for place, values in rope.tensors.items():
         writer.add_tensor_info(place, values.shape, values.dtype, values.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, kind in kinds.items():
-        writer.write_tensor_data(_in_file(model, quantized, facts, name, kind))
+    for place, names in places.items():
+        parts = [_in_file(model, quantized, facts, name, kinds[place]) for name in names]
+        writer.write_tensor_data(parts[0] if len(parts) == 1 else np.concatenate(parts))
     for values in rope.tensors.values():
         writer.write_tensor_data(values)
     writer.close()
     tensors = quantized.report.get("tensors", {})
-    return {name: tensors[name]["requested"] if name in quantized.blocks_names else kind for name, kind in kinds.items()}
+    return {name: tensors[name]["requested"] if name in quantized.blocks_names else kinds[place]
+            for place, names in places.items() for name in names}
 
 
 def _in_file(model: Checkpoint, quantized: Quantized, facts: Architecture, name: str, kind: str) -> np.ndarray:
@@ -109,18 +121,22 @@ def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
     facts = architecture(model)
     there = {tensor.name: tensor for tensor in gguf.GGUFReader(folder / FILE).tensors}
     found = {}
-    for name, place in tensor_names(model, facts).items():
+    for place, names in by_place(tensor_names(model, facts)).items():
         if place not in there:
             continue
-        tensor, shape = there[place], model.shape(name)
-
-        def dequantize(tensor=tensor, shape=shape, name=name) -> np.ndarray:
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype(np.float32)
-            order = row_order(facts, name, shape[0])
-            return (values if order is None else values[np.argsort(order)]) - offset(facts, name)
-
+        tensor, stacked = there[place], ".experts." in names[0]
         held = tuple(int(size) for size in reversed(tensor.shape))
-        found[name] = StoredTensor(tensor.tensor_type.name, held, int(tensor.n_bytes), dequantize)
+        if stacked and held[0] != len(names):
+            continue
+        for number, name in enumerate(names):
+            def dequantize(tensor=tensor, name=name, number=number if stacked else ...) -> np.ndarray:
+                shape = model.shape(name)
+                values = gguf.quants.dequantize(tensor.data[number], tensor.tensor_type).reshape(shape).astype(np.float32)
+                order = row_order(facts, name, shape[0])
+                return (values if order is None else values[np.argsort(order)]) - offset(facts, name)
+
+            found[name] = StoredTensor(tensor.tensor_type.name, held[1:] if stacked else held,
+                                       int(tensor.n_bytes) // len(names), dequantize)
     return found
 
 

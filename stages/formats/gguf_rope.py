@@ -22,7 +22,8 @@ class Rope:
 
 
 def rope_of(config: dict, facts: Architecture, container: str) -> Rope:
-    """The rotary settings of a config.json, old or new (rope_scaling and rope_theta, or rope_parameters).
+    """The rotary settings of a config.json, old or new (rope_scaling and rope_theta, or rope_parameters); none for a model
+    with other positions.
 
     Raises StageError(unsupported_architecture) for a kind of scaling that llama.cpp does not have.
     """
@@ -30,9 +31,9 @@ def rope_of(config: dict, facts: Architecture, container: str) -> Rope:
     local = given.get("sliding_attention", {})
     whole = given.get("full_attention", given)
     scaling = config.get("rope_scaling") or whole
-    theta = float(whole.get("rope_theta", config.get("rope_theta", 1e6 if container == "gemma3" else 1e4)))
-    share = whole.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-    width = int(facts.head_dim * share)
+    if not facts.rotary_dim:
+        return Rope({})
+    theta, width = float(whole.get("rope_theta", facts.rope_theta)), facts.rotary_dim
     settings = {"add_rope_dimension_count": width, "add_rope_freq_base": theta}
     if container == "gemma3":
         settings["add_rope_freq_base_swa"] = float(local.get("rope_theta", config.get("rope_local_base_freq", 1e4)))

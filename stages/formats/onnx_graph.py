@@ -16,8 +16,8 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from stages.checkpoints.architecture import Architecture, architecture
-from stages.checkpoints.blocks import empty_model
 from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.skeleton import empty_model
 
 OPSET = 18  # the newest that torch's tracing exporter writes without converting
 WRAPPER = "model."  # what the wrapper below puts before the model's own tensor names
@@ -32,7 +32,8 @@ class WithCache(nn.Module):
         self.model, self.layers = model, layers
 
     def forward(self, input_ids, attention_mask, position_ids, *past):
-        cache = DynamicCache(config=self.model.config)
+        # Made without the configuration, it keeps all positions: layers with a window would cut it, each to another length.
+        cache = DynamicCache()
         for layer in range(self.layers):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,

@@ -16,7 +16,7 @@ from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from stages.checkpoints.source import SIDE_FILES
 from stages.config import Variant
 from stages.formats import StoredTensor
-from stages.formats.layouts import layout_of, load_layout
+from stages.formats.layouts import check_loadable, layout_of, load_layout
 from stages.tracking import write_json
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -28,8 +28,12 @@ SHARD_BYTES = 2 << 30  # a shard is in memory until it is written
 def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
     """Write the folder; returns source tensor name → requested type.
 
-    Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold).
+    Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold), and as
+    `layouts.check_loadable` does.
     """
+    facts, activations = architecture(model), quantized.report.get("activations") is not None
+    for name in quantized.linears[:1]:
+        check_loadable(facts, variant.layout, quantized.linear(name).scheme, activations)
     kinds = {name: NAMES[variant.dtype] if variant.dtype else model.stored_dtype(name) for name in model.names}
     for name in SIDE_FILES:
         if (model.folder / name).is_file():
@@ -42,7 +46,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             shutil.copyfile(model.folder / INDEX, folder / INDEX)
         return kinds
 
-    layout = load_layout(variant.layout, quantized.report.get("activations") is not None)
+    layout = load_layout(variant.layout, activations)
     shards, schemes = _Shards(folder), set()
     for name in model.names:
         module, dtype = name.removesuffix(".weight"), DTYPES[kinds[name]]
@@ -52,13 +56,13 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             schemes.add(linear.scheme)
             shards.add(layout.tensors(module, linear, dtype))
         else:
-            shards.add({name: values(model, quantized, name, dtype)})
+            shards.add({name: model.as_stored(name, values(model, quantized, name, dtype))})
     shards.close()
     config = dict(model.config)
-    kind = variant.dtype or LONG[model.stored_dtype(architecture(model).embedding)]
+    kind = variant.dtype or LONG[model.stored_dtype(facts.embedding)]
     config["torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"] = kind
     if schemes:
-        config["quantization_config"] = layout.config(schemes)
+        config["quantization_config"] = layout.config(schemes, facts.kept)
     write_json(folder / "config.json", config)
     return kinds
 

@@ -45,6 +45,9 @@ class Engine:
             if wrong:
                 raise StageError(Failure.RUNTIME_CRASHED, f"expected every weight of {bundle} to find its place in "
                                                           f"transformers, found {wrong}; export it again")
+            for parameter in self.model.parameters():
+                if parameter.dtype == torch.bfloat16:  # experts, which are expanded in the precision of their scales
+                    parameter.data = parameter.data.to(dtype)
             self.model = self.model.to(self.device).eval()
             self.logprobs(np.zeros((1, 1), np.int32))
 

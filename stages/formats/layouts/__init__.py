@@ -1,12 +1,15 @@
 """Layouts of quantized linear layers inside safetensors: how integers, scales and zero points become tensors.
 
-Each module has `tensors(module, linear, dtype)`, `config(schemes)` for config.json's quantization_config, `parts(module)`,
-`kind(config)`, and `dequantize(checkpoint, module, config)`; `config` is the whole quantization_config and a scheme is
-(kind, symmetric, group size, whether a group is the whole row).
+Each module has `tensors(module, linear, dtype)`, `config(schemes, kept)` for config.json's quantization_config, where `kept`
+are the linear layers that are not rounded, `parts(module)`, `kind(config)`, and `dequantize(checkpoint, module, config)`;
+`config` is the whole quantization_config and a scheme is (kind, symmetric, group size, whether a group is the whole row).
 """
 
 from importlib import import_module
 from types import ModuleType
+
+from stages.checkpoints.architecture import Architecture
+from stages.tracking import Failure, StageError
 
 MODULES = {"compressed-tensors": "compressed", "gptq": "gptq", "awq": "awq"}
 Scheme = tuple[str, bool, int, bool]
@@ -22,13 +25,35 @@ def layout_of(config: dict) -> ModuleType:
     return load_layout(config["quant_method"], config.get("format") in ("int-quantized", "float-quantized"))
 
 
+def check_loadable(facts: Architecture, layout: str, scheme: Scheme, activations: bool) -> None:
+    """Raise StageError(unsupported_architecture) for rounded layers that transformers does not load in a layout.
+
+    Found by trying. compressed-tensors knows nn.Linear alone, and with gptqmodel GPT-2 breaks while it is built. Experts are
+    fused when they are loaded, which transformers does for symmetric packed integers and for eight-bit floats; it expands
+    them then, in the precision of their scales, and does not round their activations.
+    """
+    kind, symmetric, *_ = scheme
+
+    def refusal(expected: str, found: str) -> StageError:
+        return StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {expected} of {facts.model_type} in safetensors, found "
+                                                            f"{found}; change that, or use format onnx")
+
+    if facts.family.transposed:
+        raise refusal("recipe none for the layers", "rounded ones, which transformers has as Conv1D and loads from no layout")
+    if facts.experts and layout != "compressed-tensors":
+        raise refusal("layout compressed-tensors for the experts", f"{layout}, from which transformers does not load them")
+    if facts.experts and not symmetric:
+        raise refusal("symmetric integers for the experts", "zero points, which neither transformers nor vLLM takes there")
+    if facts.experts and activations and kind == "int8":
+        raise refusal("packed integers or float8 for the experts", "int8 with rounded activations, which transformers does "
+                      "not load there")
+
+
 def one_scheme(schemes: set[Scheme]) -> tuple[str, bool, int | None]:
     """(kind, symmetric, group size or None for whole rows) if all layers share it.
 
     Only rows that are one group each may differ in length. Raises StageError(unsupported_width) otherwise.
     """
-    from stages.tracking import Failure, StageError
-
     channel = all(whole for *_, whole in schemes)
     found = sorted({(kind, symmetric, None if channel else size) for kind, symmetric, size, _ in schemes})
     if len(found) != 1:

@@ -33,7 +33,7 @@ def tensors(module: str, linear: GroupedLinear | FloatLinear, dtype: type) -> di
     return {weight: values, scale: linear.scales.astype(dtype)}
 
 
-def config(schemes: set[Scheme]) -> dict:
+def config(schemes: set[Scheme], kept: list[str]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
     kind, *_ = one_scheme(schemes)
     number, layout = TYPES[kind]
@@ -41,7 +41,7 @@ def config(schemes: set[Scheme]) -> dict:
     tokens = QuantizationArgs(num_bits=8, type=number, symmetric=True, strategy="token", dynamic=True)
     return QuantizationConfig(
         config_groups={GROUP: QuantizationScheme(targets=["Linear"], weights=weights, input_activations=tokens)},
-        ignore=["lm_head"], format=layout, quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=kept, format=layout, quantization_status=QuantizationStatus.COMPRESSED,
     ).model_dump(mode="json")
 
 

@@ -46,7 +46,7 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
             scales: half(module, linear.scales).T.copy()}
 
 
-def config(schemes: set[Scheme]) -> dict:
+def config(schemes: set[Scheme], kept: list[str]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
     kind, _, size = one_scheme(schemes)
     return {"quant_method": "awq", "bits": int(kind.removeprefix("int")), "group_size": -1 if size is None else size, "zero_point": True,

@@ -38,13 +38,13 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
     return found if linear.symmetric else found | {zero: pack(linear.zeros, 0)}
 
 
-def config(schemes: set[Scheme]) -> dict:
+def config(schemes: set[Scheme], kept: list[str]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
     kind, symmetric, size = one_scheme(schemes)
     weights = QuantizationArgs(num_bits=int(kind.removeprefix("int")), type="int", symmetric=symmetric, group_size=size,
                                strategy="channel" if size is None else "group")
     return QuantizationConfig(
-        config_groups={GROUP: QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"],
+        config_groups={GROUP: QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=kept,
         format="pack-quantized", quantization_status=QuantizationStatus.COMPRESSED,
     ).model_dump(mode="json")
 

@@ -63,7 +63,7 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
             g_idx: (np.arange(linear.integers.shape[1]) // linear.group_size).astype(np.int32)}
 
 
-def config(schemes: set[Scheme]) -> dict:
+def config(schemes: set[Scheme], kept: list[str]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
     kind, symmetric, size = one_scheme(schemes)
     return {"quant_method": "gptq", "bits": int(kind.removeprefix("int")), "group_size": -1 if size is None else size, "sym": symmetric,
