@@ -163,6 +163,7 @@ class Variant(Section):
     runtime: Literal["transformers", "llama.cpp", "onnxruntime"]
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     layout: Literal["compressed-tensors", "gptq", "awq"] = "compressed-tensors"  # of quantized layers in safetensors
+    split_max_mib: int | None = Field(default=None, gt=0)  # of one GGUF file; a larger model lies in several
     # Whether the bundle's tokenizer has to give the source's ids on every text that is tried, or where it does not is told
     # in smoke.json: llama.cpp splits words of some families at combining marks, or puts a space where another is.
     tokenizer: Literal["exact", "report"] = "exact"
@@ -230,6 +231,8 @@ def _misfits(variant: Variant, recipes: dict[str, Recipe]) -> Iterator[str]:
                f"{recipe.method}")
     if variant.layout != "compressed-tensors" and recipe.method in ACTIVATION_METHODS:
         yield f".layout: {recipe.method} needs compressed-tensors, found {variant.layout}"
+    if variant.split_max_mib and variant.format != "gguf":
+        yield f".split_max_mib: only gguf is split by it, found {variant.format}"
     if variant.dtype and recipe.method != "none":
         yield f".dtype: only a variant whose recipe has method none has one; {variant.recipe} has {recipe.method}"
     elif variant.dtype not in (None, "float32") and variant.format == "onnx":

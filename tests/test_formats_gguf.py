@@ -5,14 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-from rounded import rounded, tokens_of, torch_logprobs, torch_model
+from rounded import differing, rounded, tokens_of, torch_logprobs, torch_model
 
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Variant
-from stages.formats import gguf
+from stages.formats import gguf, vocabulary
 from stages.formats.gguf_architectures import interleave
 from stages.formats.gguf_pretokenizers import pre_tokenizer_names
 from stages.methods import kquant, mixes
@@ -139,6 +139,23 @@ def test_ggml_blocks_read_back_in_the_source_row_order(tmp_path, tiny_model):
     assert {tensor.type for tensor in held.values()} == {"F32", "Q4_K", "Q6_K"}
     for name, tensor in held.items():
         assert np.array_equal(tensor.dequantize(), gguf.expected(model, quantized, name, tensor.type)), name
+
+
+def test_a_large_model_lies_in_several_files(tmp_path, make_model):
+    source = make_model(tmp_path / "model", num_hidden_layers=3)
+    model, quantized = Checkpoint(source), rounded(tmp_path / "quantized", Checkpoint(source), bits=0)
+    bundles = [tmp_path / "whole", tmp_path / "split"]
+    for bundle, size in zip(bundles, (None, 2), strict=True):
+        bundle.mkdir()
+        gguf.write(model, quantized, bundle, variant("float32").model_copy(update={"split_max_mib": size}))
+    names = sorted(path.name for path in bundles[1].iterdir())
+    assert len(names) > 3 and names[0] == f"model-00001-of-{len(names):05d}.gguf"
+    assert max(path.stat().st_size for path in bundles[1].iterdir()) < 2.1 * 2**20
+    assert differing(gguf, bundles[1], model, quantized) == []
+    assert vocabulary.differences(bundles[1], Tokenizer(source)) == {}
+    tokens = tokens_of(model)
+    whole, split = (open_runtime("llama.cpp", bundle, 1).logprobs(tokens) for bundle in bundles)
+    assert np.array_equal(whole, split)
 
 
 def test_rotary_pairs_are_put_side_by_side_within_each_head():

@@ -12,7 +12,7 @@ from stages.checkpoints.canonical import Quantized
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Variant
-from stages.formats import StoredTensor
+from stages.formats import GGUF, StoredTensor
 from stages.formats.gguf_architectures import (
     WHOLE,
     add_settings,
@@ -54,14 +54,15 @@ def kind_of(quantized: Quantized, name: str, place: str, many: int, plain: str) 
 
 
 def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
-    """Write model.gguf; returns source tensor name → requested type.
+    """Write model.gguf, or with `split_max_mib` model-00001-of-0000N.gguf and so on; returns source tensor name → requested
+    type. One tensor is in memory at a time.
 
     Raises StageError: unsupported_architecture, tokenizer_mismatch, non_finite, unsupported_width.
     """
     facts = architecture(model)
     places = by_place(tensor_names(model, facts))
     plain = FLOATS[variant.dtype] if variant.dtype else model.stored_dtype(facts.embedding)
-    writer = gguf.GGUFWriter(folder / FILE, container_of(facts).name)
+    writer = gguf.GGUFWriter(folder / FILE, container_of(facts).name, split_max_size=(variant.split_max_mib or 0) * 2**20)
     rope = add_settings(writer, model, facts)
     add_provenance(writer, quantized, plain)
     writer.add_name(name_of(Tokenizer(model.folder), variant.recipe))
@@ -117,9 +118,9 @@ def _floats(tensor: np.ndarray, kind: str) -> np.ndarray:
 
 
 def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
-    """What model.gguf holds, under the source's names and in the source's row order."""
+    """What the file or files hold, under the source's names and in the source's row order."""
     facts = architecture(model)
-    there = {tensor.name: tensor for tensor in gguf.GGUFReader(folder / FILE).tensors}
+    there = {tensor.name: tensor for path in sorted(folder.glob(GGUF)) for tensor in gguf.GGUFReader(path).tensors}
     found = {}
     for place, names in by_place(tensor_names(model, facts)).items():
         if place not in there:

@@ -82,8 +82,14 @@ def container_of(facts: Architecture) -> Container:
 
 
 def tensor_names(model: Checkpoint, facts: Architecture) -> dict[str, str]:
-    """Source tensor name → name in the file, through gguf's own map. Raises StageError(unsupported_architecture)."""
+    """Source tensor name → name in the file, through gguf's own map.
+
+    Raises StageError(unsupported_architecture), also for a model that llama.cpp would compute otherwise.
+    """
     container = container_of(facts)
+    for problem in problems(container, facts, model.config):
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"llama.cpp knows {container.name} only with {problem}; choose "
+                                                           "another format")
     kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == container.name)
     names = gguf.get_tensor_name_map(kind, facts.layers)
 
@@ -164,12 +170,9 @@ def problems(container: Container, facts: Architecture, config: dict) -> Iterato
 def add_settings(writer: gguf.GGUFWriter, model: Checkpoint, facts: Architecture) -> Rope:
     """Write sizes, windows and rotary settings; returns the rotary settings, whose tensors the file needs too.
 
-    Raises StageError(unsupported_architecture) for a model that llama.cpp computes otherwise.
+    Raises StageError(unsupported_architecture) for a rope scaling that llama.cpp does not have.
     """
     container, config = container_of(facts), model.config
-    for problem in problems(container, facts, config):
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"llama.cpp knows {container.name} only with {problem}; choose "
-                                                           "another format")
     rope = rope_of(config, facts, container.name)
     writer.add_context_length(context_length(container, facts, config))
     writer.add_embedding_length(facts.hidden_size)
