@@ -16,7 +16,7 @@ from stages.checkpoints.reader import Checkpoint
 from stages.formats.gguf_rope import Rope, rope_of
 from stages.tracking import Failure, StageError
 
-NO_WINDOW = ("llama", "phi3", "qwen2", "qwen3", "qwen3moe")  # architectures that llama.cpp runs without a sliding window
+NO_WINDOW = ("llama", "phi3", "qwen2", "qwen3", "qwen3moe", "starcoder2")  # architectures that llama.cpp runs without a sliding window
 
 Order = Callable[[Architecture, int], np.ndarray]
 
@@ -69,7 +69,7 @@ QWEN3_MOE = Container("qwen3moe", needed={"norm_topk_prob": (True, False)}, all_
 
 CONTAINERS = {"gemma2": GEMMA2, "gemma3_text": GEMMA3, "gpt2": GPT2, "gpt_neox": NEOX, "llama": LLAMA, "mistral": LLAMA,
               "mixtral": LLAMA, "phi3": PHI3, "qwen2": Container("qwen2", square=True), "qwen3": Container("qwen3"),
-              "qwen3_moe": QWEN3_MOE}
+              "qwen3_moe": QWEN3_MOE, "starcoder2": Container("starcoder2", square=True, rms=False)}
 WHOLE = ("position_embd", "ffn_gate_inp")  # parts that llama.cpp wants in full precision
 
 
