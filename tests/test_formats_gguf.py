@@ -197,6 +197,20 @@ def test_a_tokenizer_without_an_equal_is_refused(tmp_path, tiny_model):
     assert caught.value.failure == Failure.TOKENIZER_MISMATCH
 
 
+@pytest.mark.parametrize(("value", "dtype", "words"), [
+    (np.nan, None, "found NaN or infinity"), (np.inf, "float32", "found NaN or infinity"), (1e6, "float16", "that float16 holds")])
+def test_weights_that_no_file_holds_are_refused(value, dtype, words, tmp_path, tiny_model):
+    from safetensors.numpy import load_file, save_file
+
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(StageError, match=words) as caught:
+        write_plain(tmp_path, source, dtype)
+    assert caught.value.failure == Failure.NON_FINITE
+
+
 def test_a_file_cut_short_is_a_named_failure(tmp_path, tiny_model):
     _, _, bundle, _ = write_plain(tmp_path, tiny_model, None)
     path = bundle / gguf.FILE

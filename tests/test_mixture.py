@@ -232,6 +232,20 @@ def test_an_override_that_fits_nothing_is_refused(model, pattern, words, tmp_pat
     assert caught.value.failure == Failure.CONFIG_INVALID
 
 
+def test_widths_that_no_block_divides_are_what_llama_cpp_makes_of_them(tmp_path, tiny_narrow):
+    model = prepared(tmp_path, tiny_narrow)
+    quantized = made(model, tmp_path / "quantized", "IQ4_XS")
+    requested, there = exported(model, quantized, tmp_path / "out")
+    status, said = llama_quantize.quantize(model[2], tmp_path / "theirs.gguf", "IQ4_XS", values(tmp_path / "quantized" / imatrix.FILE))
+    assert status == 0, said
+    same_bytes(there, tmp_path / "theirs.gguf")
+    kinds = {tensor.tensor_type.name for tensor in there.values()}
+    assert kinds == {"F32", "F16", "IQ4_NL", "Q8_0"}  # rows of 176 and 64
+    with pytest.raises(StageError, match="found F16|found IQ4_NL|found Q8_0") as caught:
+        check_container(gguf, tmp_path / "out", model[0], quantized, requested, fail_on_substitution=True)
+    assert caught.value.failure == Failure.TYPE_SUBSTITUTED
+
+
 def test_an_override_that_no_row_fits_is_told_or_refused(tmp_path, tiny_narrow, monkeypatch):
     checkpoint = Checkpoint(tiny_narrow)
     facts = architecture(checkpoint)
