@@ -5,6 +5,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from stages.tracking import Failure, StageError, StageRun, sha256_file, sha256_j
 
 if TYPE_CHECKING:
     import torch
+
+    from stages.mixture import Mixture
 
 QUANTIZED = Path("artifacts/quantized")
 ROUNDING = 1e-6  # share by which two float32 sums of the same errors may differ
@@ -113,6 +116,13 @@ class Work:
     facts: Architecture
     moments: Moments
     writer: QuantizedWriter
+
+    @cached_property
+    def mixture(self) -> "Mixture":
+        """Of a kquant recipe: the type and the importance of each tensor."""
+        from stages.mixture import Mixture
+
+        return Mixture(self.recipe, self.checkpoint, self.facts, self.moments)
 
     def on_device(self, values: np.ndarray) -> "torch.Tensor":
         """A tensor where the rounding is done: on the GPU, if there is one."""
@@ -254,21 +264,14 @@ def integers_by_input(work: Work, layer: int) -> dict:
 
 def ggml_blocks(work: Work, layer: int | None) -> dict:
     """kquant: the tensors of a block, or those outside of all blocks, in the types that the mix and their widths give."""
-    from stages.methods import kquant, mixes
+    from stages.methods import kquant
 
-    recipe, facts, reports = work.recipe, work.facts, {}
+    reports = {}
     for name in work.checkpoint.names:
-        if facts.layer_index(name) != layer:
+        if work.facts.layer_index(name) != layer:
             continue
-        tensor, module = work.checkpoint.tensor(name), name.removesuffix(".weight")
-        wanted = mixes.requested_type(recipe.mix, facts.role(name), layer, facts.layers, facts.tied,
-                                      facts.heads // facts.kv_heads)
-        if tensor.ndim == 1:
-            wanted = "F32"
-        actual = mixes.fit_width(wanted, tensor.shape[-1])
-        importance, tokens = None, 0
-        if recipe.importance and module in work.moments.layers and actual not in ("F32", "F16"):
-            importance, tokens = np.diagonal(work.moments.moment(module)), work.moments.tokens(module)
+        tensor, (wanted, actual) = work.checkpoint.tensor(name), work.mixture.types(name)
+        importance, tokens = work.mixture.importance(name, actual)
         work.writer.add_blocks(name, actual, kquant.quantize(np.atleast_2d(tensor), actual, importance), tensor.shape)
         reports[name] = {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
                          "importance": importance is not None}
@@ -280,11 +283,13 @@ def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint) -> dict:
 
     Hashing the moments would take longer than most recipes, so they are told by size and time of change.
     """
-    code = [path for room in ("methods", "checkpoints") for path in (Path(__file__).parent / room).glob("*.py")]
+    home = Path(__file__).parent
+    code = [path for room in ("methods", "checkpoints", "formats") for path in (home / room).glob("*.py")]
+    given = [path for path in (Path(recipe.get("importance_file") or "none"),) if path.is_file()]
     return {"recipe": recipe, "calibration": sha256_json(moments.info),
-            "moments": stamp(moments.folder.glob("*.safetensors")), "model": checkpoint.stamp(),
+            "moments": stamp(moments.folder.glob("*.safetensors")), "model": checkpoint.stamp(), "importance": stamp(given),
             "versions": versions("torch", "numpy", "numba", "gguf", "llama-cpp-python"),
-            "code": sha256_json({path.name: sha256_file(path) for path in [*code, Path(__file__)]})}
+            "code": sha256_json({path.name: sha256_file(path) for path in [*code, Path(__file__), home / "mixture.py"]})}
 
 
 def quantize(run: StageRun) -> None:
@@ -309,6 +314,8 @@ def quantize(run: StageRun) -> None:
         report = {"recipe": asked, **activations, "transforms": transforms, "calibration": moments.provenance(),
                   "versions": versions("torch", "gguf", "llama-cpp-python"),
                   "tensors" if recipe.method == "kquant" else "layers": layers}
+        if recipe.method == "kquant":
+            report["importance"] = work.mixture.write_importance(folder)
         work.writer.close(report)
     errors = [(one["error"], one["rtn_error"]) for one in layers.values() if "error" in one]
     gain = float(np.mean([ours / naive if naive > 0 else 1.0 for ours, naive in errors])) if errors else None

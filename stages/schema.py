@@ -9,6 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 INTEGER_METHODS = ("rtn", "gptq", "awq", "int8")
 ACTIVATION_METHODS = ("smoothquant", "fp8")  # activations are rounded too
+# The mixes of llama.cpp, and the types that one tensor can be asked to have (stages/methods/mixes.py).
+MIXES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S",
+         "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS",
+         "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4_MOE")
+GGML_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
+              "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4")
 FORMATS = {  # container -> (runtime that serves it, methods that it can carry)
     "safetensors": ("transformers", ("none", *INTEGER_METHODS, *ACTIVATION_METHODS)),
     "gguf": ("llama.cpp", ("none", "kquant")),
@@ -136,8 +142,14 @@ class Fp8(Recipe):
 
 class KQuant(Recipe):
     method: Literal["kquant"]
-    mix: Literal["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    mix: Literal[MIXES]
     importance: bool = True  # weigh errors by the input's second moments (the importance matrix)
+    # An importance matrix that llama.cpp's tool llama-imatrix made, instead of the calibration's. Where its content
+    # changes, give it another name: DVC looks at the path alone.
+    importance_file: str | None = None
+    # Types that take precedence over the mix: regular expression → type. It is searched for in the names that tensors
+    # have in the GGUF file (blk.0.attn_v.weight, output.weight), as that of llama-quantize's --tensor-type; the first fits.
+    overrides: dict[str, Literal[GGML_TYPES]] = {}
 
 
 RECIPES = {"none": NoneRecipe, "rtn": Rtn, "gptq": Gptq, "awq": Awq, "int8": Int8, "smoothquant": SmoothQuant, "fp8": Fp8,
@@ -151,6 +163,10 @@ class Variant(Section):
     runtime: Literal["transformers", "llama.cpp", "onnxruntime"]
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     layout: Literal["compressed-tensors", "gptq", "awq"] = "compressed-tensors"  # of quantized layers in safetensors
+    split_max_mib: int | None = Field(default=None, gt=0)  # of one GGUF file; a larger model lies in several
+    # Whether the bundle's tokenizer has to give the source's ids on every text that is tried, or where it does not is told
+    # in smoke.json: llama.cpp splits words of some families at combining marks, or puts a space where another is.
+    tokenizer: Literal["exact", "report"] = "exact"
 
 
 class Gate(Section):
@@ -237,6 +253,8 @@ def _misfits(variant: Variant, recipes: dict[str, Recipe]) -> Iterator[str]:
                f"{recipe.method}")
     if variant.layout != "compressed-tensors" and recipe.method in ACTIVATION_METHODS:
         yield f".layout: {recipe.method} needs compressed-tensors, found {variant.layout}"
+    if variant.split_max_mib and variant.format != "gguf":
+        yield f".split_max_mib: only gguf is split by it, found {variant.format}"
     if variant.dtype and recipe.method != "none":
         yield f".dtype: only a variant whose recipe has method none has one; {variant.recipe} has {recipe.method}"
     elif variant.dtype not in (None, "float32") and variant.format == "onnx":

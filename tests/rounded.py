@@ -11,7 +11,7 @@ from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.reader import Checkpoint
 
-CONV1D = ("c_attn", "c_proj", "c_fc")  # layers that transformers keeps as [in, out]
+CONV1D = ("c_attn", "c_proj", "c_fc")  # layers of GPT-2 that transformers keeps as [in, out]
 CALIBRATION = {"text_sha256": "0" * 64, "tokens": 0, "seed": 0}
 
 
@@ -62,7 +62,8 @@ def torch_model(model: Checkpoint, quantized: Quantized, halved: str | None = No
     tensors |= {name: tensor.astype(ml_dtypes.bfloat16).astype(np.float32) for name, tensor in tensors.items()
                 if halved and halved in name}
     tensors |= {name: quantized.override(name) for name in quantized.overrides}
-    turned = [name for name in tensors if name.rsplit(".", 2)[-2:] in ([one, "weight"] for one in CONV1D)]
+    turned = [name for name in tensors if model.config["model_type"] == "gpt2"
+              and name.rsplit(".", 2)[-2:] in ([one, "weight"] for one in CONV1D)]
     tensors |= {name: np.ascontiguousarray(tensors[name].T) for name in turned}
     with tempfile.TemporaryDirectory() as folder:
         save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})

@@ -159,6 +159,23 @@ def test_a_runtime_that_misbehaves_fails_the_bundle(ready, capsys, monkeypatch, 
     refused(ready, capsys, "bf16", "export_run_failed", failure, words)
 
 
+def test_a_tokenizer_that_differs_is_told_where_the_variant_asks_for_that(ready, monkeypatch):
+    opened = export.open_runtime
+    ready.compose("suite=default", "+variants.bf16.tokenizer=report")
+    wrong = {"encode": lambda text: [1, 2, 3] if "Русский" in text else broken.engine.encode(text)}
+    broken = None
+
+    def open_broken(*given):
+        nonlocal broken
+        broken = Broken(opened(*given), **wrong)
+        return broken
+
+    monkeypatch.setattr(export, "open_runtime", open_broken)
+    ready.stage("export", "bf16")
+    tokenizer = bundle_of(ready, "bf16")[2]["tokenizer"]
+    assert [text[:7] for text in tokenizer["texts_differing"]] == ["Русский"] and tokenizer["texts_compared"] > 20
+
+
 @pytest.mark.parametrize(("name", "find", "put", "words"), [
     ("chat_template.jinja", "assistant", "helper", "expected chat_template"),
     ("tokenizer_config.json", '"eos_token": "<|endoftext|>"', '"eos_token": "<|im_end|>"', "expected eos 0 in the bundle, found 2"),

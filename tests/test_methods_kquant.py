@@ -1,7 +1,6 @@
 """ggml's quantizer and the mixes, against the gguf package and llama.cpp's own quantize."""
 
-import ctypes
-
+import llama_quantize
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, quants
@@ -17,7 +16,7 @@ from stages.methods import kquant, mixes
 from stages.tracking import Failure, StageError
 
 # Largest error over the row's largest weight that each type may make.
-COARSEST = {"Q2_K": 0.5, "Q3_K": 0.25, "Q4_K": 0.1, "Q5_K": 0.05, "Q6_K": 0.04, "Q8_0": 0.005, "IQ4_NL": 0.15,
+COARSEST = {"IQ2_S": 0.6, "IQ3_XXS": 0.5, "IQ3_S": 0.4, "IQ4_XS": 0.15, "TQ1_0": 1.0, "TQ2_0": 1.0, "MXFP4": 0.3, "Q2_K": 0.5, "Q3_K": 0.25, "Q4_K": 0.1, "Q5_K": 0.05, "Q6_K": 0.04, "Q8_0": 0.005, "IQ4_NL": 0.15,
             "Q4_0": 0.13, "Q4_1": 0.08, "Q5_0": 0.07, "Q5_1": 0.04}
 
 
@@ -74,49 +73,44 @@ def test_a_runtime_that_is_not_installed_is_named(monkeypatch):
     assert caught.value.failure == Failure.RUNTIME_UNAVAILABLE
 
 
-def llama_quantize(source, target, mix: str) -> None:
-    """llama.cpp's own quantize, from a 32-bit file."""
-    import llama_cpp
-
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.nthread = 1
-    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{mix}")
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(settings)) == 0
+@pytest.mark.parametrize("kind", ["IQ1_S", "IQ2_XXS", "IQ2_XS"])
+def test_types_at_which_ggml_stops_the_process_are_refused_without_an_importance_matrix(kind):
+    with pytest.raises(StageError, match=f"does not make {kind} without one") as caught:
+        kquant.quantize(rows(7), kind)
+    assert caught.value.failure == Failure.IMPORTANCE_MISSING
 
 
-@pytest.fixture(scope="module", params=[{"tied": True, "layers": 9}, {"tied": False, "layers": 17},
-                                        {"tied": True, "layers": 3, "width": 96}], ids=["tied", "untied", "narrow"])
-def plain_file(request, tmp_path_factory, make_model):
-    """(checkpoint, its 32-bit GGUF): many layers, since mixes tell them apart."""
+@pytest.fixture(scope="module")
+def plain_file(tmp_path_factory, make_model):
+    """(checkpoint, its 32-bit GGUF, an importance matrix)."""
     folder = tmp_path_factory.mktemp("mixes")
-    width = request.param.get("width", 256)
-    model = Checkpoint(make_model(folder / "model", num_hidden_layers=request.param["layers"], hidden_size=width,
-                                  intermediate_size=2 * width, num_attention_heads=2, num_key_value_heads=1,
-                                  tie_word_embeddings=request.param["tied"]))
+    model = Checkpoint(make_model(folder / "model", hidden_size=256, intermediate_size=256, num_attention_heads=2,
+                                  num_key_value_heads=1, num_hidden_layers=1, tie_word_embeddings=False))
     (folder / "bundle").mkdir()
     gguf.write(model, rounded(folder / "quantized", model, bits=0), folder / "bundle",
                Variant(recipe="none", format="gguf", runtime="llama.cpp", dtype="float32"))
-    return model, folder / "bundle" / gguf.FILE
+    draw, names = np.random.default_rng(0), gguf.tensor_names(model, architecture(model))
+    matrix = {place: draw.gamma(1, size=model.shape(name)[-1]).astype(np.float32)
+              for name, place in names.items() if place.startswith("blk.") and model.shape(name)[1:]}
+    return model, folder / "bundle" / gguf.FILE, matrix
 
 
+@pytest.mark.parametrize("importance", [False, True], ids=["plain", "importance"])
 @pytest.mark.parametrize("mix", mixes.BASE)
-def test_types_and_bytes_are_those_of_llama_cpp(mix, plain_file, tmp_path):
-    model, source = plain_file
+def test_bytes_are_those_of_llama_cpp(mix, importance, plain_file, tmp_path):
+    model, source, matrix = plain_file
     facts = architecture(model)
-    llama_quantize(source, tmp_path / "theirs.gguf", mix)
+    status, said = llama_quantize.quantize(source, tmp_path / "theirs.gguf", mix, matrix if importance else None)
+    known = mixes.Model(facts.layers, facts.tied, facts.heads // facts.kv_heads, importance=importance)
+    if status:  # a type that needs an importance matrix
+        assert not importance and "requires an importance matrix" in said
+        return
     theirs = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "theirs.gguf").tensors}
     for name, place in gguf.tensor_names(model, facts).items():
         tensor = model.tensor(name)
-        kind = "F32" if tensor.ndim == 1 else mixes.fit_width(mixes.requested_type(
-            mix, facts.role(name), facts.layer_index(name), facts.layers, facts.tied, facts.heads // facts.kv_heads),
-            tensor.shape[-1])
+        kind = mixes.requested_type(mix, place, tensor.ndim, known)
         assert theirs[place].tensor_type.name == kind, name
-        order = gguf.row_order(facts, name, len(tensor)) if tensor.ndim > 1 else None
-        ours = kquant.quantize(np.atleast_2d(tensor if order is None else tensor[order]), kind)
+        order = gguf.row_order(facts, name, len(tensor))
+        ours = kquant.quantize(np.atleast_2d(tensor if order is None else tensor[order]), kind,
+                               matrix.get(place) if importance else None)
         assert np.array_equal(ours.reshape(-1), np.asarray(theirs[place].data).view(np.uint8).reshape(-1)), name
-
-
-def test_an_unknown_mix_is_refused_with_those_that_there_are():
-    with pytest.raises(StageError, match="Q4_K_M") as caught:
-        mixes.requested_type("Q4_K_XXL", "attn_q", 0, 8, True)
-    assert caught.value.failure == Failure.CONFIG_INVALID

@@ -55,7 +55,8 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
     first = files(ready, name)
     ready.stage("quantize", name)
     parts = {"none": [], "q4_k_m": ["block-000", "block-001", "rest"]}.get(name, ["block-000", "block-001"])
-    assert files(ready, name) == first and set(first) == {"quantized.json", *(f"{part}.safetensors" for part in parts)}
+    matrix = {"imatrix.gguf"} if name == "q4_k_m" else set()
+    assert files(ready, name) == first and set(first) == {"quantized.json", *matrix, *(f"{part}.safetensors" for part in parts)}
     report = json.loads(first["quantized.json"])
     assert report["recipe"] == {"name": name, **ready_recipe(ready, name)}
     assert set(report["calibration"]) == {"text_sha256", "tokens", "seed"} and report["versions"]["torch"]
@@ -155,6 +156,11 @@ def refused(project, capsys, name: str, failure: Failure, words: str) -> None:
     assert last["payload"] == {"instance": name, "failure": failure} and words in last["summary"]
     quantized = project.root / "artifacts/quantized"
     assert not quantized.exists() or not list(quantized.iterdir())
+
+
+def test_a_mix_that_needs_an_importance_matrix(ready, capsys):
+    ready.compose(f"recipe=[{','.join(RECIPES)}]", "recipes.q4_k_m.mix=IQ2_XS", "recipes.q4_k_m.importance=false")
+    refused(ready, capsys, "q4_k_m", Failure.IMPORTANCE_MISSING, "IQ2_XS is garbage without one")
 
 
 def test_rows_that_the_groups_do_not_divide(ready, capsys, make_model, tmp_path):

@@ -104,6 +104,13 @@ GPT2 = Family(Block(
           "kv_heads": "n_head", "max_positions": "n_positions", "norm_eps": "layer_norm_epsilon",
           "activation": "activation_function"},
     activations=("gelu_new", "gelu", "gelu_pytorch_tanh"), rotary_share=0.0, widening=4, transposed=True, tied=True)
+# Llama's attention with norms that have biases, and a feed-forward part of two layers.
+STARCODER2 = Family(Block(
+    {"input_layernorm": "attn_norm", **ATTENTION, "post_attention_layernorm": "ffn_norm", "mlp.c_fc": "ffn_up",
+     "mlp.c_proj": "ffn_down"},
+    ((QKV, "input_layernorm"), (("self_attn.o_proj",), "self_attn.v_proj"), (("mlp.c_fc",), "post_attention_layernorm"),
+     (("mlp.c_proj",), None))),
+    keys={"norm_eps": "norm_epsilon"}, activations=("gelu_pytorch_tanh",), tied=True, normalized="llama")
 
 
 def mixture(module: str, gate: str, up: str, down: str) -> Block:
@@ -122,7 +129,8 @@ MIXTRAL = Family(SPARSE, SPARSE, renamed={"mlp": "block_sparse_moe"})
 QWEN3_MOE = Family(LLAMA.block, mixture("mlp", "gate_proj", "up_proj", "down_proj"))
 
 FAMILIES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "gpt2": GPT2, "gpt_neox": NEOX, "llama": LLAMA, "mistral": LLAMA,
-            "mixtral": MIXTRAL, "phi3": PHI3, "qwen2": LLAMA, "qwen3": LLAMA, "qwen3_moe": QWEN3_MOE}
+            "mixtral": MIXTRAL, "phi3": PHI3, "qwen2": LLAMA, "qwen3": LLAMA, "qwen3_moe": QWEN3_MOE,
+            "starcoder2": STARCODER2}
 
 
 def family_of(config: dict) -> Family | None:

@@ -230,15 +230,25 @@ class Moments:
         about = self.info["layers"].get(linear, {"tokens": 0})
         return {key: about[key] for key in ("tokens", "starved") if key in about}
 
+    def _check_seen(self, linear: str) -> None:
+        seen = self.seen(linear)
+        if not (seen["tokens"] > 0 or seen.get("starved")):
+            raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
+
     def moment(self, linear: str) -> np.ndarray:
         """H = XᵀX / n of the layer's inputs, float32 [in, in].
 
         Raises StageError(calibration_empty) if the layer saw nothing, non_finite if H is not finite.
         """
-        seen = self.seen(linear)
-        if not (seen["tokens"] > 0 or seen.get("starved")):
-            raise StageError(Failure.CALIBRATION_EMPTY, f"{linear} saw no calibration tokens; run calibrate again")
+        self._check_seen(linear)
         return self._get(linear, INPUTS, self.info["layers"][linear]["moments"])
+
+    def diagonal(self, linear: str) -> np.ndarray:
+        """The diagonal of H, float32 [in], without reading the rest. Raises as `moment` does."""
+        self._check_seen(linear)
+        found = self._whole(linear, "diagonal")
+        check(linear, found[:, None, None])
+        return found
 
     def peak(self, linear: str) -> np.ndarray:
         """The largest |x| of each of the layer's inputs, float32 [in]."""

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
+GGUF = "model*.gguf"  # the file of a GGUF bundle, or the files of a split one, which sort by their number
 ABOUT = ("manifest.json", "smoke.json", "README.md")  # what a bundle says of itself, beside the files it consists of
 
 

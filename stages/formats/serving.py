@@ -40,8 +40,8 @@ GGUF = """\
 ## Serve it
 
 ```
-llama-server --model model.gguf
-llama-cli --model model.gguf --prompt "Hello"
+llama-server --model {file}
+llama-cli --model {file} --prompt "Hello"
 ```
 
 In Python (`pip install llama-cpp-python`):
@@ -49,7 +49,7 @@ In Python (`pip install llama-cpp-python`):
 ```python
 from llama_cpp import Llama
 
-model = Llama("model.gguf", verbose=False)
+model = Llama("{file}", verbose=False)
 print(model("Hello", max_tokens=24)["choices"][0]["text"])
 ```
 """
@@ -88,7 +88,8 @@ def readme(manifest: dict[str, Any]) -> str:
     recipe = manifest["recipe"]
     bits = 8 if recipe["method"] == "int8" else recipe.get("bits")
     vllm = VLLM if bits in (None, 4, 8) else NO_VLLM.format(bits=bits)
-    serve = {"gguf": GGUF, "onnx": ONNX}.get(manifest["format"]) or SAFETENSORS.format(
+    first = min((name for name in manifest["files"] if name.endswith(".gguf")), default="")
+    serve = {"gguf": GGUF.replace("{file}", first), "onnx": ONNX}.get(manifest["format"]) or SAFETENSORS.format(
         vllm=vllm, package="" if recipe["method"] == "none" else " compressed-tensors")
     return README.format(serve=serve, variant=manifest["variant"], recipe=recipe, format=manifest["format"],
                          runtime=manifest["runtime"], bits=manifest["bits_per_weight"],

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.checkpoints.tokenization import Tokenizer
+from stages.formats import GGUF
 
 SPECIAL = ("bos", "eos", "unk", "pad")
 
@@ -15,13 +16,13 @@ def of_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def of_bundle(folder: Path) -> dict[str, Any]:
-    """The same of a bundle, from model.gguf's metadata if it has one."""
-    path = folder / "model.gguf"
-    if not path.is_file():
+    """The same of a bundle, from its GGUF file's metadata if it has one."""
+    files = sorted(folder.glob(GGUF))
+    if not files:
         return of_tokenizer(Tokenizer(folder))
     from gguf import GGUFReader
 
-    fields = GGUFReader(path).fields
+    fields = GGUFReader(files[0]).fields
 
     def value(key: str) -> Any:
         return fields[key].contents() if key in fields else None

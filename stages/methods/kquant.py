@@ -12,6 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from stages.tracking import Failure, StageError
 
+WITHOUT_IT_GGML_STOPS = ("IQ1_S", "IQ2_XXS", "IQ2_XS")  # with the whole process, at an assertion
 WEIGHTS_AT_ONCE = 1 << 20  # weights in one call, so that the threads share the work evenly
 
 
@@ -37,10 +38,13 @@ def quantize(weight: np.ndarray, kind: str, importance: np.ndarray | None = None
 
     `importance` [width] is positive, one weight per input: diag(H) for llama.cpp's importance matrix. Rows do not
     depend on each other, so the number of threads does not show in the bytes.
-    Raises StageError(non_finite) if a weight is not finite.
+    Raises StageError: non_finite, importance_missing for a type that ggml does not make without.
     """
     if not np.isfinite(weight).all():
         raise StageError(Failure.NON_FINITE, "the weight is not finite")
+    if importance is None and kind in WITHOUT_IT_GGML_STOPS:
+        raise StageError(Failure.IMPORTANCE_MISSING, f"expected an importance matrix, since ggml does not make {kind} "
+                                                     "without one, found none; choose another type")
     kind_id = GGMLQuantizationType[kind]
     block, block_bytes = GGML_QUANT_SIZES[kind_id]
     rows, width = weight.shape

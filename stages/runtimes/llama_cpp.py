@@ -30,7 +30,7 @@ class Engine:
         llama.llama_backend_init()
         settings = llama.llama_model_default_params()
         settings.n_gpu_layers = 0
-        path = bundle / "model.gguf"
+        path = min(bundle.glob("model*.gguf"), default=bundle / "model.gguf")  # of a split model, the first
         self.model = llama.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:
             raise StageError(Failure.RUNTIME_CRASHED, f"llama.cpp cannot load {path}; export it again")

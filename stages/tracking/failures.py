@@ -33,6 +33,8 @@ class Failure(StrEnum):
     PATH_ESCAPE = "path_escape"
     ADAPTER_MISMATCH = "adapter_mismatch"
     CALIBRATION_EMPTY = "calibration_empty"
+    IMPORTANCE_MISSING = "importance_missing"
+    IMPORTANCE_INVALID = "importance_invalid"
     TEXTS_OVERLAP = "texts_overlap"
     HESSIAN_NOT_POSITIVE_DEFINITE = "hessian_not_positive_definite"
     WORSE_THAN_ROUND_TO_NEAREST = "worse_than_round_to_nearest"
