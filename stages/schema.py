@@ -11,7 +11,7 @@ INTEGER_METHODS = ("rtn", "gptq", "awq", "int8")
 ACTIVATION_METHODS = ("smoothquant", "fp8")  # activations are rounded too
 FORMATS = {  # container -> (runtime that serves it, methods that it can carry)
     "safetensors": ("transformers", ("none", *INTEGER_METHODS, *ACTIVATION_METHODS)),
-    "gguf": ("llama.cpp", ("none", "kquant")),
+    "gguf": ("llama.cpp", ("none", "kquant", "kquant-curvature")),
     "onnx": ("onnxruntime", ("none", *INTEGER_METHODS)),
 }
 
@@ -140,9 +140,19 @@ class KQuant(Recipe):
     importance: bool = True  # weigh errors by the input's second moments (the importance matrix)
 
 
+class KQuantCurvature(Recipe):
+    """Rounded within ggml's grids by the curvature, which needs a calibration with gradients."""
+
+    method: Literal["kquant-curvature"]
+    mix: Literal["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    rounds: int = Field(default=4, ge=0)  # of scales and codes in turn
+
+
 RECIPES = {"none": NoneRecipe, "rtn": Rtn, "gptq": Gptq, "awq": Awq, "int8": Int8, "smoothquant": SmoothQuant, "fp8": Fp8,
-           "kquant": KQuant}
-AnyRecipe = Annotated[NoneRecipe | Rtn | Gptq | Awq | Int8 | SmoothQuant | Fp8 | KQuant, Field(discriminator="method")]
+           "kquant": KQuant, "kquant-curvature": KQuantCurvature}
+AnyRecipe = Annotated[NoneRecipe | Rtn | Gptq | Awq | Int8 | SmoothQuant | Fp8 | KQuant | KQuantCurvature,
+                      Field(discriminator="method")]
 
 
 class Variant(Section):

@@ -31,10 +31,6 @@ class Blocks:
         return (self.d.astype(np.float32) * self.scales.astype(np.float32),
                 self.dmin.astype(np.float32) * self.minima.astype(np.float32))
 
-    def rows(self, picked: np.ndarray) -> "Blocks":
-        """Some of the blocks."""
-        return Blocks(*(part[picked] for part in self.parts()))
-
     def parts(self) -> tuple[np.ndarray, ...]:
         return self.codes, self.scales, self.minima, self.d, self.dmin
 
@@ -81,6 +77,12 @@ class BlockType:
 def block_type(name: str) -> BlockType:
     """The type of that name. Raises KeyError for one that has no codec (F16 and F32, for example)."""
     return _types()[name]
+
+
+def dequantize(data: np.ndarray, name: str) -> np.ndarray:
+    """The weights, float32 [rows, width], of ggml blocks uint8 [rows, bytes per row] of a type that has a codec."""
+    kind = block_type(name)
+    return kind.dequantize(kind.unpack(data.reshape(-1, kind.bytes))).reshape(len(data), -1)
 
 
 @cache
