@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 QUANTIZED = Path("artifacts/quantized")
 ROUNDING = 1e-6  # share by which two float32 sums of the same errors may differ
+PLAIN = {"rtn": ("round-to-nearest's", "rtn"), "ggml": ("ggml's own rounding's", "kquant")}  # what is held against
 
 
 def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch.Tensor",
@@ -88,16 +89,17 @@ def output_changes(work: "Work", name: str, scaled: "torch.Tensor", weight: "tor
             "rtn_output_change": smoothquant.output_change(weight, dense(int8.quantize(weight), weight), sample, scales**0)}
 
 
-def check_gain(name: str, report: dict) -> None:
-    """Raise StageError(worse_than_round_to_nearest) unless a layer's figure is at most round-to-nearest's; NaN is not.
+def check_gain(name: str, report: dict, plain: str = "rtn") -> None:
+    """Raise StageError(worse_than_round_to_nearest) unless a layer's figure is at most that of the plain rounding; NaN
+    is not.
 
     The figure is what the recipe minimizes. What lowers the divergence may well raise the error of outputs that the
     model's answer hardly depends on.
     """
-    what = next(one for one in ("output_change", "divergence", "error") if one in report)
-    if not report[what] <= report[f"rtn_{what}"] * (1 + ROUNDING):
+    what, (whose, other) = next(one for one in ("output_change", "divergence", "error") if one in report), PLAIN[plain]
+    if not report[what] <= report[f"{plain}_{what}"] * (1 + ROUNDING):
         raise StageError(Failure.WORSE_THAN_ROUND_TO_NEAREST, f"{name} has the {what} {report[what]:.4g}, more than "
-                         f"round-to-nearest's {report[f'rtn_{what}']:.4g}; calibrate on more text, or use rtn")
+                         f"{whose} {report[f'{plain}_{what}']:.4g}; calibrate on more text, or use {other}")
 
 
 def dense(linear: GroupedLinear | FloatLinear, like: "torch.Tensor") -> "torch.Tensor":
@@ -263,7 +265,9 @@ def integers_by_input(work: Work, layer: int) -> dict:
 
 
 def ggml_blocks(work: Work, layer: int | None) -> dict:
-    """kquant: the tensors of a block, or those outside of all blocks, in the types that the mix and their widths give."""
+    """kquant and kquant-curvature: the tensors of a block, or those outside of all blocks, in the types that the mix and
+    their widths give. Without calibration a tensor is rounded by ggml in either.
+    """
     from stages.methods import kquant
 
     reports = {}
@@ -272,10 +276,34 @@ def ggml_blocks(work: Work, layer: int | None) -> dict:
             continue
         tensor, (wanted, actual) = work.checkpoint.tensor(name), work.mixture.types(name)
         importance, tokens = work.mixture.importance(name, actual)
-        work.writer.add_blocks(name, actual, kquant.quantize(np.atleast_2d(tensor), actual, importance), tensor.shape)
+        if work.recipe.method == "kquant-curvature" and importance is not None:
+            data, more = curved_blocks(work, name.removesuffix(".weight"), tensor, actual)
+            check_gain(name, more, "ggml")
+        else:
+            data, more = kquant.quantize(np.atleast_2d(tensor), actual, importance), {}
+        work.writer.add_blocks(name, actual, data, tensor.shape)
         reports[name] = {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
-                         "importance": importance is not None}
+                         "importance": importance is not None} | more
     return {"layers": reports, "transforms": []}
+
+
+def curved_blocks(work: Work, module: str, weight: np.ndarray, kind: str) -> tuple[np.ndarray, dict]:
+    """(ggml blocks of a weight [out, in] by kquant-curvature, what is told of them, held against ggml's own rounding)."""
+    import torch
+
+    from stages.methods import kquant, kquant_curvature
+    from stages.methods.curvature import divergence
+    from stages.methods.ggml_blocks import dequantize
+    from stages.methods.grid import output_error
+
+    moment, factors, recipe = work.moments.moment(module), work.moments.factors(module), work.recipe
+    data, damping = kquant_curvature.quantize(weight, kind, moment, factors, recipe.damping, recipe.rounds)
+    report, metric = {"damping": damping}, [torch.from_numpy(one) for one in (weight, moment, factors)]
+    for plain, blocks in (("", data), ("ggml_", kquant.quantize(weight, kind, np.diagonal(moment)))):
+        stored = torch.from_numpy(dequantize(blocks, kind))
+        report |= {f"{plain}error": output_error(metric[0], stored, metric[1]),
+                   f"{plain}divergence": divergence(stored - metric[0], *metric[1:])}
+    return data, report
 
 
 def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint) -> dict:
@@ -298,6 +326,7 @@ def quantize(run: StageRun) -> None:
     facts, asked = architecture(checkpoint), {"name": name, **recipe.model_dump(mode="json")}
     blocks = {f"block-{layer:03d}": layer for layer in range(facts.layers)}
     method, parts = {"none": (None, {}), "kquant": (ggml_blocks, blocks | {"rest": None}),
+                     "kquant-curvature": (ggml_blocks, blocks | {"rest": None}),
                      "awq": (integers_by_input, blocks), "smoothquant": (integers_by_input, blocks)}.get(recipe.method, (integers_by_layer, blocks))
     with run.resumable_output(QUANTIZED / name, inputs_key(asked, moments, checkpoint)) as folder:
         work, layers, transforms = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder)), {}, []
@@ -313,17 +342,18 @@ def quantize(run: StageRun) -> None:
         activations = {"activations": "dynamic"} if recipe.method in ("smoothquant", "fp8") else {}
         report = {"recipe": asked, **activations, "transforms": transforms, "calibration": moments.provenance(),
                   "versions": versions("torch", "gguf", "llama-cpp-python"),
-                  "tensors" if recipe.method == "kquant" else "layers": layers}
-        if recipe.method == "kquant":
+                  "tensors" if method is ggml_blocks else "layers": layers}
+        if method is ggml_blocks:
             report["importance"] = work.mixture.write_importance(folder)
         work.writer.close(report)
-    errors = [(one["error"], one["rtn_error"]) for one in layers.values() if "error" in one]
+    what, plain = ("divergence", "ggml") if method is ggml_blocks else ("error", "rtn")
+    errors = [(one[what], one[f"{plain}_{what}"]) for one in layers.values() if "error" in one]
     gain = float(np.mean([ours / naive if naive > 0 else 1.0 for ours, naive in errors])) if errors else None
     run.track(key=f"recipe:{name}:{sha256_json(report)}", name=f"quantize {name}", params=asked,
-              metrics={"layers": len(layers)} | ({"error_over_rtn": gain, "fell_back": 0} if errors else {}),
+              metrics={"layers": len(layers)} | ({f"{what}_over_{plain}": gain, "fell_back": 0} if errors else {}),
               files=[QUANTIZED / name / "quantized.json"])
-    told = f", output error {gain:.2f} of round-to-nearest's" if errors else ""
-    run.finish(f"{len(layers)} {'tensors' if recipe.method == 'kquant' else 'layers'} rounded{told}")
+    told = f", {'output error' if what == 'error' else what} {gain:.2f} of {PLAIN[plain][0]}" if errors else ""
+    run.finish(f"{len(layers)} {'tensors' if method is ggml_blocks else 'layers'} rounded{told}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -15,9 +15,12 @@ MIXES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "
          "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4_MOE")
 GGML_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
               "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4")
+# Those of them that have a codec (stages/methods/ggml_blocks.py), so that curvature can round within their grids.
+CURVED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+CURVED_MIXES = tuple(mix for mix in MIXES[3:] if mix.startswith(("Q", "IQ4")))
 FORMATS = {  # container -> (runtime that serves it, methods that it can carry)
     "safetensors": ("transformers", ("none", *INTEGER_METHODS, *ACTIVATION_METHODS)),
-    "gguf": ("llama.cpp", ("none", "kquant")),
+    "gguf": ("llama.cpp", ("none", "kquant", "kquant-curvature")),
     "onnx": ("onnxruntime", ("none", *INTEGER_METHODS)),
 }
 
@@ -152,9 +155,22 @@ class KQuant(Recipe):
     overrides: dict[str, Literal[GGML_TYPES]] = {}
 
 
+class KQuantCurvature(Recipe):
+    """Rounded within ggml's grids by the curvature, which needs a calibration with gradients."""
+
+    method: Literal["kquant-curvature"]
+    mix: Literal[CURVED_MIXES]
+    overrides: dict[str, Literal[CURVED_TYPES]] = {}  # as KQuant's
+    damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    rounds: int = Field(default=4, ge=0)  # of scales and codes in turn
+    importance: ClassVar[bool] = True  # ggml's part of the work is weighed by the calibration
+    importance_file: ClassVar[None] = None
+
+
 RECIPES = {"none": NoneRecipe, "rtn": Rtn, "gptq": Gptq, "awq": Awq, "int8": Int8, "smoothquant": SmoothQuant, "fp8": Fp8,
-           "kquant": KQuant}
-AnyRecipe = Annotated[NoneRecipe | Rtn | Gptq | Awq | Int8 | SmoothQuant | Fp8 | KQuant, Field(discriminator="method")]
+           "kquant": KQuant, "kquant-curvature": KQuantCurvature}
+AnyRecipe = Annotated[NoneRecipe | Rtn | Gptq | Awq | Int8 | SmoothQuant | Fp8 | KQuant | KQuantCurvature,
+                      Field(discriminator="method")]
 
 
 class Variant(Section):

@@ -56,7 +56,7 @@ def test_every_recipe_and_variant_is_in_the_full_suite_or_in_that_of_an_extra(gr
 
 def test_the_default_suite():
     params = validate(composed())
-    assert list(params.variants) == ["bf16", "gguf-q4_k_m", "gguf-q8_0", "awq-w4g128", "gptq-w4g128", "rtn-w4g128",
+    assert list(params.variants) == ["bf16", "gguf-q4_k_m", "gguf-q4_k_m-curvature", "gguf-q8_0", "awq-w4g128", "gptq-w4g128", "rtn-w4g128",
                                      "onnx-fp32", "onnx-int8", "onnx-int4-gptq"]
     assert params.variants["onnx-int4-gptq"].recipe == params.variants["gptq-w4g128"].recipe
 

@@ -17,12 +17,12 @@ from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.stream import SafetensorsStream
-from stages.methods import gptq, rtn
+from stages.methods import gptq, kquant, kquant_curvature, rtn
 from stages.methods.curvature import divergence
 from stages.tracking import Failure, Reason
 
 RECIPES = ["none", "rtn-w4g128", "gptq-w4g128", "gptq-w4g128-curvature", "awq-w4g128", "int8", "smoothquant-w8a8", "fp8-w8a8",
-           "q4_k_m"]
+           "q4_k_m", "q4_k_m-curvature"]
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,15 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
     ready.stage("quantize", name)
     first = files(ready, name)
     ready.stage("quantize", name)
-    parts = {"none": [], "q4_k_m": ["block-000", "block-001", "rest"]}.get(name, ["block-000", "block-001"])
-    matrix = {"imatrix.gguf"} if name == "q4_k_m" else set()
+    parts = {"none": [], **dict.fromkeys(("q4_k_m", "q4_k_m-curvature"), ["block-000", "block-001", "rest"])}.get(
+        name, ["block-000", "block-001"])
+    matrix = {"imatrix.gguf"} if name.startswith("q4_k_m") else set()
     assert files(ready, name) == first and set(first) == {"quantized.json", *matrix, *(f"{part}.safetensors" for part in parts)}
     report = json.loads(first["quantized.json"])
     assert report["recipe"] == {"name": name, **ready_recipe(ready, name)}
     assert set(report["calibration"]) == {"text_sha256", "tokens", "seed"} and report["versions"]["torch"]
     layers = report.get("layers", {})
-    assert len(layers) == (0 if name in ("none", "q4_k_m") else 14)
+    assert len(layers) == (0 if name in ("none", "q4_k_m", "q4_k_m-curvature") else 14)
     for about in layers.values():
         what = ("divergence" if name.endswith("curvature") or name.startswith("awq") else
                 "output_change" if name.startswith("smoothquant") else "error")
@@ -70,7 +71,7 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
         assert ("divergence" in about) == name.startswith("awq") | name.endswith("curvature")
     if name == "gptq-w4g128":
         assert np.mean([about["error"] / about["rtn_error"] for about in layers.values()]) < 0.9
-    if name.endswith("curvature"):
+    if name == "gptq-w4g128-curvature":
         ready.stage("quantize", "gptq-w4g128")
         assert mean_divergence(report) < 0.9 * mean_divergence(with_factors(Quantized("artifacts/quantized/gptq-w4g128")))
     assert f"quantize {name}: " in capsys.readouterr().out
@@ -104,11 +105,12 @@ def test_awq_goes_with_every_rounding(ready, rounding):
 
 
 def test_curvature_needs_a_calibration_with_gradients(ready, capsys):
-    ready.compose("recipe=[none,gptq-w4g128-curvature]", "variant=[bf16]", "calibration.curvature=false")
+    ready.compose("recipe=[none,gptq-w4g128-curvature,q4_k_m-curvature]", "variant=[bf16]", "calibration.curvature=false")
     ready.stage("calibrate")
     assert {path.name for path in (ready.root / "artifacts/calibration").iterdir()} == {
         "calibration.json", "tokens.safetensors", "inputs-000.safetensors", "inputs-001.safetensors"}
-    refused(ready, capsys, "gptq-w4g128-curvature", Failure.CALIBRATION_EMPTY, "set calibration.curvature=true")
+    for name in ("gptq-w4g128-curvature", "q4_k_m-curvature"):
+        refused(ready, capsys, name, Failure.CALIBRATION_EMPTY, "set calibration.curvature=true")
 
 
 def ready_recipe(project, name: str) -> dict:
@@ -143,6 +145,25 @@ def test_a_k_quant_names_the_type_asked_and_got_for_every_tensor(ready):
     assert tensors["model.layers.0.mlp.gate_proj.weight"] | {"tokens": 512} == {
         "requested": "Q4_K", "actual": "Q4_K", "shape": [512, 256], "tokens": 512, "importance": True}
     assert tensors["model.embed_tokens.weight"]["actual"] == "Q6_K" and tensors["model.norm.weight"]["actual"] == "F32"
+
+
+def test_a_curved_k_quant_is_held_against_ggmls_own_rounding(ready, capsys):
+    ready.stage("quantize", "q4_k_m-curvature")
+    assert "20 tensors rounded, divergence 0." in capsys.readouterr().out
+    tensors = Quantized("artifacts/quantized/q4_k_m-curvature").report["tensors"]
+    curved = {name: about for name, about in tensors.items() if "divergence" in about}
+    assert len(curved) == 14 and all(about["tokens"] == 512 and about["importance"] for about in curved.values())
+    assert all(0 < about["divergence"] < 0.7 * about["ggml_divergence"] and about["ggml_error"] > 0 for about in curved.values())
+    ready.stage("quantize", "q4_k_m")
+    plain = Quantized("artifacts/quantized/q4_k_m")
+    for name, about in tensors.items():
+        kind, data, _ = Quantized("artifacts/quantized/q4_k_m-curvature").blocks(name)
+        assert kind == about["actual"] and np.array_equal(data, plain.blocks(name)[1]) == (name not in curved)
+
+
+def test_a_curved_k_quant_worse_than_ggmls_is_a_failure(ready, capsys, monkeypatch):
+    monkeypatch.setattr(kquant_curvature, "quantize", lambda weight, kind, *rest: (kquant.quantize(weight * 1.3, kind), 0.01))
+    refused(ready, capsys, "q4_k_m-curvature", Failure.WORSE_THAN_ROUND_TO_NEAREST, "ggml's own rounding's")
 
 
 def refused(project, capsys, name: str, failure: Failure, words: str) -> None:

@@ -59,11 +59,25 @@ def refit_scales(weight: torch.Tensor, steps: torch.Tensor, scales: torch.Tensor
 
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
-def _descend(steps, low, high, scales, pull, factor, moment):
+def nearest(levels, value):
+    """The index of the level that is nearest to a value; levels rise."""
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if value > (levels[middle] + levels[middle + 1]) * np.float32(0.5):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(nogil=True, cache=True, fastmath=False)
+def _descend(steps, low, high, scales, pull, factor, moment, levels):
     """One pass over some columns [rows, n]; returns the change of the rounded weight [rows, n]; `steps` is changed.
 
     `pull` is P = G Δ H of these columns at the start. The best move of one element is -P / (G_ii H_jj); a column's own
-    moves are felt at once, those of the columns before it through H.
+    moves are felt at once, those of the columns before it through H. Steps are among the levels; without levels they are
+    whole numbers.
     """
     rows, width = steps.shape
     change, felt = np.zeros((rows, width), np.float32), np.zeros((rows, width), np.float32)
@@ -77,7 +91,8 @@ def _descend(steps, low, high, scales, pull, factor, moment):
         own = moment[j, j]
         for i in range(rows):
             scale = scales[i, j]
-            wanted = np.rint(steps[i, j] - column[i] / (factor[i, i] * own * scale))
+            wanted = steps[i, j] - column[i] / (factor[i, i] * own * scale)
+            wanted = levels[nearest(levels, wanted)] if len(levels) else np.rint(wanted)
             wanted = min(max(wanted, low[i, j]), high[i, j])
             if wanted != steps[i, j]:
                 move = (wanted - steps[i, j]) * scale
@@ -90,13 +105,15 @@ def _descend(steps, low, high, scales, pull, factor, moment):
 
 
 def descend(weight: torch.Tensor, steps: torch.Tensor, low: torch.Tensor, high: torch.Tensor, scales: torch.Tensor,
-            moment: torch.Tensor, factors: torch.Tensor, passes: int = 1) -> torch.Tensor:
+            moment: torch.Tensor, factors: torch.Tensor, passes: int = 1, levels: torch.Tensor | None = None) -> torch.Tensor:
     """Steps (integers minus zeros) [out, in] after coordinate descent on tr(G Δ H Δᵀ), each within low … high.
 
-    `scales` [out, in], positive; all on the CPU, where the kernel runs. H and the blocks of G have to be positive on their diagonals. Rows of different blocks
+    `scales` [out, in], not zero; all on the CPU, where the kernel runs. H and the blocks of G have to be positive on their
+    diagonals. With `levels`, rising, steps are among them instead of among the whole numbers. Rows of different blocks
     of G do not feel each other and run in threads; the result does not depend on their number.
     """
     steps, size = steps.clone(), len(weight) // len(factors)
+    grid = np.empty(0, np.float32) if levels is None else levels.numpy()
 
     def run(number: int) -> None:
         rows, factor = slice(number * size, (number + 1) * size), factors[number].contiguous()
@@ -107,7 +124,7 @@ def descend(weight: torch.Tensor, steps: torch.Tensor, low: torch.Tensor, high: 
                 part = steps[rows, span].contiguous()
                 change = _descend(part.numpy(), low[rows, span].contiguous().numpy(), high[rows, span].contiguous().numpy(),
                                   scales[rows, span].contiguous().numpy(), pull[:, span].contiguous().numpy(),
-                                  factor.numpy(), moment[span, span].contiguous().numpy())
+                                  factor.numpy(), moment[span, span].contiguous().numpy(), grid)
                 steps[rows, span] = part
                 pull += factor @ torch.from_numpy(change) @ moment[span]
 
