@@ -63,7 +63,7 @@ def test_a_choice_is_the_most_likely_divided_as_the_item_asks(divisors, said):
 
 @pytest.mark.parametrize(("item", "correct", "said"), [
     (written("exact", "cdefgh"), True, "cdefgh"), (written("exact", "cde"), False, "cdefgh"),
-    (written("exact", " cde\n", stop=["zz", "fg"]), True, "cde"), (written("exact", "cd", max_tokens=2), True, "cd"),
+    (written("exact", " cde\n", stop=["zz", "h", "fg"]), True, "cde"), (written("exact", "cd", max_tokens=2), True, "cd"),
     (written("contains", "efg"), True, "cdefgh"), (written("contains", "efg", stop=["f"]), False, "cde"),
     (written("contains", "cd", stop=["c"]), False, ""), (written("regex", "^c.e"), True, "cdefgh"),
     (written("regex", "e$"), False, "cdefgh"), (written("regex", "e$", end=[5]), True, "cde")])

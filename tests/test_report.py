@@ -169,8 +169,8 @@ def test_a_flip_opens_to_the_prompt_the_right_answer_and_both_answers():
 
 def test_the_table_says_the_noise_beside_each_difference():
     text = page.html(report([row("a", 2, 0.01)]))
-    for told in ("0.01000<small>± 0.00100</small>", "+0.100<small>± 0.010</small>",
-                 "~ -1.0<small>-4.0 to +2.0</small>", "97.0<small>± 1.0</small>"):
+    for told in ("0.01000<small>± 0.00100</small>", "3.000<small>+0.100 ± 0.010</small>",
+                 "90.0<small>~ -1.0, -4.0 to +2.0</small>", "97.0<small>± 1.0</small>"):
         assert told in text
     assert "~ +0.100" not in text
 

@@ -27,6 +27,7 @@ class Axis:
     sign: int
     of: Callable[[dict], float]
     limits: Callable[[list[float]], tuple[float, float]]
+    most: float = np.inf  # the greatest tick
 
 
 DIVERGENCE = Axis(
@@ -36,7 +37,7 @@ GOLD = Axis(
     "gold_accuracy", "Size against gold accuracy in per cent", "gold accuracy, %", "linear", -1,
     lambda row: 100 * row["metrics"]["gold_accuracy"],
     # Labels of equals are stacked upwards, so there is room above.
-    lambda values: (min(values) - 0.15 * (spread := max(max(values) - min(values), 1.0)), max(values) + 0.8 * spread))
+    lambda values: (min(values) - 0.15 * (spread := max(max(values) - min(values), 1.0)), max(values) + 0.8 * spread), 100)
 
 
 def label_places(points: np.ndarray, labels: list[str]) -> list[tuple[float, float]]:
@@ -51,7 +52,7 @@ def label_places(points: np.ndarray, labels: list[str]) -> list[tuple[float, flo
         def taken(x: float, y: float, width: float = LETTER * len(labels[index])) -> bool:
             return any(abs(y - qy) < LINE and x < qx + LETTER * len(labels[other]) and qx < x + width
                        for other, (qx, qy) in placed.items()) or \
-                any(abs(y - qy) < LINE / 2 and x - 4 < qx < x + width for qx, qy in points)
+                any(abs(y - qy) < 0.8 * LINE and x - 4 < qx < x + width for qx, qy in points)
 
         while taken(x, y):
             y += 2
@@ -78,14 +79,17 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
     points = [(row["metrics"]["size_bytes"] / MIB, axis.of(row)) for row in rows]
     best = [(x, axis.sign * y) for x, y in front([(x, axis.sign * y) for x, y in points])]
     with matplotlib.rc_context(settings):
-        figure, axes = plt.subplots(figsize=(5.8, 4.6), dpi=DPI, layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.2, 4.6), dpi=DPI, layout="constrained")
         for row, point in zip(rows, points, strict=True):
             axes.scatter(*point, s=64 if point in best else 36, color=COLOURS[row["format"]], marker=MARKERS[row["format"]],
                          zorder=3, edgecolors="#000000" if point in best else "none", linewidths=1.2)
         axes.plot(*zip(*best, strict=True), color="#888888", linewidth=1, zorder=2)
         axes.set_yscale(axis.scale)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_ylim(*axis.limits([y for _, y in points]))
+        limits = axis.limits([y for _, y in points])
+        axes.set_ylim(*limits)
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick <= axis.most])
+        axes.set_ylim(*limits)  # ticks beyond the axis would stretch it
         axes.set_xlim(0, max(x for x, _ in points) * 1.3)
         axes.set_xlabel("size on disk, MiB")
         axes.set_ylabel(axis.label)
