@@ -255,7 +255,8 @@ def ggml_blocks(work: Work, layer: int | None) -> dict:
             check_gain(name, more, "ggml")
         else:
             importance = np.diagonal(moments.moment(module)) if weighed else None
-            data, more = kquant.quantize(np.atleast_2d(tensor), actual, importance), {}
+            kernel = recipe.kernel if recipe.method == "kquant" else "numba"
+            data, more = kquant.quantize(np.atleast_2d(tensor), actual, importance, kernel=kernel), {}
         work.writer.add_blocks(name, actual, data, tensor.shape)
         reports[name] = about | more
     return {"layers": reports, "transforms": []}
@@ -273,7 +274,7 @@ def curved_blocks(weight: np.ndarray, kind: str, moment: np.ndarray, factors: np
 
     data, damping = kquant_curvature.quantize(weight, kind, moment, factors, recipe.damping, recipe.rounds)
     report, metric = {"damping": damping}, [torch.from_numpy(one) for one in (weight, moment, factors)]
-    for plain, blocks in (("", data), ("ggml_", kquant.quantize(weight, kind, np.diagonal(moment)))):
+    for plain, blocks in (("", data), ("ggml_", kquant.quantize(weight, kind, np.diagonal(moment), kernel="numba"))):
         stored = torch.from_numpy(dequantize(blocks, kind))
         report |= {f"{plain}error": output_error(metric[0], stored, metric[1]),
                    f"{plain}divergence": divergence(stored - metric[0], *metric[1:])}

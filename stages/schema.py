@@ -138,6 +138,7 @@ class KQuant(Recipe):
     method: Literal["kquant"]
     mix: Literal["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
     importance: bool = True  # weigh errors by the input's second moments (the importance matrix)
+    kernel: Literal["ggml", "numba"] = "numba"  # numba: the same blocks as ggml's own, several times as fast
 
 
 class KQuantCurvature(Recipe):
