@@ -280,7 +280,7 @@ def ggml_blocks(work: Work, layer: int | None) -> dict:
             data, more = curved_blocks(work, name.removesuffix(".weight"), tensor, actual)
             check_gain(name, more, "ggml")
         else:
-            data, more = kquant.quantize(np.atleast_2d(tensor), actual, importance), {}
+            data, more = kquant.quantize(np.atleast_2d(tensor), actual, importance, kernel=work.recipe.kernel), {}
         work.writer.add_blocks(name, actual, data, tensor.shape)
         reports[name] = {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
                          "importance": importance is not None} | more
@@ -299,7 +299,7 @@ def curved_blocks(work: Work, module: str, weight: np.ndarray, kind: str) -> tup
     moment, factors, recipe = work.moments.moment(module), work.moments.factors(module), work.recipe
     data, damping = kquant_curvature.quantize(weight, kind, moment, factors, recipe.damping, recipe.rounds)
     report, metric = {"damping": damping}, [torch.from_numpy(one) for one in (weight, moment, factors)]
-    for plain, blocks in (("", data), ("ggml_", kquant.quantize(weight, kind, np.diagonal(moment)))):
+    for plain, blocks in (("", data), ("ggml_", kquant.quantize(weight, kind, np.diagonal(moment), kernel="numba"))):
         stored = torch.from_numpy(dequantize(blocks, kind))
         report |= {f"{plain}error": output_error(metric[0], stored, metric[1]),
                    f"{plain}divergence": divergence(stored - metric[0], *metric[1:])}

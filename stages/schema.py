@@ -147,6 +147,7 @@ class KQuant(Recipe):
     method: Literal["kquant"]
     mix: Literal[MIXES]
     importance: bool = True  # weigh errors by the input's second moments (the importance matrix)
+    kernel: Literal["ggml", "numba"] = "numba"  # numba: the same blocks as ggml's own, several times as fast
     # An importance matrix that llama.cpp's tool llama-imatrix made, instead of the calibration's. Where its content
     # changes, give it another name: DVC looks at the path alone.
     importance_file: str | None = None
@@ -165,6 +166,7 @@ class KQuantCurvature(Recipe):
     rounds: int = Field(default=4, ge=0)  # of scales and codes in turn
     importance: ClassVar[bool] = True  # ggml's part of the work is weighed by the calibration
     importance_file: ClassVar[None] = None
+    kernel: ClassVar[str] = "numba"
 
 
 RECIPES = {"none": NoneRecipe, "rtn": Rtn, "gptq": Gptq, "awq": Awq, "int8": Int8, "smoothquant": SmoothQuant, "fp8": Fp8,

@@ -66,7 +66,7 @@ def feed_back(weight: torch.Tensor, kind: BlockType, moment: torch.Tensor, dampi
     left, importance, made = weight.clone(), moment.diagonal().numpy(), []
     for start in range(0, weight.shape[1], kind.size):
         span, after = slice(start, start + kind.size), slice(start + kind.size, None)
-        grid = kind.unpack(kquant.quantize(left[:, span].numpy(), kind.name, importance[span]))
+        grid = kind.unpack(kquant.quantize(left[:, span].numpy(), kind.name, importance[span], kernel="numba"))
         blocks, errors = round_block(left[:, span], kind, grid, upper[span, span])
         left[:, after] -= errors @ upper[span, after]
         made.append(blocks.parts())
