@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.config import Gate, Target
 from stages.checkpoints.architecture import from_config
+from stages.config import Gate, Target
 from stages.report import gates, page, plots, selection
 from stages.report.memory import kv_cache_bytes, memory
 from stages.report.plots import label_places

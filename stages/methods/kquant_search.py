@@ -8,7 +8,20 @@ the same sub-block of sixteen blocks at once. A tile is float32 [rows, LANES], w
 import numba
 import numpy as np
 
-from stages.methods.lanes import LANES, any_less, as_half, clipped, get, if_equal, if_less, nearest_whole, put, root, size, spread
+from stages.methods.lanes import (
+    LANES,
+    any_less,
+    as_half,
+    clipped,
+    get,
+    if_equal,
+    if_less,
+    nearest_whole,
+    put,
+    root,
+    size,
+    spread,
+)
 
 F = np.float32
 NOTHING = F(1e-15)  # a group whose weights are all smaller is taken for zeros
