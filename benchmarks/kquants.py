@@ -25,7 +25,8 @@ from stages.checkpoints.moments import Moments
 from stages.config import RECIPES
 from stages.methods import kquant
 from stages.methods.ggml_blocks import dequantize
-from stages.quantize import Work, ggml_blocks
+from stages.recipes import round_block
+from stages.recipes.work import Work
 from stages.tracking import write_json
 
 WEIGHTS = (1024, 4096)  # rows and width of the weight that the kernels are timed on
@@ -38,7 +39,7 @@ def rounded(bench: Bench, recipe: dict, calibration: Path) -> dict:
         work = Work(RECIPES[recipe["method"]](**recipe), bench.checkpoint, bench.facts, Moments(calibration),
                     QuantizedWriter(Path(folder)))
         for layer in [*range(bench.facts.layers), None]:
-            work.writer.close_part("rest" if layer is None else f"block-{layer:03d}", ggml_blocks(work, layer))
+            work.writer.close_part("rest" if layer is None else f"block-{layer:03d}", round_block(work, layer))
         work.writer.close({})
         took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
         quantized, parameters, size = Quantized(folder), dict(bench.model.named_parameters()), 0

@@ -61,7 +61,8 @@ def step(name: str, folder: Path) -> None:
     from stages.checkpoints.reader import Checkpoint
     from stages.config import RECIPES
     from stages.methods import awq, curvature, gptq  # noqa: F401
-    from stages.quantize import Work, integers_by_input, integers_by_layer
+    from stages.recipes import round_block
+    from stages.recipes.work import Work
 
     checkpoint, calibration = Checkpoint(folder / "model"), folder / "calibration"
     if name == "calibrate":
@@ -75,7 +76,7 @@ def step(name: str, folder: Path) -> None:
         facts, writer = architecture(checkpoint), QuantizedWriter(folder / name)
         work = Work(recipe, checkpoint, facts, Moments(calibration), writer)
         for layer in range(facts.layers):
-            writer.close_part(f"block-{layer:03d}", (integers_by_input if method == "awq" else integers_by_layer)(work, layer))
+            writer.close_part(f"block-{layer:03d}", round_block(work, layer))
 
 
 def watched(name: str, folder: Path) -> dict[str, float]:

@@ -30,7 +30,8 @@ from stages.checkpoints.moments import ABOUT, Moments, collect
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import RECIPES
-from stages.quantize import Work, integers_by_input, integers_by_layer
+from stages.recipes import round_block
+from stages.recipes.work import Work
 from stages.tracking import write_json
 
 HERE = Path(__file__).parent
@@ -104,7 +105,7 @@ class Bench:
             work = Work(RECIPES[recipe["method"]](**recipe), self.checkpoint, self.facts, Moments(calibration),
                         QuantizedWriter(Path(folder)))
             for layer in range(self.facts.layers):
-                done = (integers_by_input if recipe["method"] == "awq" else integers_by_layer)(work, layer)
+                done = round_block(work, layer)
                 work.writer.close_part(f"block-{layer:03d}", done)
             work.writer.close({})
             took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}

@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from stages.checkpoints import blocks, experts
 from stages.checkpoints.architecture import architecture
+from stages.checkpoints.canonical import QuantizedWriter
 from stages.checkpoints.experts import Experts
 from stages.checkpoints.moments import ABOUT, Moments, check_seen, collect
 from stages.checkpoints.reader import Checkpoint
 from stages.config import RECIPES
-from stages.quantize import QuantizedWriter, Work, integers_by_input, integers_by_layer
+from stages.recipes import round_block
+from stages.recipes.work import Work
 from stages.tracking import Failure, StageError, write_json
 
 KINDS = {"mixtral": {"num_local_experts": 4, "tie_word_embeddings": False},
@@ -187,10 +189,10 @@ def test_an_expert_that_no_token_comes_to_is_calibrated_and_reported(lonely, tmp
     assert all(moments.seen(name) == {"tokens": 0, "starved": True} for name in starving if ".experts.3." in name)
     assert all(moments.tokens(name) < 24 for name in starving)
     assert all(moments.tokens(name) >= 24 for name in facts.linears() if name not in starving)
-    for method, run in (("gptq", integers_by_layer), ("awq", integers_by_input)):
+    for method in ("gptq", "awq"):
         (tmp_path / method).mkdir()
         recipe = RECIPES[method](method=method, bits=4, group_size=32, symmetric=True, curvature=True)
-        done = run(Work(recipe, lonely, facts, moments, QuantizedWriter(tmp_path / method)), 1)
+        done = round_block(Work(recipe, lonely, facts, moments, QuantizedWriter(tmp_path / method)), 1)
         assert len(done["layers"]) == 16
         for name, about in done["layers"].items():
             assert about.get("starved", False) == (name in starving) and about["tokens"] == moments.tokens(name)

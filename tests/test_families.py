@@ -12,7 +12,8 @@ from stages.checkpoints.moments import ABOUT, Moments, collect
 from stages.checkpoints.reader import Checkpoint
 from stages.config import RECIPES, Variant
 from stages.formats import gguf, onnx, safetensors
-from stages.quantize import Work, integers_by_input, integers_by_layer
+from stages.recipes import round_block
+from stages.recipes.work import Work
 from stages.runtimes import open_runtime
 from stages.tracking import Failure, StageError, write_json
 
@@ -58,8 +59,7 @@ def quantized(model, folder, **recipe) -> Quantized:
     work = Work(made, checkpoint, facts, moments, QuantizedWriter(folder))
     activations = {"activations": "dynamic"} if recipe["method"] in ("smoothquant", "fp8") else {}
     for layer in range(facts.layers):
-        done = (integers_by_input if recipe["method"] in ("awq", "smoothquant") else integers_by_layer)(work, layer)
-        work.writer.close_part(f"block-{layer:03d}", done)
+        work.writer.close_part(f"block-{layer:03d}", round_block(work, layer))
     work.writer.close({"recipe": recipe, "transforms": [], "calibration": moments.provenance(), **activations})
     return Quantized(folder)
 

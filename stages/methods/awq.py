@@ -3,7 +3,7 @@
 The authors search one exponent by rounding again and again. Here the error that rounding is expected to leave is written
 down and minimized: a step of width w is off by w² / 12 in the mean square, so an output's error is the sum over its groups
 of w² / 12 · Σ H_jj / s_j², where s_j divides input j and widens the group's span. That needs the calibration's moments
-alone. Dividing the input by the scales is the business of whatever comes before; see stages/quantize.py.
+alone. Dividing the input by the scales is the business of whatever comes before; see stages/recipes/inputs.py.
 """
 
 import torch

@@ -14,8 +14,9 @@ from stages.checkpoints.reader import Checkpoint
 from stages.config import Variant
 from stages.export import check_container
 from stages.formats import gguf, imatrix
-from stages.mixture import Mixture
-from stages.quantize import Work, ggml_blocks
+from stages.recipes import round_block
+from stages.recipes.mixture import Mixture
+from stages.recipes.work import Work
 from stages.schema import KQuant
 from stages.tracking import Failure, StageError, write_json
 
@@ -51,7 +52,7 @@ def made(model, folder, mix: str, **recipe) -> Quantized:
     work = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder))
     reports = {}
     for layer in [*range(facts.layers), None]:
-        done = ggml_blocks(work, layer)
+        done = round_block(work, layer)
         work.writer.close_part("rest" if layer is None else f"block-{layer:03d}", done)
         reports |= done["layers"]
     work.writer.close({"recipe": {"name": "r", **recipe.model_dump(mode="json")}, "transforms": [], "tensors": reports,

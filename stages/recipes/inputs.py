@@ -1,0 +1,99 @@
+"""awq and smoothquant: the layers of a block that share an input are scaled together."""
+
+import numpy as np
+import torch
+
+from stages.methods import awq, int8, rtn, smoothquant
+from stages.methods.grid import check_finite, check_width, row_errors
+from stages.recipes.layers import rounded
+from stages.recipes.report import check_gain, dense, layer_report
+from stages.recipes.work import Work
+
+
+def output_changes(work: Work, name: str, scaled: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> dict:
+    """The mean squared change of a layer's output where inputs are rounded too, beside that without the scales [in]."""
+    sample = work.on_device(work.moments.sample(name))
+    return {"output_change": smoothquant.output_change(weight, scaled, sample, scales),
+            "rtn_output_change": smoothquant.output_change(weight, dense(int8.quantize(weight), weight), sample, scales**0)}
+
+
+def powers_of_two(work: Work, name: str, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Scales [in] of one layer, or their square roots, as powers of two; 1 where neither leaves less than no scaling."""
+    recipe, plain = work.recipe, torch.ones_like(scales)
+
+    def left(scales: torch.Tensor) -> float:
+        if recipe.method == "smoothquant":
+            sample = work.on_device(work.moments.sample(name))
+            return smoothquant.output_change(weight, dense(int8.quantize(weight * scales), weight), sample, scales)
+        size = scales.numel() if recipe.group_size == -1 else recipe.group_size
+        stored = dense(rtn.quantize(weight * scales, recipe.bits, size, recipe.symmetric), weight) / scales
+        return float(row_errors(weight, stored, work.moment(name)) @ work.importance(name).double())
+
+    candidates = [torch.exp2((scales.log2() * reach).round()) for reach in (1.0, 0.5)]
+    return min([plain, *candidates], key=left)
+
+
+def round_block(work: Work, layer: int) -> dict:
+    """The report of a block, whose rounded layers, and what the scales are folded into, go to the writer.
+
+    Inputs are divided by the scales and weights multiplied, so the function stays the same. What comes before may be
+    a linear layer of the same block (up before down), whose rows are divided; so the search goes from the last group to
+    the first, and where a layer does not bear that division, those after it stay unscaled. Rows of a layer that has no scales
+    of its own to make up for it (an expert's up) are divided by powers of two, which no rounding notices.
+    """
+    recipe, groups, transforms, reports = work.recipe, work.facts.input_groups(layer), [], {}
+    weights = {name: work.weight(name) for linears, _ in groups for name in linears}
+    for name, weight in weights.items():
+        check_finite(name, weight)
+    columns = {name: torch.ones_like(weight[0]) for name, weight in weights.items()}
+    rows = {name: torch.ones_like(weight[:, 0]) for name, weight in weights.items()}
+    folds: dict[str, tuple[list[str], float | None]] = {}
+    bare = {name for linears, before in groups if before is None for name in linears}
+    for linears, before in reversed(groups):
+        if before is None:
+            continue
+        moment, ours = work.moment(linears[0]), [weights[name] for name in linears]
+        if recipe.method == "smoothquant":  # rows of one scale each do not mind being divided
+            peak = work.on_device(work.moments.peak(linears[0]))
+            sample = work.on_device(work.moments.sample(linears[0]))
+            found = smoothquant.search_scales(ours, peak, sample, recipe.grid, recipe.smoothing)
+        else:
+            grid = (recipe.bits, check_width(linears[0], len(moment), recipe.group_size), recipe.symmetric, recipe.grid)
+            importance = [work.importance(name) for name in linears]
+            found = awq.search_scales(ours, moment, *grid, [rows[name] for name in linears], importance)
+            if found is None:
+                for after, (others, _) in [(name, folds.pop(name)) for name in linears if name in folds]:
+                    rows[after] = torch.ones_like(rows[after])
+                    columns |= {name: torch.ones_like(columns[name]) for name in others}
+                found = awq.search_scales(ours, moment, *grid, None, importance)
+        scales, exponent = found
+        if before in bare:
+            scales = powers_of_two(work, linears[0], ours[0], scales)
+        columns |= dict.fromkeys(linears, scales)
+        folds[before] = (linears, exponent)
+        if before in weights:
+            rows[before] = scales
+    strength = "exponent" if recipe.method == "smoothquant" else "reach"
+    for before, (linears, exponent) in reversed(folds.items()):
+        transforms.append({"step": "fold_scales", "into": before, "of": linears, strength: exponent,
+                           **({"powers_of_two": True} if before in bare else {})})
+        divisor = columns[linears[0]].cpu().numpy()
+        if before not in weights:
+            offset = np.float32(work.facts.family.norm_offset)
+            work.writer.add_override(f"{before}.weight", (work.checkpoint.tensor(f"{before}.weight") + offset) / divisor - offset)
+        if f"{before}.bias" in work.checkpoint.files:
+            work.writer.add_override(f"{before}.bias", work.checkpoint.tensor(f"{before}.bias") / divisor)
+    for linears, _ in groups:
+        moment = work.moment(linears[0])
+        for name in linears:
+            factors = work.factors(name)
+            linear, damping = rounded(name, recipe, weights[name] * columns[name] / rows[name][:, None],
+                                      awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, rows[name]))
+            work.writer.add_linear(name, linear)
+            stored = dense(linear, weights[name]) * rows[name][:, None] / columns[name]
+            reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.seen(name),
+                                         damping)
+            if recipe.method == "smoothquant":
+                reports[name] |= output_changes(work, name, stored * columns[name], weights[name], columns[name])
+            check_gain(name, reports[name])
+    return {"layers": reports, "transforms": transforms}

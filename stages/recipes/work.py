@@ -1,0 +1,68 @@
+"""What every recipe works with: the model, its calibration, and where the result goes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.checkpoints.architecture import Architecture
+from stages.checkpoints.canonical import QuantizedWriter
+from stages.checkpoints.moments import Moments
+from stages.checkpoints.reader import Checkpoint
+from stages.config import AnyRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.recipes.mixture import Mixture
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every method works with."""
+
+    recipe: AnyRecipe
+    checkpoint: Checkpoint
+    facts: Architecture
+    moments: Moments
+    writer: QuantizedWriter
+
+    @cached_property
+    def mixture(self) -> "Mixture":
+        """Of a kquant recipe: the type and the importance of each tensor."""
+        from stages.recipes.mixture import Mixture
+
+        return Mixture(self.recipe, self.checkpoint, self.facts, self.moments)
+
+    def on_device(self, values: np.ndarray) -> "torch.Tensor":
+        """A tensor where the rounding is done: on the GPU, if there is one."""
+        import torch
+
+        from stages.checkpoints.device import device
+
+        return torch.from_numpy(values).to(device())
+
+    def weight(self, name: str) -> "torch.Tensor":
+        """W [out, in] of a layer."""
+        return self.on_device(self.checkpoint.tensor(f"{name}.weight"))
+
+    def factors(self, name: str) -> "torch.Tensor | None":
+        """What a layer's outputs matter, as the recipe looks at it: G in blocks for curvature rounding, its diagonal
+        [out, 1, 1] for awq if the calibration has it, else None.
+        """
+        if getattr(self.recipe, "curvature", False):
+            return self.on_device(self.moments.factors(name))
+        if self.recipe.method == "awq" and self.moments.info["curvature"]:
+            return self.importance(name)[:, None, None]
+        return None
+
+    def importance(self, name: str) -> "torch.Tensor":
+        """The diagonal of G, or 1 if the calibration has no gradients: how much each output matters, float32 [out]."""
+        if not self.moments.info["curvature"]:
+            return self.on_device(np.ones(self.checkpoint.shape(f"{name}.weight")[0], np.float32))
+        return self.on_device(self.moments.importance(name))
+
+    def moment(self, name: str) -> "torch.Tensor":
+        """H of a layer."""
+        return self.on_device(self.moments.moment(name))
