@@ -58,7 +58,8 @@ def rounded(name: str, recipe: AnyRecipe, weight: "torch.Tensor", moment: "torch
 
 def layer_report(name: str, linear: GroupedLinear | FloatLinear, weight: "torch.Tensor", stored: "torch.Tensor",
                  moment: "torch.Tensor", factors: "torch.Tensor | None", seen: dict, damping: float | None) -> dict:
-    """What is told of a layer: the tokens that it has `seen`, the error of the weight as it is `stored` [out, in], held against round-to-nearest's.
+    """What is told of a layer: the tokens that it has `seen`, and the error of the weight as it is `stored` [out, in], held
+    against round-to-nearest's.
 
     The error is tr(Δ H Δᵀ), and with the output factor there is the divergence tr(G Δ H Δᵀ) too.
     """
@@ -237,7 +238,8 @@ def integers_by_input(work: Work, layer: int) -> dict:
             rows[before] = scales
     strength = "exponent" if recipe.method == "smoothquant" else "reach"
     for before, (linears, exponent) in reversed(folds.items()):
-        transforms.append({"step": "fold_scales", "into": before, "of": linears, strength: exponent})
+        transforms.append({"step": "fold_scales", "into": before, "of": linears, strength: exponent,
+                           **({"powers_of_two": True} if before in bare else {})})
         divisor = columns[linears[0]].cpu().numpy()
         if before not in weights:
             offset = np.float32(work.facts.family.norm_offset)

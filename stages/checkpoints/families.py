@@ -29,8 +29,9 @@ LLAMA_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"
 
 @dataclass(frozen=True)
 class Family:
-    """`block`: what the blocks consist of, and `sparse` those with experts. `outside`: part → module around the blocks; `blocks`: the module that they are in.
-    `keys`: what config.json calls a size, where that is not the usual name (architecture.USUAL).
+    """`block`: what the blocks consist of, and `sparse` those with experts. `outside`: part → module around the blocks;
+    `blocks`: the module that they are in. `keys`: what config.json calls a size, where that is not the usual name
+    (architecture.USUAL).
     """
 
     block: Block
@@ -122,8 +123,8 @@ def mixture(module: str, gate: str, up: str, down: str) -> Block:
                  ((QKV, "input_layernorm"), (("self_attn.o_proj",), "self_attn.v_proj"), ((gate, up), None), ((down,), up)))
 
 
-MIXTRAL = Family(mixture("block_sparse_moe", "w1", "w3", "w2"), mixture("block_sparse_moe", "w1", "w3", "w2"),
-                 renamed={"mlp": "block_sparse_moe"})
+SPARSE = mixture("block_sparse_moe", "w1", "w3", "w2")
+MIXTRAL = Family(SPARSE, SPARSE, renamed={"mlp": "block_sparse_moe"})
 # Some blocks may be dense.
 QWEN3_MOE = Family(LLAMA.block, mixture("mlp", "gate_proj", "up_proj", "down_proj"))
 

@@ -192,8 +192,9 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
     gradients = StoredStates(folder / "gradients", 2, run.hidden)
     for index, block in enumerate(run.blocks):  # also of blocks that an earlier run has seen
         for name, experts in experts_in(block).items():
-            gates = [f"{facts.prefix(index)}{name}.{number}.{facts.family.expert_names[0]}" for number in range(len(experts))]
-            experts.starved = frozenset(number for number, gate in enumerate(gates) if layers[gate].get("starved"))
+            gate, count = facts.family.expert_names[0], len(experts)
+            experts.starved = frozenset(number for number in range(count)
+                                        if layers[f"{facts.prefix(index)}{name}.{number}.{gate}"].get("starved"))
 
     def after(block: int, entering: list[torch.Tensor]) -> None:
         gradients.put(block, entering)

@@ -96,7 +96,8 @@ class Checkpoint:
         self.family, self.tied_head = family_of(config), tied_head(config)
         first = f"{self.family.blocks.partition('.')[0]}." if self.family else ""
         bare = not any(name.startswith(first) for name in files)
-        self.keys = {first + name if bare and name != self.tied_head else name: name for name in files}  # name → name in its file
+        # The name of a tensor here → its name in its file.
+        self.keys = {first + name if bare and name != self.tied_head else name: name for name in files}
         self.files = {name: files[key] for name, key in self.keys.items()}
         self.names = sorted(name for name in self.files if not name.endswith(COMPUTED) and name != self.tied_head)
 

@@ -34,19 +34,22 @@ def check_loadable(facts: Architecture, layout: str, scheme: Scheme, activations
     """
     kind, symmetric, *_ = scheme
 
-    def refusal(expected: str, found: str) -> StageError:
+    def refusal(expected: str, found: str, advice: str) -> StageError:
         return StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {expected} of {facts.model_type} in safetensors, found "
-                                                            f"{found}; change that, or use format onnx")
+                                                            f"{found}; {advice}")
 
     if facts.family.transposed:
-        raise refusal("recipe none for the layers", "rounded ones, which transformers has as Conv1D and loads from no layout")
+        raise refusal("recipe none for the layers", "rounded ones, which transformers has as Conv1D and loads from no layout",
+                      "use format onnx with an integer recipe, or recipe none")
     if facts.experts and layout != "compressed-tensors":
-        raise refusal("layout compressed-tensors for the experts", f"{layout}, from which transformers does not load them")
+        raise refusal("layout compressed-tensors for the experts", f"{layout}, from which transformers does not load them",
+                      "use layout: compressed-tensors")
     if facts.experts and not symmetric:
-        raise refusal("symmetric integers for the experts", "zero points, which neither transformers nor vLLM takes there")
+        raise refusal("symmetric integers for the experts", "zero points, which neither transformers nor vLLM takes there",
+                      "set symmetric: true in the recipe, or use format onnx")
     if facts.experts and activations and kind == "int8":
         raise refusal("packed integers or float8 for the experts", "int8 with rounded activations, which transformers does "
-                      "not load there")
+                      "not load there", "use recipe fp8 or int8")
 
 
 def one_scheme(schemes: set[Scheme]) -> tuple[str, bool, int | None]:
