@@ -54,15 +54,17 @@ def kind_of(quantized: Quantized, name: str, place: str, many: int, plain: str) 
 
 
 def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
-    """Write model.gguf, or with `split_max_mib` model-00001-of-0000N.gguf and so on; returns source tensor name → requested
-    type. One tensor is in memory at a time.
+    """Write model.gguf, or with `split_max_mib` model-00001-of-0000N.gguf and so on; one tensor is in memory at a time.
+
+    Returns source tensor name → requested type.
 
     Raises StageError: unsupported_architecture, tokenizer_mismatch, non_finite, unsupported_width.
     """
     facts = architecture(model)
     places = by_place(tensor_names(model, facts))
     plain = FLOATS[variant.dtype] if variant.dtype else model.stored_dtype(facts.embedding)
-    writer = gguf.GGUFWriter(folder / FILE, container_of(facts).name, split_max_size=(variant.split_max_mib or 0) * 2**20)
+    largest = (variant.split_max_mib or 0) * 2**20
+    writer = gguf.GGUFWriter(folder / FILE, container_of(facts).name, split_max_size=largest)
     rope = add_settings(writer, model, facts)
     add_provenance(writer, quantized, plain)
     writer.add_name(name_of(Tokenizer(model.folder), variant.recipe))
@@ -72,13 +74,14 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     for place, names in places.items():
         many, shape = dimensions(model, names), model.shape(names[0])
         kinds[place] = kind = kind_of(quantized, names[0], place, many, plain)
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        kind_id = GGMLQuantizationType[kind]
+        block, block_bytes = GGML_QUANT_SIZES[kind_id]
         if shape[-1] % block:
-            raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected rows of {names[0]} that blocks of {block} divide for "
-                                                        f"{kind}, found {shape[-1]}; quantize again")
+            raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected rows of {names[0]} that {block} divides for {kind}, "
+                                                        f"found {shape[-1]}; quantize again")
         row_bytes = (*shape[:-1], shape[-1] // block * block_bytes)
         whole = (len(names), *row_bytes) if many > len(shape) else row_bytes
-        writer.add_tensor_info(place, whole, np.dtype(np.uint8), int(np.prod(whole)), raw_dtype=GGMLQuantizationType[kind])
+        writer.add_tensor_info(place, whole, np.dtype(np.uint8), int(np.prod(whole)), raw_dtype=kind_id)
     for place, values in rope.tensors.items():
         writer.add_tensor_info(place, values.shape, values.dtype, values.nbytes)
     writer.write_header_to_file()
@@ -111,7 +114,8 @@ def _floats(tensor: np.ndarray, kind: str) -> np.ndarray:
     """float32 values as the bytes of F32, F16 or BF16: uint8 [..., bytes per row]."""
     if not np.isfinite(tensor).all():
         raise StageError(Failure.NON_FINITE, "expected finite weights, found NaN or infinity; run load again")
-    data = np.ascontiguousarray(gguf.quants.quantize(tensor, GGMLQuantizationType[kind])).view(np.uint8)
+    with np.errstate(over="ignore"):  # what float16 does not hold becomes infinite, and is refused
+        data = np.ascontiguousarray(gguf.quants.quantize(tensor, GGMLQuantizationType[kind])).view(np.uint8)
     if kind == "F16" and not np.isfinite(data.view(np.float16)).all():
         raise StageError(Failure.NON_FINITE, "expected weights that float16 holds, found larger ones; take bfloat16")
     return data
@@ -131,9 +135,9 @@ def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
             continue
         for number, name in enumerate(names):
             def dequantize(tensor=tensor, name=name, number=number if stacked else ...) -> np.ndarray:
-                shape = model.shape(name)
-                values = gguf.quants.dequantize(tensor.data[number], tensor.tensor_type).reshape(shape).astype(np.float32)
-                order = row_order(facts, name, shape[0])
+                values = gguf.quants.dequantize(tensor.data[number], tensor.tensor_type)
+                values = values.reshape(model.shape(name)).astype(np.float32)
+                order = row_order(facts, name, len(values))
                 return (values if order is None else values[np.argsort(order)]) - offset(facts, name)
 
             found[name] = StoredTensor(tensor.tensor_type.name, held[1:] if stacked else held,

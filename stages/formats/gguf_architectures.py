@@ -16,7 +16,8 @@ from stages.checkpoints.reader import Checkpoint
 from stages.formats.gguf_rope import Rope, rope_of
 from stages.tracking import Failure, StageError
 
-NO_WINDOW = ("llama", "phi3", "qwen2", "qwen3", "qwen3moe", "starcoder2")  # architectures that llama.cpp runs without a sliding window
+# Architectures that llama.cpp runs without a sliding window.
+NO_WINDOW = ("llama", "phi3", "qwen2", "qwen3", "qwen3moe", "starcoder2")
 
 Order = Callable[[Architecture, int], np.ndarray]
 
@@ -38,9 +39,9 @@ INTERLEAVED: dict[str, Order] = {"attn_q": lambda facts, rows: interleave(rows, 
 @dataclass(frozen=True)
 class Container:
     """`name`: llama.cpp's for the architecture. `orders`: part → order of its rows. `settings`: method of the writer →
-    (key of config.json, default). `needed`: key → (the only value that llama.cpp knows, default). `layers_of_hidden_scale`:
-    how many layers the model has whose attention llama.cpp scales by hidden size over heads, and all others' by the head's
-    width. `square`: whether the heads fill the hidden size.
+    (key of config.json, default). `needed`: key → (the only value that llama.cpp knows, default).
+    `layers_of_hidden_scale`: how many layers the model has whose attention llama.cpp scales by hidden size over heads,
+    and all others' by the head's width. `square`: whether the heads fill the hidden size.
     """
 
     name: str
@@ -58,8 +59,9 @@ LLAMA = Container("llama", INTERLEAVED)
 GEMMA2 = Container("gemma2", windows=True, layers_of_hidden_scale=46, settings={
     "add_sliding_window": ("sliding_window", 4096), "add_attn_logit_softcapping": ("attn_logit_softcapping", 50.0),
     "add_final_logit_softcapping": ("final_logit_softcapping", 30.0)})
-GEMMA3 = Container("gemma3", windows=True, layers_of_hidden_scale=62, needed={"attn_logit_softcapping": (None, None)}, settings={
-    "add_sliding_window": ("sliding_window", 4096), "add_final_logit_softcapping": ("final_logit_softcapping", None)})
+GEMMA3 = Container("gemma3", windows=True, layers_of_hidden_scale=62, settings={
+    "add_sliding_window": ("sliding_window", 4096), "add_final_logit_softcapping": ("final_logit_softcapping", None)},
+    needed={"attn_logit_softcapping": (None, None)})
 GPT2 = Container("gpt2", square=True, rms=False, needed={
     "scale_attn_weights": (True, True), "scale_attn_by_inverse_layer_idx": (False, False)})
 NEOX = Container("gptneox", {"attn_qkv": lambda facts, rows: split_heads(rows, facts.heads)}, square=True, rms=False,
@@ -88,8 +90,8 @@ def tensor_names(model: Checkpoint, facts: Architecture) -> dict[str, str]:
     """
     container = container_of(facts)
     for problem in problems(container, facts, model.config):
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"llama.cpp knows {container.name} only with {problem}; choose "
-                                                           "another format")
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"llama.cpp knows {container.name} only with {problem}; "
+                                                           "choose another format")
     kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == container.name)
     names = gguf.get_tensor_name_map(kind, facts.layers)
 

@@ -1,4 +1,4 @@
-"""Which of llama.cpp's pre-tokenizers a tokenizer.json has, told from its steps and regular expressions, not from names.
+"""Which of llama.cpp's pre-tokenizers a tokenizer.json has, told from its steps and regular expressions, not names.
 
 llama.cpp's side is in src/llama-vocab.cpp (llm_tokenizer_bpe, and load() for what each name switches on).
 """
@@ -27,16 +27,17 @@ LETTERS = (  # of alphabets that have case, in code points, since editors change
     "\U00010400-\U0001044F\U000104B0-\U000104D3\U000104D8-\U000104FB\U00010C80-\U00010CB2\U00010CC0-\U00010CF2"
     "\U000118A0-\U000118DF\U0001E900-\U0001E943"
 )
-CJK, PUNCTUATION = "[\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]+", r"\s?" + "[!-/:-~\uFF01-\uFF0F\uFF1A-\uFF5E\u2018-\u201F\u3000-\u3002]+"
-DEEPSEEK3 = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
-             + SPACES).replace(r'\"', '"')
+CJK = "[\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]+"
+PUNCTUATION = r"\s?" + "[!-/:-~\uFF01-\uFF0F\uFF1A-\uFF5E\u2018-\u201F\u3000-\u3002]+"
+DEEPSEEK3 = (r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+             r" ?[\p{P}\p{S}]+[\r\n]*|" + SPACES).replace(r'\"', '"')
 
 COMPLETE = (GPT2, LLAMA3, QWEN2, QWEN35, TEKKEN, GPT4O)  # leave no text between matches, so that none can be removed
 BYTES = ("bytes",)
 WORDS = (("split", GPT2), BYTES)  # what ByteLevel does by itself
-# Steps → (name, whether llama.cpp takes a word that is a token whole, past the merges), the best first. llama.cpp's own
-# gpt-4o and tekken split words at combining marks (vowel signs of Hindi or Thai), which theirs do not; there is one like
-# gpt-4o that does not, under the name of another model.
+# Steps → (name, whether llama.cpp takes a word that is a token whole, past the merges), the best first. llama.cpp's
+# own gpt-4o and tekken split words at combining marks (vowel signs of Hindi or Thai), which theirs do not; there is one
+# like gpt-4o that does not, under the name of another model.
 NAMES: dict[tuple, tuple[tuple[str, bool], ...]] = {
     WORDS: (("gpt-2", False),),
     (("digits", True), *WORDS): (("smollm", False),),  # also llama.cpp's starcoder, refact, command-r and codeshell
@@ -58,8 +59,10 @@ NAMES: dict[tuple, tuple[tuple[str, bool], ...]] = {
 def steps_of(spec: dict | None) -> Iterator[tuple]:
     """The steps of a `pre_tokenizer` in one way of writing; ("unknown", …) for what llama.cpp has nothing like."""
     for step in (spec or {}).get("pretokenizers", [spec] if spec else []):
-        kind, regex = step["type"], (step.get("pattern") or {}).get("Regex") if isinstance(step.get("pattern"), dict) else None
+        kind, pattern = step["type"], step.get("pattern")
+        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
         pieces = (step.get("behavior"), bool(step.get("invert")))
+        isolated = pieces == ("Isolated", False) or (pieces == ("Removed", True) and regex in COMPLETE)
         if kind == "Sequence":
             yield from steps_of(step)
         elif kind == "ByteLevel" and not step.get("add_prefix_space"):
@@ -68,7 +71,7 @@ def steps_of(spec: dict | None) -> Iterator[tuple]:
             yield "digits", bool(step.get("individual_digits"))
         elif kind == "Punctuation":
             yield "punctuation", step.get("behavior", "Isolated")
-        elif kind == "Split" and regex and (pieces == ("Isolated", False) or (pieces == ("Removed", True) and regex in COMPLETE)):
+        elif kind == "Split" and regex and isolated:
             yield "split", regex.replace("\r", r"\r").replace("\n", r"\n")
         else:
             yield "unknown", kind

@@ -22,8 +22,8 @@ class Rope:
 
 
 def rope_of(config: dict, facts: Architecture, container: str) -> Rope:
-    """The rotary settings of a config.json, old or new (rope_scaling and rope_theta, or rope_parameters); none for a model
-    with other positions.
+    """The rotary settings of a config.json, old or new (rope_scaling and rope_theta, or rope_parameters); none for a
+    model with other positions.
 
     Raises StageError(unsupported_architecture) for a kind of scaling that llama.cpp does not have.
     """
@@ -42,12 +42,13 @@ def rope_of(config: dict, facts: Architecture, container: str) -> Rope:
     local_kind = local.get("rope_type", "default")
     if kind not in KINDS or (kind == "longrope") > (container == "phi3") or local_kind != "default":
         wrong = kind if local_kind == "default" else local_kind
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected rope scaling among {', '.join(KINDS)} as llama.cpp's "
-                                                           f"{container} has it, found {wrong!r}; choose another format")
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected rope scaling among {', '.join(KINDS)} as "
+                         f"llama.cpp's {container} has it, found {wrong!r}; choose another format")
     try:
         more, tensors = SCALINGS[kind](scaling, config, facts, theta, width)
     except KeyError as error:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"rope scaling {kind} in config.json lacks {error}") from None
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE,
+                         f"rope scaling {kind} in config.json lacks {error}") from None
     return Rope(settings | more, tensors)
 
 
@@ -67,8 +68,8 @@ def _yarn(scaling: dict, config: dict, facts: Architecture, theta: float, width:
     fixed = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "mscale": None, "mscale_all_dim": None}
     other = {key: scaling[key] for key, usual in fixed.items() if scaling.get(key, usual) != usual}
     if other:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected rope scaling yarn as llama.cpp has it, found {other}; "
-                                                           "choose another format")
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected rope scaling yarn as llama.cpp has it, found "
+                                                           f"{other}; choose another format")
     factor, before = float(scaling["factor"]), scaling.get("original_max_position_embeddings") or facts.max_positions
     settings = {"add_rope_scaling_type": RopeScalingType.YARN, "add_rope_scaling_factor": factor,
                 "add_rope_scaling_orig_ctx_len": before}
@@ -92,10 +93,12 @@ def _longrope(scaling: dict, config: dict, facts: Architecture, theta: float, wi
     before = scaling.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
     stretch = facts.max_positions / before
     usual = math.sqrt(1 + math.log(stretch) / math.log(before)) if stretch > 1 else 1.0
-    factors = {f"rope_factors_{kind}.weight": np.array(scaling[f"{kind}_factor"], np.float32) for kind in ("long", "short")}
+    factors = {f"rope_factors_{kind}.weight": np.array(scaling[f"{kind}_factor"], np.float32)
+               for kind in ("long", "short")}
     for name, values in factors.items():
         if len(values) != width // 2:
-            raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {width // 2} numbers for {name}, found {len(values)}")
+            raise StageError(Failure.UNSUPPORTED_ARCHITECTURE,
+                             f"expected {width // 2} numbers for {name}, found {len(values)}")
     attention = scaling.get("attention_factor")
     return {"add_rope_scaling_orig_ctx_len": before,
             "add_rope_scaling_attn_factors": usual if attention is None else attention}, factors

@@ -3,8 +3,8 @@
 Two families: byte-level BPE ("gpt2" in GGUF, with the name of its pre-tokenizer) and SentencePiece-like BPE with byte
 tokens ("llama"). Which one, and which pre-tokenizer, is read from tokenizer.json itself.
 
-llama.cpp normalizes no text. Unicode's NFC, which many tokenizers ask for, is passed over as llama.cpp's converter does:
-nearly all text is NFC already, and export compares token ids on text.
+llama.cpp normalizes no text. Unicode's NFC, which many tokenizers ask for, is passed over as llama.cpp's converter
+does: nearly all text is NFC already, and export compares token ids on text.
 """
 
 from collections import Counter
@@ -85,8 +85,8 @@ def _tokens(spec: dict, rows: int, pieces: bool) -> tuple[list[str], list[TokenT
             kinds[-1] = TokenType.UNKNOWN
     twice = [token for token, count in Counter(tokens).items() if count > 1 or not token]
     if twice:  # llama.cpp would stop the whole process
-        raise StageError(Failure.TOKENIZER_MISMATCH, f"expected tokens that differ and are not empty, found {twice[0]!r} "
-                                                     f"{tokens.count(twice[0])} times; GGUF cannot hold this tokenizer")
+        raise StageError(Failure.TOKENIZER_MISMATCH, f"expected tokens that differ and are not empty, found "
+                         f"{twice[0]!r} {tokens.count(twice[0])} times; GGUF cannot hold this tokenizer")
     return tokens, kinds
 
 
@@ -103,7 +103,8 @@ def _normalizers(spec: dict | None) -> list[tuple]:
     return [(spec["type"],)]
 
 
-def _add_byte_level(writer: gguf.GGUFWriter, spec: dict, normalizers: list[tuple], merges: list[tuple[str, str]]) -> None:
+def _add_byte_level(writer: gguf.GGUFWriter, spec: dict, normalizers: list[tuple],
+                    merges: list[tuple[str, str]]) -> None:
     model, given = spec["model"], spec.get("pre_tokenizer")
     names, whole = pre_tokenizer_names(given), bool(model.get("ignore_merges"))
     if not names or not set(normalizers) <= {("NFC",)}:
@@ -113,14 +114,15 @@ def _add_byte_level(writer: gguf.GGUFWriter, spec: dict, normalizers: list[tuple
     stuck = _unreachable(spec, merges) if any(one != whole for _, one in names) else None
     name = next((name for name, one in names if one == whole or not stuck), None)
     if name is None:
-        raise _unknown(f"ignore_merges {whole} with the pre-tokenizer {names[0][0]}, and {stuck!r}, which no merges make")
+        raise _unknown(f"ignore_merges {whole} with the pre-tokenizer {names[0][0]}, and {stuck!r}, which no merges "
+                       "make")
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
     writer.add_token_merges([" ".join(pair) for pair in merges])
 
 
 def _unreachable(spec: dict, merges: list[tuple[str, str]]) -> str | None:
-    """A token that merges alone do not make of its text: only for those does it matter whether words are taken whole."""
+    """A token that merges alone do not make of its text: only there does it matter whether words are taken whole."""
     from tokenizers.models import BPE
 
     vocabulary, added = spec["model"]["vocab"], {one["content"] for one in spec.get("added_tokens", [])}
@@ -132,7 +134,8 @@ def _add_sentencepiece(writer: gguf.GGUFWriter, spec: dict, normalizers: list[tu
                        merges: list[tuple[str, str]]) -> None:
     """SentencePiece BPE merges the pair with the highest score first; the rank of the merge is that order."""
     model, given = spec["model"], spec.get("pre_tokenizer") or {}
-    splits = given.get("type") == "Split" and given.get("pattern") == {"String": " "}  # Gemma's: no spaces are left by then
+    # Gemma's: by then no spaces are left to split at.
+    splits = given.get("type") == "Split" and given.get("pattern") == {"String": " "}
     if not set(normalizers) <= {PREPEND, REPLACE} or given.get("type") not in (None, "Metaspace", "Split") or \
             (given.get("type") == "Split" and not splits) or given.get("replacement", SPACE) != SPACE:
         raise _unknown(f"pre_tokenizer {given} with normalizer {spec.get('normalizer')}")
@@ -150,5 +153,5 @@ def _add_sentencepiece(writer: gguf.GGUFWriter, spec: dict, normalizers: list[tu
 
 def _unknown(what: str) -> StageError:
     return StageError(Failure.TOKENIZER_MISMATCH,
-                      f"expected byte-level BPE with a pre-tokenizer that llama.cpp knows, or BPE with ▁ for spaces and byte "
-                      f"tokens; found {what}, for which llama.cpp has no equal here")
+                      f"expected byte-level BPE with a pre-tokenizer that llama.cpp knows, or BPE with ▁ for spaces and "
+                      f"byte tokens; found {what}, for which llama.cpp has no equal here")

@@ -1,7 +1,8 @@
 """Importance matrices in the file format of llama.cpp's tool llama-imatrix (tools/imatrix/imatrix.cpp).
 
 For each tensor of a GGUF file, by its name there: the sum of the squares of its inputs, `<name>.in_sum2` float32
-[matrices, width], and how many tokens it saw, `<name>.counts` float32 [matrices, 1]. Experts are matrices of one tensor.
+[matrices, width], and how many tokens it saw, `<name>.counts` float32 [matrices, 1]. Experts are matrices of one
+tensor.
 """
 
 from dataclasses import dataclass
@@ -23,14 +24,14 @@ class Entry:
     counts: np.ndarray
 
     def values(self) -> np.ndarray:
-        """The mean squares float32 [matrices, width], as llama-quantize works them out; 1 for a matrix that saw nothing."""
+        """The mean squares float32 [matrices, width], as llama-quantize works them out; 1 where a matrix saw nothing."""
         seen = np.where(self.counts > 0, self.counts, 1)[:, None]
         return np.where(self.counts[:, None] > 0, self.sums / seen, np.float32(1)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """Entries by name of the tensor in the file; the texts, and how many pieces of how many tokens were read of them."""
+    """Entries by name of the tensor in the file; the texts, and how many chunks of how many tokens were read."""
 
     entries: dict[str, Entry]
     datasets: tuple[str, ...]
@@ -63,10 +64,11 @@ def read(path: Path) -> ImportanceMatrix:
         fields = {key: field.contents() for key, field in reader.fields.items()}
         tensors = {tensor.name: (tensor.tensor_type.name, np.array(tensor.data)) for tensor in reader.tensors}
     except Exception as error:  # noqa: BLE001  the reader fails in as many ways as a file can be damaged
-        raise _invalid(path, f"a GGUF file as llama-imatrix writes it, found one that cannot be read: {error}") from None
+        raise _invalid(path, f"a GGUF file of llama-imatrix, found one that cannot be read: {error}") from None
     wanted = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
     if fields.get("general.type") != "imatrix" or any(key not in fields for key in wanted):
-        raise _invalid(path, f"general.type imatrix, {', '.join(wanted)}, found general.type {fields.get('general.type')!r}")
+        raise _invalid(path, f"general.type imatrix, {', '.join(wanted)}, found "
+                             f"general.type {fields.get('general.type')!r}")
     names = sorted({name.rsplit(".", 1)[0] for name in tensors if name.endswith((".in_sum2", ".counts"))})
     if not names:
         raise _invalid(path, "entries, found none")

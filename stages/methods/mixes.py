@@ -1,7 +1,7 @@
 """Which ggml type each tensor of a file gets, as llama.cpp chooses it (llama-quant.cpp, llama_tensor_get_type).
 
-A mix has a type for most tensors, and rules, the first of which that fits decides. Tensors go by their names in the file.
-Not here: llama.cpp's exceptions for Falcon, and its types that the gguf package does not know (Q1_0, Q2_0).
+A mix has a type for most tensors, and rules, the first of which that fits decides. Tensors go by their names in the
+file. Not here: llama.cpp's exceptions for Falcon, and its types that the gguf package does not know (Q1_0, Q2_0).
 """
 
 import re
@@ -22,7 +22,8 @@ BASE = {
 FLOATS = ("F32", "F16", "BF16")
 LOWEST = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 # What takes the place of a type whose blocks do not divide a row; where that does not either, F16.
-SUBSTITUTE = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0",
+SUBSTITUTE = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "TQ1_0": "Q4_0",
+              "TQ2_0": "Q4_0",
               **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL")}
 # Types that are garbage without an importance matrix, and that llama.cpp therefore does not make without one.
 NEED_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
@@ -208,7 +209,8 @@ def fit_width(kind: str, width: int) -> str:
 
 
 def actual_type(mix: str, place: str, kind: str, width: int, model: Model) -> str:
-    """The type in place of the requested one, for rows of `width`: a head that the mix's own type does not fit is Q8_0."""
+    """The type in place of the requested one, for rows of `width`: a head that the mix's own type does not fit is Q8_0.
+    """
     if part_of(place, model) == "head" and mix not in FLOATS and width % block_of(BASE[mix]):
         kind = "Q8_0"
     return fit_width(kind, width)

@@ -40,10 +40,11 @@ class Mixture:
         except re.error as error:
             raise StageError(Failure.CONFIG_INVALID, f"expected a regular expression among the overrides, found "
                                                      f"{pattern!r}: {error}") from None
-        matrices = [place for place, names in self.groups.items() if mixes.is_quantized(place, dimensions(self.checkpoint, names))]
+        matrices = [place for place, names in self.groups.items()
+                    if mixes.is_quantized(place, dimensions(self.checkpoint, names))]
         if not any(compiled.search(place) for place in matrices):
-            raise StageError(Failure.CONFIG_INVALID, f"expected the override {pattern!r} to fit a matrix of the GGUF file, "
-                                                     f"such as {matrices[0]}; it fits none")
+            raise StageError(Failure.CONFIG_INVALID, f"expected the override {pattern!r} to fit a matrix of the GGUF "
+                                                     f"file, such as {matrices[0]}; it fits none")
         return compiled
 
     def types(self, name: str) -> tuple[str, str]:
@@ -61,8 +62,8 @@ class Mixture:
     def importance(self, name: str, kind: str) -> tuple[np.ndarray | None, int]:
         """(the weights of a tensor's inputs float32 [in], the tokens that they come from); None where there are none.
 
-        The embedding and the head have none, as in llama.cpp's tool. Raises StageError(importance_missing) if a matrix of
-        a block has none though the recipe asks for them, or if the type is garbage without.
+        The embedding and the head have none, as in llama.cpp's tool. Raises StageError: importance_missing if a matrix
+        of a block has none though the recipe asks for them, or if the type is garbage without; importance_invalid.
         """
         place, width = self.places[name], self.checkpoint.shape(name)[-1]
         if kind in mixes.FLOATS:
@@ -70,16 +71,16 @@ class Mixture:
         entry = self.matrix.entries.get(place) if self.matrix else None
         if entry is None:
             if mixes.needs_importance(self.recipe.mix, place, kind):
-                raise StageError(Failure.IMPORTANCE_MISSING, f"expected an importance matrix for {place}, since {kind} is "
-                                 "garbage without one, found none; set importance: true, or name an importance_file")
+                raise StageError(Failure.IMPORTANCE_MISSING, f"expected an importance matrix for {place}, since {kind} "
+                                 "is garbage without one, found none; set importance: true, or name an importance_file")
             if self.matrix and self.facts.layer_index(name) is not None:
-                raise StageError(Failure.IMPORTANCE_MISSING, f"expected an entry for {place} in {self.source}, found none; "
-                                 "make the importance matrix again for this model")
+                raise StageError(Failure.IMPORTANCE_MISSING, f"expected an entry for {place} in {self.source}, found "
+                                 "none; make the importance matrix again for this model")
             return None, 0
         group = self.groups[place]
         if entry.sums.shape != (len(group), width):
-            raise StageError(Failure.IMPORTANCE_INVALID, f"expected an entry of {len(group)} times {width} numbers for {place} "
-                             f"in {self.source}, found {entry.sums.shape}; it belongs to another model")
+            raise StageError(Failure.IMPORTANCE_INVALID, f"expected an entry of {len(group)} times {width} numbers for "
+                             f"{place} in {self.source}, found {entry.sums.shape}; it belongs to another model")
         number = group.index(name)
         return entry.values()[number], int(entry.counts[number])
 
@@ -112,7 +113,7 @@ class Mixture:
         return self.moments.info["tokens"] if seen.get("starved") else seen["tokens"]
 
     def write_importance(self, folder: Path) -> dict | None:
-        """Put the importance matrix into the folder as llama-imatrix would write it; returns what the report says of it."""
+        """Put the importance matrix into the folder as llama-imatrix would; returns what the report says of it."""
         if self.matrix is None:
             return None
         imatrix.write(folder / imatrix.FILE, self.matrix, container_of(self.facts).name)
