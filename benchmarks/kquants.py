@@ -100,11 +100,11 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, default=Path("demo/data/calibration.txt"))
     parser.add_argument("--evaluation", type=Path, default=Path("demo/data/evaluation.txt"))
     parser.add_argument("--mixes", nargs="+", default=["Q4_K_M", "Q3_K_M", "Q2_K"])
-    parser.add_argument("--sequences", type=int, nargs=2, default=[128, 100], help="calibration and evaluation sequences")
+    parser.add_argument("--sequences", type=int, nargs=2, default=[128, 100], help="of calibration and evaluation")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--name", help="of this run, in the name of the results")
     asked = parser.parse_args()
-    console, threads = Console(), os.cpu_count()
+    console, threads = Console(width=110), os.cpu_count()
     torch.set_num_threads(threads)
     bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length)
     rows = []
@@ -121,8 +121,8 @@ def main() -> None:
     plain = perplexity(bench, bench.reference)
     console.print(table(["mix", "rounded by", "mean KL divergence", "±", "of kquant's", "perplexity", "bytes", "seconds"],
                         [[row["mix"], row["method"], f"{row['kld']:.6f}", f"{row['se']:.6f}",
-                          f"{ratios[row['mix']]:.3f}" if row["method"] != "kquant" else "", f"{row['perplexity']:.4f}",
-                          str(row["bytes"]), f"{row['seconds']:.1f}"] for row in rows]))
+                          "" if row["method"] == "kquant" else f"{ratios[row['mix']]:.3f}",
+                          f"{row['perplexity']:.4f}", str(row["bytes"]), f"{row['seconds']:.1f}"] for row in rows]))
     console.print(f"full precision has perplexity {plain:.4f}; our calibration took {calibration['seconds']:.1f} s")
     timed = speeds(threads)
     console.print(table(["type", "importance", "M weights/s", "ggml's", "ratio", "equal blocks"],

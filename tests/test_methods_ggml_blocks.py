@@ -17,7 +17,8 @@ def quantized(kind: str, seed: int, spread: float = 1.0) -> np.ndarray:
     draw = np.random.default_rng(seed)
     weight = draw.normal(size=(6, 512)) * np.exp(spread * draw.normal(size=(6, 16))).repeat(32, 1)
     weight[0, :40], weight[1, 256:], weight[2] = 0, np.abs(weight[1, 256:]), -np.abs(weight[2])
-    return kquant.quantize(weight.astype(np.float32), kind, np.exp(draw.normal(size=512))).reshape(-1, block_type(kind).bytes)
+    data = kquant.quantize(weight.astype(np.float32), kind, np.exp(draw.normal(size=512)))
+    return data.reshape(-1, block_type(kind).bytes)
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(TYPES), st.sampled_from([0.1, 1.0, 4.0]))
@@ -45,9 +46,9 @@ def test_any_fields_in_their_ranges_are_stored(seed, kind):
     one, draw = block_type(kind), np.random.default_rng(seed)
     subs = one.size // one.sub
     low, high = one.scales or (1, 1)
-    minima = np.zeros((5, subs), np.int16) if one.minima is None else draw.integers(0, one.minima or 1, (5, subs), np.int16, True)
-    if one.minima == 0:
-        minima = np.ones_like(minima)
+    minima = np.full((5, subs), 0 if one.minima is None else 1, np.int16)
+    if one.minima:
+        minima = draw.integers(0, one.minima, (5, subs), np.int16, True)
     halved = [draw.normal(size=(5, 1)).astype(np.float16) for _ in range(2)]
     blocks = Blocks(draw.integers(one.lowest, len(one.levels), (5, one.size), np.uint8),
                     draw.integers(low, high, (5, subs), np.int16, True), minima, halved[0],

@@ -105,7 +105,8 @@ def _descend(steps, low, high, scales, pull, factor, moment, levels):
 
 
 def descend(weight: torch.Tensor, steps: torch.Tensor, low: torch.Tensor, high: torch.Tensor, scales: torch.Tensor,
-            moment: torch.Tensor, factors: torch.Tensor, passes: int = 1, levels: torch.Tensor | None = None) -> torch.Tensor:
+            moment: torch.Tensor, factors: torch.Tensor, passes: int = 1,
+            levels: torch.Tensor | None = None) -> torch.Tensor:
     """Steps (integers minus zeros) [out, in] after coordinate descent on tr(G Δ H Δᵀ), each within low … high.
 
     `scales` [out, in], not zero; all on the CPU, where the kernel runs. H and the blocks of G have to be positive on their
@@ -122,9 +123,9 @@ def descend(weight: torch.Tensor, steps: torch.Tensor, low: torch.Tensor, high: 
             for start in range(0, weight.shape[1], COLUMNS):
                 span = slice(start, start + COLUMNS)
                 part = steps[rows, span].contiguous()
-                change = _descend(part.numpy(), low[rows, span].contiguous().numpy(), high[rows, span].contiguous().numpy(),
-                                  scales[rows, span].contiguous().numpy(), pull[:, span].contiguous().numpy(),
-                                  factor.numpy(), moment[span, span].contiguous().numpy(), grid)
+                change = _descend(part.numpy(), *(one[rows, span].contiguous().numpy() for one in (low, high, scales)),
+                                  pull[:, span].contiguous().numpy(), factor.numpy(),
+                                  moment[span, span].contiguous().numpy(), grid)
                 steps[rows, span] = part
                 pull += factor @ torch.from_numpy(change) @ moment[span]
 

@@ -1,7 +1,8 @@
 """ggml's blocks of quantized weights, taken apart and put together again bit for bit (ggml-common.h, ggml-quants.c).
 
-A block is `size` weights of one row in sub-blocks of `sub`. A weight is scale · level - minimum, where scale and minimum
-are those of its sub-block: small integers times the block's d and dmin. A code is the index of a level, as it is stored.
+A block is `size` weights of one row in sub-blocks of `sub`. A weight is scale · level - minimum, where scale and
+minimum are those of its sub-block: small integers times the block's d and dmin. A code is the index of a level, as it
+is stored.
 """
 
 from collections.abc import Callable

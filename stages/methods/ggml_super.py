@@ -29,7 +29,8 @@ def _pack_q2(blocks: Blocks) -> np.ndarray:
 def _unpack_q3(data: np.ndarray) -> Blocks:
     high, quants, fields, d = data[:, :32], data[:, 32:96], data[:, 96:108], halves(data[:, 108:])
     codes = split(quants, 2, 4, 2).reshape(-1, 256) | split(high, 1, 8, 1).reshape(-1, 256) << np.uint8(2)
-    scales = split(fields[:, :8], 1, 2, 4).reshape(-1, 16) | split(fields[:, 8:], 1, 4, 2).reshape(-1, 16) << np.uint8(4)
+    low, upper = split(fields[:, :8], 1, 2, 4).reshape(-1, 16), split(fields[:, 8:], 1, 4, 2).reshape(-1, 16)
+    scales = low | upper << np.uint8(4)
     return _signed(codes, scales.astype(np.int16) - 32, d)
 
 

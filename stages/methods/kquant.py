@@ -56,7 +56,8 @@ def quantize(weight: np.ndarray, kind: str, importance: np.ndarray | None = None
     step = max(1, WEIGHTS_AT_ONCE // width)
     run = _in_lanes if kernel == "numba" and kind in SEARCHED else _by_ggml
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(lambda start: run(source[start:start + step], kind, factors), range(0, rows, step))))
+        parts = (source[start:start + step] for start in range(0, rows, step))
+        return np.concatenate(list(pool.map(lambda part: run(part, kind, factors), parts)))
 
 
 def _by_ggml(source: np.ndarray, kind: str, factors: np.ndarray | None) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Curvature rounding inside ggml's grids: the file and its size are those of a k-quant, the divergence is not.
 
-First GPTQ's error feedback (Frantar et al. 2022, algorithm 1) in the order of the columns: when the solve reaches a block,
-ggml chooses its scales and minima on the weights as they are by then. Then rounds over everything that the blocks store,
-first scales, minima, d and dmin (kquant_scales.py), then codes, down tr(G Δ H Δᵀ), which the divergence follows
-(curvature.py).
+First GPTQ's error feedback (Frantar et al. 2022, algorithm 1) in the order of the columns: when the solve reaches a
+block, ggml's search chooses its scales and minima on the weights as they are by then. Then rounds over everything that
+the blocks store, first scales, minima, d and dmin (kquant_scales.py), then codes, down tr(G Δ H Δᵀ), which the
+divergence follows (curvature.py).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from stages.methods.gptq import inverse_factor
 from stages.methods.kquant_scales import refit
 
 ROUNDS = 4  # scales and codes in turn; by then the figure hardly falls any more
-DAMPING_IN = 0.1  # share of the mean diagonal that the rounds add to H; it does better than curvature.py's on unseen text
+DAMPING_IN = 0.1  # share of the mean diagonal that the rounds add to H; on unseen text better than curvature.py's
 
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
@@ -40,13 +40,15 @@ def _round_rows(left, scale, minimum, levels, lowest, factor, codes, errors):
                 left[row, k] -= error * factor[j, k]
 
 
-def round_block(left: torch.Tensor, kind: BlockType, blocks: Blocks, factor: torch.Tensor) -> tuple[Blocks, torch.Tensor]:
+def round_block(left: torch.Tensor, kind: BlockType, blocks: Blocks,
+                factor: torch.Tensor) -> tuple[Blocks, torch.Tensor]:
     """(one block of each row with new codes, their errors [rows, size]) for the weights `left` [rows, size].
 
     factor [size, size] is these columns' part of U. Rows run in threads.
     """
     scale, minimum = (part.repeat(kind.sub, 1) for part in blocks.grid)
-    left, factor, codes, errors = left.numpy().copy(), factor.contiguous().numpy(), blocks.codes.copy(), np.empty_like(scale)
+    left, factor, codes = left.numpy().copy(), factor.contiguous().numpy(), blocks.codes.copy()
+    errors = np.empty_like(left)
 
     def run(rows: slice) -> None:
         _round_rows(left[rows], scale[rows], minimum[rows], kind.levels, kind.lowest, factor, codes[rows], errors[rows])

@@ -1,8 +1,9 @@
 """The scales, minima, d and dmin of ggml's blocks, moved for fixed codes to where tr(G Δ H Δᵀ) is least.
 
-A coordinate descent over what the format can store: of one row and one sub-block, the integer scale and minimum together;
-of one row and one block, d and dmin together. With directions a and b in the columns, a row's Δ changes by x a + y b, and
-the figure by a quadratic form in x and y; the best pair that can be stored is taken if it lowers the figure.
+A coordinate descent over what the format can store: of one row and one sub-block, the integer scale and minimum
+together; of one row and one block, d and dmin together. With directions a and b in the columns, a row's Δ changes by
+x a + y b, and the figure by a quadratic form in x and y; the best pair that can be stored is taken if it lowers the
+figure.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ def _move(first, second, p, q, whole, p_range, q_range, pull, factor, moment):
     """One pass over the rows of some columns [rows, n]; returns the change of the rounded weight [rows, n].
 
     first, second [rows, n]: what one unit of p and q [rows] adds to the weight; a second of zeros has no q. p and q are
-    changed, and `pull`, P = G Δ H of these columns, where it is still to be read.
+    changed; `pull`, P = G Δ H of these columns, is scratch: it changes only where it is still to be read.
     """
     rows, width = first.shape
     change = np.zeros((rows, width), np.float32)
@@ -108,18 +109,21 @@ def refit(weight: torch.Tensor, kind: BlockType, blocks: Blocks, moment: torch.T
         pull = factor @ whole[own] @ moment
         for block in range(width // kind.size):
             span = slice(block * kind.size, (block + 1) * kind.size)
-            heavy, local, changes = moment[span, span].contiguous(), pull[:, span].contiguous(), torch.zeros(size, kind.size)
+            heavy = moment[span, span].contiguous()
             wide = scales[own, block].repeat(kind.sub, 1) * levels[own, block]
             low = -minima[own, block].repeat(kind.sub, 1)
-            changes += torch.from_numpy(_move(wide, low, d[own, block, 0], dmin[own, block, 0], False, limit, limit,
-                                              local.numpy(), factor.numpy(), heavy.numpy()))
+            changes = torch.from_numpy(_move(wide, low, d[own, block, 0], dmin[own, block, 0], False, limit, limit,
+                                             pull[:, span].clone().numpy(), factor.numpy(), heavy.numpy()))
+            local = pull[:, span] + factor @ changes @ heavy
             for sub in range(kind.size // kind.sub if kind.scales else 0):
                 part = slice(sub * kind.sub, (sub + 1) * kind.sub)
                 one = d[own, block] * levels[own, block, part]
-                other = -np.broadcast_to(dmin[own, block], one.shape) if kind.minima else np.zeros_like(one)
+                other = np.zeros_like(one)
+                if kind.minima:
+                    other -= dmin[own, block]
                 change = torch.from_numpy(_move(
-                    one, np.ascontiguousarray(other), scales[own, block, sub], minima[own, block, sub], True, p_range,
-                    q_range, local[:, part].contiguous().numpy(), factor.numpy(), heavy[part, part].contiguous().numpy()))
+                    one, other, scales[own, block, sub], minima[own, block, sub], True, p_range,
+                    q_range, local[:, part].clone().numpy(), factor.numpy(), heavy[part, part].clone().numpy()))
                 changes[:, part] += change
                 local += factor @ change @ heavy[part]
             pull += factor @ changes @ moment[span]

@@ -1,4 +1,4 @@
-"""The searches of ggml's k-quants for scales, sixteen blocks side by side (make_qkx3_quants and others of ggml-quants.c).
+"""The searches of ggml's k-quants for scales, sixteen blocks side by side (make_qkx3_quants and more of ggml-quants.c).
 
 The choices are ggml's, operation by operation and in its order, so the blocks are too, bit for bit, where ggml is
 compiled without fused multiply-add, as it is by default on x86. What is done for each sub-block there is done here for
@@ -30,7 +30,7 @@ compiled = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy
 
 @compiled
 def affine(x, w, codes, start, count, top, first_step, step, steps, absolute):
-    """(scale, minimum, inverse scale and origin that the codes come from) for rows start … of x with minima.
+    """(scale, minimum, inverse scale and origin of the codes) for rows start … of x with minima.
 
     Tries inverse scales around top / range, fits scale and minimum to each by weighted least squares, and keeps those
     with the least weighted error, squared or `absolute`. As in ggml, what is tried next starts from the minimum that was
@@ -53,15 +53,15 @@ def affine(x, w, codes, start, count, top, first_step, step, steps, absolute):
         best = best + get(w, i) * (size(off) if absolute else off * off)
     for trial in range(steps + 1):
         inverse = spread(first_step + step * F(trial) + top) / (high - low)
-        l, ll, lx = zero, zero, zero
+        of_l, ll, lx = zero, zero, zero
         for i in range(count):
             value = get(x, start + i)
             code = clipped(nearest_whole(inverse * (value - low)), F(0), top)
             put(codes, i, code)
             heavy = get(w, i) * code
-            l, ll, lx = l + heavy, ll + heavy * code, lx + heavy * value
-        det = weights * ll - l * l
-        one, other = (weights * lx - sums * l) / det, (ll * sums - l * lx) / det
+            of_l, ll, lx = of_l + heavy, ll + heavy * code, lx + heavy * value
+        det = weights * ll - of_l * of_l
+        one, other = (weights * lx - sums * of_l) / det, (ll * sums - of_l * lx) / det
         one, other = if_less(zero, other, lx / ll, one), if_less(zero, other, zero, other)
         found = if_less(zero, det, zero, none)
         for i in range(count):
@@ -85,7 +85,7 @@ def largest(x, start, count):
 
 @compiled
 def symmetric(x, w, start, count, half):
-    """(scale, inverse scale that the codes -half … half - 1 come from) for rows start … of x without minima; 0 for zeros."""
+    """(scale, inverse scale of the codes -half … half - 1) for rows start … of x without minima; 0 for zeros."""
     zero, far = spread(F(0)), largest(x, start, count)
     scale, best, chosen = zero, zero, zero
     for trial in range(19):
@@ -110,7 +110,7 @@ def symmetric(x, w, start, count, half):
 
 @compiled
 def relaxed(x, w, codes, start, count, low, high, floor):
-    """The scale of rows start … of x once no single code among `codes`, from low to high, is better elsewhere; they change.
+    """The scale of rows start … of x once no single one of `codes`, from low to high, is better elsewhere; they change.
 
     `floor`: whether the sum of the squares of the other codes has to be positive too.
     """
@@ -206,11 +206,12 @@ def variance(x, factor):
 
 
 @compiled
-def with_minima(x, importance, weighted, sub, top, most, factor, plan, absolute, w, scratch, codes, scales, minima, halves):
+def with_minima(x, importance, weighted, sub, top, most, factor, plan, absolute, w, scratch, codes, scales, minima,
+                halves):
     """Q2_K, Q4_K and Q5_K: codes [256, LANES], scales and minima [256 / sub, LANES] up to `most`, halves (d, dmin)."""
     count = 256 // sub
-    found, lows, inverse, origins, totals = (np.empty((16, LANES), F), np.empty((16, LANES), F), np.empty((16, LANES), F),
-                                           np.empty((16, LANES), F), np.empty((16, LANES), F))
+    found, lows, totals = np.empty((16, LANES), F), np.empty((16, LANES), F), np.empty((16, LANES), F)
+    inverse, origins = np.empty((16, LANES), F), np.empty((16, LANES), F)
     sigma = variance(x, factor)
     for j in range(count):
         put(totals, j, error_weights(x, importance, w, j * sub, sub, weighted, sigma, 1 if absolute else 2))
@@ -288,9 +289,9 @@ def search(weights, importance, weighted, kind, codes, scales, minima, halves):
     weights float32 [n, 256]; importance [blocks of a row, 256], of which the first is that of the first block; kind 2 … 6
     as in Q2_K … Q6_K.
     """
-    x, q, w, scratch = np.empty((256, LANES), F), np.ones((256, LANES), F), np.empty((32, LANES), F), np.empty((32, LANES), F)
-    tile, ours, lows, both = (np.empty((256, LANES), F), np.zeros((16, LANES), F), np.zeros((16, LANES), F),
-                              np.empty((2, LANES), F))
+    x, q, tile = np.empty((256, LANES), F), np.ones((256, LANES), F), np.empty((256, LANES), F)
+    w, scratch, both = np.empty((32, LANES), F), np.empty((32, LANES), F), np.empty((2, LANES), F)
+    ours, lows = np.zeros((16, LANES), F), np.zeros((16, LANES), F)
     for start in range(0, len(weights), LANES):
         lanes = min(LANES, len(weights) - start)
         if lanes < LANES:

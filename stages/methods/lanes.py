@@ -135,11 +135,14 @@ def as_half(typing_context, value):
         value = values[0]
         bits = builder.bitcast(value, WHOLES)
         odd = builder.and_(builder.lshr(bits, _wholes(13)), _wholes(1))
-        normal = builder.bitcast(builder.and_(builder.add(builder.add(bits, _wholes(0xFFF)), odd), _wholes(-0x2000)), VECTOR)
-        small = builder.fmul(_call(builder, "llvm.rint", builder.fmul(value, _constant(2.0**24))), _constant(2.0**-24))
+        raised = builder.add(builder.add(bits, _wholes(0xFFF)), odd)
+        normal = builder.bitcast(builder.and_(raised, _wholes(-0x2000)), VECTOR)
+        whole = _call(builder, "llvm.rint", builder.fmul(value, _constant(2.0**24)))
+        small = builder.fmul(whole, _constant(2.0**-24))
+        tiny = builder.fcmp_ordered("<", _call(builder, "llvm.fabs", value), _constant(2.0**-14))
+        beyond = builder.fcmp_ordered(">", _call(builder, "llvm.fabs", normal), _constant(65504.0))
         far = builder.fmul(value, _constant(np.inf))
-        found = builder.select(builder.fcmp_ordered("<", _call(builder, "llvm.fabs", value), _constant(2.0**-14)), small, normal)
-        return builder.select(builder.fcmp_ordered(">", _call(builder, "llvm.fabs", normal), _constant(65504.0)), far, found)
+        return builder.select(beyond, far, builder.select(tiny, small, normal))
     return LANES_TYPE(value), generate
 
 
