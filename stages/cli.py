@@ -85,13 +85,15 @@ def repro(overrides: Overrides = None) -> None:
 
 @app.command()
 def pick(overrides: Annotated[list[str] | None, typer.Argument(
-        help="Which target, and what to change in it: target=edge target.max_memory_mib=512", show_default=False)] = None) -> None:
+        help="The target, and what to change in it: target=edge target.max_memory_mib=512",
+        show_default=False)] = None) -> None:
     """Which variant to ship for a target: an answer from what is measured, without running anything."""
     from stages.compare import build
 
     try:
         if strange := [one for one in overrides or [] if not re.match(r"[+~]*target\b", one)]:
-            raise ConfigError(f"pick changes the target alone: expected target=... or target.<key>=..., found {strange[0]}")
+            raise ConfigError("pick changes the target alone: expected target=... or target.<key>=..., found "
+                              f"{strange[0]}")
         os.chdir(project_root())
         params = load_params(PARAMS)
         if overrides:
@@ -106,9 +108,11 @@ def pick(overrides: Annotated[list[str] | None, typer.Argument(
 
 
 @app.command()
-def gate(variant: Annotated[str | None, typer.Argument(help="The variant; without it, the pick", show_default=False)] = None,
-         cannot_tell: Annotated[Literal["estimate", "passes", "fails"] | None, typer.Option(
-             help="What a gate that cannot tell counts as, in place of what each gate says", show_default=False)] = None) -> None:
+def gate(
+    variant: Annotated[str | None, typer.Argument(help="The variant; without it, the pick", show_default=False)] = None,
+    cannot_tell: Annotated[Literal["estimate", "passes", "fails"] | None, typer.Option(
+        help="What a gate that cannot tell counts as, in place of what each gate says", show_default=False)] = None,
+) -> None:
     """Exit with 1 unless the pick, or the named variant, meets the target of params.yaml: for CI."""
     from stages.compare import build
 
@@ -133,8 +137,9 @@ def gate(variant: Annotated[str | None, typer.Argument(help="The variant; withou
         typer.echo(f"{one['verdict']:11} {'required' if one['required'] else 'optional'}  {one['said']}")
     for objection in row["objections"]:
         typer.echo(f"{name}: {objection}", err=True)
-    typer.echo(f"{name} {'does not meet' if row['objections'] else 'meets'} the target {target}", err=bool(row["objections"]))
-    raise typer.Exit(1 if row["objections"] else 0)
+    meets = not row["objections"]
+    typer.echo(f"{name} {'meets' if meets else 'does not meet'} the target {target}", err=not meets)
+    raise typer.Exit(0 if meets else 1)
 
 
 def _stop(error: ConfigError) -> typer.Exit:

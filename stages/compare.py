@@ -69,7 +69,8 @@ def row_of(name: str, params: Params) -> dict:
     checked = [gates.check_gate(gate, metrics | speed) for gate in params.target.gates
              if "gold_accuracy" in metrics or not gate.metric.startswith("gold_")]
     items = read(METRICS / "items" / f"{name}.json")
-    return row | {"metrics": metrics, "speed": speed, "gates": checked, "substituted_share": manifest["substituted_share"],
+    return row | {"metrics": metrics, "speed": speed, "gates": checked,
+                  "substituted_share": manifest["substituted_share"],
                   "flips": [item for item in items if item["correct"] != item["baseline_correct"]],
                   "smoke": read(EXPORTS / name / "smoke.json")["prompts"], "layers": worst_layers(manifest),
                   "lineage": lineage(EXPORTS / name, manifest)}

@@ -64,7 +64,8 @@ class Unquantized:
     def _run(self, rows: list[tuple[int, ...]], label: str) -> np.ndarray:
         """Final hidden states float32 [rows, longest, hidden], of rows padded on the right."""
         longest = max(map(len, rows))
-        return run_blocks(self.checkpoint, np.array([row + (0,) * (longest - len(row)) for row in rows], np.int32), label)
+        padded = np.array([row + (0,) * (longest - len(row)) for row in rows], np.int32)
+        return run_blocks(self.checkpoint, padded, label)
 
     def _write(self, jobs: set[tuple]) -> dict[tuple, list[int]]:
         """Greedy decoding of (prompt, most tokens, ending tokens), a token of all of them at each pass."""

@@ -51,7 +51,7 @@ def measured(name: str, size: float, kld: float, **more) -> None:
     speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
              "device": "cpu"}
     said = {"task": "open", "prompt": "p", "reference": "r", "said": "s", "baseline_said": "t"}
-    items = [said | {"id": "a", "correct": True, "baseline_correct": False}, said | {"id": "b", "correct": True, "baseline_correct": True}]
+    items = [said | {"id": name, "correct": True, "baseline_correct": before} for name, before in (("a", False), ("b", True))]
     write_json(stage.METRICS / f"{name}.json", metrics)
     write_json(stage.METRICS / f"{name}.speed.json", speed)
     write_json(stage.METRICS / "items" / f"{name}.json", items)

@@ -1,13 +1,16 @@
 """Figures against plain references, and what they must refuse."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
-from stages.metrics import gold
+from stages.metrics import gold, quality
 from stages.metrics.divergence import Divergence, OutputHead, quantile_se
 from stages.metrics.significance import compare_gold, compare_tasks, paired_bootstrap, wilson
 from stages.tracking import Failure, StageError
@@ -138,3 +141,22 @@ def test_each_task_is_compared_on_its_own():
 def test_other_items_are_not_compared():
     with pytest.raises(ValueError, match="same gold items"):
         compare_gold(results([True, False]), results([True]))
+
+
+def test_the_reference_is_rebuilt_with_what_the_family_does_to_its_logits(tmp_path):
+    """A runtime that answers as the capped and scaled model does is no distance away."""
+    draw = np.random.default_rng(0)
+    weight, hidden = (draw.normal(size=size).astype(np.float32) for size in ((VOCABULARY, HIDDEN), (2, LENGTH, HIDDEN)))
+    tokens = draw.integers(0, VOCABULARY, (2, LENGTH)).astype(np.int32)
+    save_file({"hidden": hidden, "tokens": tokens}, tmp_path / "hidden.safetensors")
+    save_file({"weight": weight}, tmp_path / "head.safetensors")
+    (tmp_path / "gold.jsonl").touch()
+    (tmp_path / "reference.json").write_text(json.dumps({"logit_scale": 2.0, "logit_softcap": 1.5}))
+
+    class Capped:
+        def logprobs(self, ids: np.ndarray) -> np.ndarray:
+            return log_softmax(1.5 * np.tanh(2.0 * hidden @ weight.T / 1.5), axis=-1)
+
+    metrics, items = quality.measure(Capped(), tmp_path)
+    assert metrics["mean_kld"] == pytest.approx(0, abs=1e-6) and items == []
+    assert metrics["tokens"] == 2 * (LENGTH - 1)

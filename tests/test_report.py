@@ -32,7 +32,8 @@ def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> 
     metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "perplexity": 3.0, "tokens": 100,
                "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
                "same_top_p_se": 0.01, "gold_accuracy_delta_interval": [-0.04, 0.02],
-               "gold_tasks": {"facts": {"accuracy": 0.9, "lost": 2, "won": 1, "items": 100}}, "gold_accuracy": 0.9, "gold_accuracy_delta": -0.01, "gold_flips": 3, "gold_lost": 2, "gold_won": 1,
+               "gold_tasks": {"facts": {"accuracy": 0.9, "lost": 2, "won": 1, "items": 100}}, "gold_accuracy": 0.9,
+               "gold_accuracy_delta": -0.01, "gold_flips": 3, "gold_lost": 2, "gold_won": 1,
                "gold_p_value": 0.6, "gold_items": 100, "gold_facts": 0.9, "artifact_sha256": "ab" * 32,
                "runtime_version": "1.0"}
     speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
@@ -85,9 +86,9 @@ def test_memory_that_was_not_measured_does_not_pass_a_limit():
 def test_memory_includes_the_kv_cache_at_the_context():
     assert kv_cache_bytes(FACTS, 4096, 2) == 2 * 6 * 2 * 32 * 2 * 4096  # 6 MiB
     target = TARGET.model_copy(update={"max_memory_mib": 305.0, "context": 4096})
-    assert row("gguf", 2, 0.01, target)["objections"] == [
+    assert row("gguf", 2, 0.01, target)["objections"] == [(
         "memory is 306 MiB, over the limit of 305 MiB (300.0 MiB measured peak + 2 × 6 layers × 2 KV heads × 32 wide × "
-        "2 bytes × 4096 tokens = 300.0 + 6.0 MiB)"]
+        "2 bytes × 4096 tokens = 300.0 + 6.0 MiB)")]
     onnx = row("onnx", 2, 0.01, target.model_copy(update={"memory": "size"}), format="onnx", runtime="onnxruntime")
     assert onnx["memory"]["mib"] == 2 + 12 and onnx["memory"]["provenance"] == "estimated"  # its cache is in float32
     assert memory(onnx, target, None)["mib"] is None

@@ -1,8 +1,8 @@
 """The gold set: questions with known answers, one JSON object a line.
 
-An item has an `answer` and a `prompt`, or chat `messages` that go through the model's template. With `choices` it counts
-when its answer is the most likely of them. Without, it counts when greedy decoding gives its answer: token by token, or,
-with `match`, `stop` or `max_tokens`, in the text that is generated.
+An item has an `answer` and a `prompt`, or chat `messages` that go through the model's template. With `choices` it
+counts when its answer is the most likely of them. Without, it counts when greedy decoding gives its answer: token by
+token, or, with `match`, `stop` or `max_tokens`, in the text that is generated.
 """
 
 import json
@@ -149,9 +149,10 @@ def _explain(error: dict) -> str:
 
 
 def _bad(path: Path, number: int, found: str) -> StageError:
+    optional = sorted(set(GoldItem.model_fields) - {"id", "prompt", "answer", "messages"})
     return StageError(Failure.DATASET_INVALID, f"{path} line {number}: expected one JSON object with id, prompt (or "
-                      f"messages), answer, and optionally {', '.join(sorted(set(GoldItem.model_fields) - {'id', 'prompt', 'answer', 'messages'}))}; "
-                      f"found: {found}", Reason.EVAL_DATASET_MISSING)
+                      f"messages), answer, and optionally {', '.join(optional)}; found: {found}",
+                      Reason.EVAL_DATASET_MISSING)
 
 
 def accuracy(results: list[GoldResult]) -> dict[str, float]:

@@ -31,8 +31,8 @@ def paired_bootstrap(lost: int, won: int, n: int, level: float = LEVEL) -> tuple
     """Interval of (won - lost) / n: percentiles over `DRAWS` resamples of the n items, the same on every call.
 
     Only how many items are lost, won and the same matters, so a resample is one multinomial draw. One half is added to
-    each cell of the table of both answers (Agresti and Min, Statistics in Medicine 24, 2005): without a flip, resampling
-    what is there would say that there is no difference, to any precision.
+    each cell of the table of both answers (Agresti and Min, Statistics in Medicine 24, 2005): without a flip,
+    resampling what is there would say that there is no difference, to any precision.
     """
     shares = np.array([lost + 0.5, won + 0.5, n - lost - won + 1]) / (n + 2)
     counts = np.random.default_rng(SEED).multinomial(n, shares, size=DRAWS)

@@ -30,6 +30,10 @@ class Axis:
     most: float = np.inf  # the greatest tick
 
 
+def spread(values: list[float]) -> float:
+    return max(max(values) - min(values), 1.0)
+
+
 DIVERGENCE = Axis(
     "mean_kld", "Size against mean KL divergence from full precision", "mean KL divergence (log)", "log", 1,
     lambda row: max(row["metrics"]["mean_kld"], FLOOR), lambda values: (FLOOR / 3, max(values) * 8))
@@ -37,7 +41,7 @@ GOLD = Axis(
     "gold_accuracy", "Size against gold accuracy in per cent", "gold accuracy, %", "linear", -1,
     lambda row: 100 * row["metrics"]["gold_accuracy"],
     # Labels of equals are stacked upwards, so there is room above.
-    lambda values: (min(values) - 0.15 * (spread := max(max(values) - min(values), 1.0)), max(values) + 0.8 * spread), 100)
+    lambda values: (min(values) - 0.15 * spread(values), max(values) + 0.8 * spread(values)), 100)
 
 
 def label_places(points: np.ndarray, labels: list[str]) -> list[tuple[float, float]]:
@@ -81,8 +85,8 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(figsize=(5.2, 4.6), dpi=DPI, layout="constrained")
         for row, point in zip(rows, points, strict=True):
-            axes.scatter(*point, s=64 if point in best else 36, color=COLOURS[row["format"]], marker=MARKERS[row["format"]],
-                         zorder=3, edgecolors="#000000" if point in best else "none", linewidths=1.2)
+            axes.scatter(*point, s=64 if point in best else 36, color=COLOURS[row["format"]], zorder=3, linewidths=1.2,
+                         marker=MARKERS[row["format"]], edgecolors="#000000" if point in best else "none")
         axes.plot(*zip(*best, strict=True), color="#888888", linewidth=1, zorder=2)
         axes.set_yscale(axis.scale)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -99,9 +103,10 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
         figure.canvas.draw()  # labels are placed where the points now are
         places = label_places(axes.transData.transform(points), [row["variant"] for row in rows])
         for row, point, place in zip(rows, points, places, strict=True):
+            line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3,
+                    "relpos": (0, 0.5)}
             axes.annotate(row["variant"], point, xytext=place, textcoords="figure pixels", fontsize=10, va="center",
-                          arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3,
-                                      "relpos": (0, 0.5)}).set_in_layout(False)
+                          arrowprops=line).set_in_layout(False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         text = io.StringIO()
@@ -112,7 +117,7 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
 
 
 def _for_page(svg: str, prefix: str, told: str) -> str:
-    """The SVG element with a text alternative, ids that no other plot of the page has, and the page's colour for black."""
+    """The SVG element with a text alternative, ids of its own on the page, and the page's colour for black."""
     svg = svg[svg.index("<svg"):].replace("<svg ", f'<svg role="img" aria-label="{escape(told)}" ', 1)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     for black in ("#000000", "black"):

@@ -47,18 +47,14 @@ def object_together(rows: list[dict], target: Target) -> None:
     for row in rows:
         runtimes = served.get(row["recipe"], set())
         if not row["objections"] and len(runtimes) < target.min_runtimes:
-            row["objections"] = [f"the recipe {row['recipe']} meets the target in {', '.join(sorted(runtimes))} alone, "
-                                 f"which wants {target.min_runtimes} runtimes"]
+            row["objections"].append(f"the recipe {row['recipe']} meets the target in {', '.join(sorted(runtimes))} "
+                                     f"alone, which wants {target.min_runtimes} runtimes")
 
 
 def worth(row: dict, target: Target) -> float:
     """The figure that the target optimizes; NaN if it was not measured."""
     value = {**row["speed"], **row["metrics"], "memory_mib": row["memory"]["mib"]}.get(target.optimize.metric)
     return value if isinstance(value, int | float) else math.nan
-
-
-def has_gold(rows: list[dict]) -> bool:
-    return any("gold_accuracy" in row["metrics"] for row in rows if row["status"] == "ok")
 
 
 def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list[str]]:
@@ -77,13 +73,13 @@ def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list
         return None, None, [f"no variant meets the target {target.name}; each row says why"]
     best, m = able[0], able[0]["metrics"]
     word = "smallest" if sign > 0 else "largest"
-    first = f"of {len(able)} variants that meet the target {target.name}, it has the {word} {key}" if len(able) > 1 else \
-        f"no other variant meets the target {target.name}; its {key}"
-    reasons = [f"{first}: {_nice(key, worth(best, target))}",
-               f"its mean KL divergence from full precision is {m['mean_kld']:.4g} ± {m['mean_kld_se']:.2g}"]
+    reasons = [(f"of {len(able)} variants that meet the target {target.name}, it has the {word} {key}" if len(able) > 1
+                else f"no other variant meets the target {target.name}; its {key}")
+               + f": {_nice(key, worth(best, target))}"]
+    reasons.append(f"its mean KL divergence from full precision is {m['mean_kld']:.4g} ± {m['mean_kld_se']:.2g}")
     if "gold_accuracy" in m:
-        reasons.append(f"it answers {m['gold_accuracy']:.1%} of the gold set, {m['gold_accuracy_delta']:+.1%} from full "
-                       f"precision ({m['gold_flips']} of {m['gold_items']} answers flip, p = {m['gold_p_value']:.2g})")
+        reasons.append(f"it answers {m['gold_accuracy']:.1%} of the gold set, {m['gold_accuracy_delta']:+.1%} from "
+                       f"full precision ({m['gold_flips']} of {m['gold_items']} answers flip, p = {m['gold_p_value']:.2g})")
     if target.max_memory_mib is not None or target.context is not None:
         known = "unknown" if best["memory"]["mib"] is None else f"{best['memory']['mib']:.0f} MiB"
         reasons.append(f"memory: {known}, {best['memory']['provenance']}: {best['memory']['formula']}")
