@@ -120,7 +120,8 @@ def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tm
         assert np.abs(off).max() < 2**-10 and np.abs(np.diagonal(off)).max() < 1e-4
         np.testing.assert_allclose(found[f"{key}.peak"], np.abs(rows).max(0), rtol=1e-4, atol=1e-6)
         sample = found[f"{key}.sample"]  # rows of the inputs, in their order
-        assert len(sample) == len(rows) and np.allclose(sample, rows, rtol=1e-3, atol=1e-5)
+        peak = np.abs(rows).max(0)
+        assert sample.dtype == np.float16 and np.allclose(sample * peak, rows[::max(1, len(rows) // 128)], rtol=1e-3, atol=1e-5)
 
 
 def test_layers_that_read_one_tensor_share_one_moment(tiny_model, tmp_path, tokens):

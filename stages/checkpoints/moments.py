@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from stages.checkpoints.states import Batches, StoredStates
 
 INPUTS, OUTPUTS, ABOUT = "inputs", "outputs", "calibration.json"
-SAMPLE = 256  # tokens whose inputs are kept as they are
+SAMPLE = 128  # tokens whose inputs are kept
+SMALLEST = 1e-20  # of a channel that is zero throughout
 WIDEST_FACTOR = 512  # outputs that one block of an output factor spans: wider ones cost more than they bring
 
 
@@ -35,7 +36,7 @@ class InputMoments:
 
     def __init__(self, tokens: int, keep: Callable[..., None]) -> None:
         """`keep(key, H, peak=, sample=)` takes each finished H = XᵀX / n, float32 [in, in], the largest |X| per channel
-        [in], and some of the rows of X, evenly spread over the `tokens` of the text.
+        [in], and as shares of that some of the rows of X, float16, evenly spread over the `tokens` of the text.
         """
         self.keep, self.stride = keep, max(1, tokens // SAMPLE)
         self.layers: dict[str, dict] = {}  # linear → {moments: key, tokens: n}
@@ -65,8 +66,9 @@ class InputMoments:
         while self._sums:
             key = next(iter(self._sums))
             moment = (self._sums.pop(key) / self.layers[key]["tokens"]).float()
-            self.keep(key, moment.cpu().numpy(), peak=self._peaks.pop(key).cpu().numpy(),
-                      sample=torch.cat(self._samples.pop(key)).cpu().numpy())
+            peak = self._peaks.pop(key)
+            shares = torch.cat(self._samples.pop(key)) / peak.clamp(min=SMALLEST)
+            self.keep(key, moment.cpu().numpy(), peak=peak.cpu().numpy(), sample=shares.half().cpu().numpy())
 
     def _see(self, name: str, inputs: "torch.Tensor") -> None:
         """A layer is about to read `inputs` [batch, length, in]."""
@@ -256,7 +258,7 @@ class Moments:
 
     def sample(self, linear: str) -> np.ndarray:
         """The layer's inputs at some tokens, float32 [tokens, in]."""
-        return self._whole(linear, "sample")
+        return self._whole(linear, "sample").astype(np.float32) * self.peak(linear)
 
     def _whole(self, linear: str, part: str) -> np.ndarray:
         about = self.info["layers"][linear]
