@@ -95,7 +95,8 @@ class Bench:
         started, used = time.perf_counter(), time.process_time()
         folder.mkdir()
         layers = collect(self.checkpoint, self.calibration, folder, 0 if curvature else None)
-        write_json(folder / ABOUT, {"layers": layers, "curvature": curvature})
+        write_json(folder / ABOUT, {"layers": layers, "curvature": curvature, "tokens": int(self.calibration.size),
+                                    "sequences": len(self.calibration), "length": self.calibration.shape[1]})
         return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
 
     def ours(self, recipe: dict, calibration: Path) -> dict:
