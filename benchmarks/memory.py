@@ -1,6 +1,6 @@
 """Peak memory of calibrate and quantize on a model of random weights, and on one of twice as many blocks.
 
-    python -m benchmarks.memory                  # 1.1 GB and 2.1 GB in bfloat16; some twenty minutes on two cores
+    python -m benchmarks.memory                  # 1.1 GB and 2.1 GB in bfloat16; long
 
 Each step runs in a process of its own. Writes benchmarks/results/memory.json and prints the table: the peak of the whole
 resident memory and of its anonymous part (what is no page of a file), less what the imports alone take, as multiples of
@@ -127,8 +127,8 @@ def main() -> None:
                       for kind in ("inputs", "outputs")}
             rows.append({"blocks": blocks, "model_mib": size, "step": "size", **packed})
             table.add_row(str(blocks), "size of the factors over the model's", *(f"{kind} {one / size:.2f}" for kind, one in packed.items()))
+            write_json(HERE / "results/memory.json", {"block_mib": block, "rows": rows})
     Console().print(table)
-    write_json(HERE / "results/memory.json", {"block_mib": block, "rows": rows})
 
 
 if __name__ == "__main__":

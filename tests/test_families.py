@@ -119,10 +119,9 @@ def refused(checkpoint, made, folder, words, **variant) -> None:
     assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE and not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("model", [name for name, family in sorted(FAMILIES.items()) if family.sparse], indirect=True)
 def test_experts_that_transformers_does_not_load_are_refused(model, tmp_path):
     checkpoint = model[0]
-    if not architecture(checkpoint).experts:
-        pytest.skip("a model without experts")
     symmetric = rounded(tmp_path / "s", checkpoint, 4, 32, symmetric=True)
     refused(checkpoint, rounded(tmp_path / "a", checkpoint, 4, 32), tmp_path / "out", "neither transformers nor vLLM takes there")
     refused(checkpoint, symmetric, tmp_path / "out", "found gptq", layout="gptq")

@@ -4,14 +4,13 @@ With act-order the columns with the largest input come first, while groups stay 
 groups), so no container needs a permutation.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numba
 import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
 from stages.methods.grid import canonical, choose_rows, grid_of
+from stages.methods.rows import over_rows
 from stages.tracking import Failure, StageError
 
 BLOCK = 128
@@ -66,9 +65,7 @@ def round_columns(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, f
         _round_rows(*(one[rows].numpy() for one in (left, scale, zero)), factor.numpy(), np.float32(top),
                     integers[rows].numpy(), errors[rows].numpy())
 
-    step = -(-len(left) // torch.get_num_threads())
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(run, (slice(start, start + step) for start in range(0, len(left), step))))
+    over_rows(len(left), run)
     return integers, errors
 
 

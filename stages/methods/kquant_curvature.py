@@ -6,8 +6,6 @@ the blocks store, first scales, minima, d and dmin (kquant_scales.py), then code
 divergence follows (curvature.py).
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numba
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from stages.methods.curvature import DAMPING_OUT, damped, descend, divergence, n
 from stages.methods.ggml_blocks import Blocks, BlockType, block_type
 from stages.methods.gptq import inverse_factor
 from stages.methods.kquant_scales import refit
+from stages.methods.rows import over_rows
 
 ROUNDS = 4  # scales and codes in turn; by then the figure hardly falls any more
 DAMPING_IN = 0.1  # share of the mean diagonal that the rounds add to H; on unseen text better than curvature.py's
@@ -53,9 +52,7 @@ def round_block(left: torch.Tensor, kind: BlockType, blocks: Blocks,
     def run(rows: slice) -> None:
         _round_rows(left[rows], scale[rows], minimum[rows], kind.levels, kind.lowest, factor, codes[rows], errors[rows])
 
-    step = -(-len(left) // torch.get_num_threads())
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(run, (slice(start, start + step) for start in range(0, len(left), step))))
+    over_rows(len(left), run)
     return Blocks(codes, *blocks.parts()[1:]), torch.from_numpy(errors)
 
 

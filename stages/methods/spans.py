@@ -4,14 +4,13 @@ The authors clip each group by the error of that group's own product. Groups fee
 their inputs, so here one group after another takes the span that leaves the least Δ H Δᵀ given all others as they stand.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numba
 import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
 from stages.methods.grid import canonical, choose_rows, grid_between, round_to, span_of
+from stages.methods.rows import over_rows
 
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # of a group's least and of its greatest weight
 SWEEPS = 2
@@ -62,9 +61,7 @@ def best_spans(weights: torch.Tensor, now: torch.Tensor, pull: torch.Tensor, own
         weight, stands, felt, scale, zero = (part[rows] for part in parts)
         _best_spans(weight, stands, felt, square, scale, zero, np.float32(top), found[rows])
 
-    step = -(-len(weights) // torch.get_num_threads())
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(run, (slice(start, start + step) for start in range(0, len(weights), step))))
+    over_rows(len(weights), run)
     return torch.from_numpy(found).to(weights.device)
 
 
