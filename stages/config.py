@@ -10,25 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from stages.schema import (
-    RECIPES,
-    AnyRecipe,
-    Calibration,
-    ConfigError,
-    Evaluation,
-    Gate,
-    Model,
-    Optimize,
-    Params,
-    Recipe,
-    Speed,
-    Target,
-    Text,
-    Tracking,
-    Variant,
-    unknown_key,
-    validate,
-)
+from stages.schema.params import Calibration, Evaluation, Gate, Model, Optimize, Params, Speed, Target, Text, Tracking, Variant
+from stages.schema.recipes import RECIPES, AnyRecipe, Recipe
+from stages.schema.section import ConfigError
+from stages.schema.validation import unknown_key, validate
 
 __all__ = ["RECIPES", "AnyRecipe", "Calibration", "ConfigError", "Evaluation", "Gate", "Model", "Optimize", "Params", "Recipe", "Speed",
            "StaleError", "Target", "Text", "Tracking", "Variant", "as_yaml", "check_fresh", "compose", "conf_digest",

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 from stages.methods import mixes
-from stages.schema import GGML_TYPES, MIXES
+from stages.schema.recipes import GGML_TYPES, MIXES
 from stages.tracking import Failure, StageError
 
 GOLDEN = Path(__file__).parent / "golden" / "mixes.json"

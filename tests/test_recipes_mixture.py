@@ -17,7 +17,7 @@ from stages.formats import gguf, imatrix
 from stages.recipes import round_block
 from stages.recipes.mixture import Mixture
 from stages.recipes.work import Work
-from stages.schema import KQuant
+from stages.schema.recipes import KQuant
 from stages.tracking import Failure, StageError, write_json
 
 VARIANT = Variant(recipe="r", format="gguf", runtime="llama.cpp")

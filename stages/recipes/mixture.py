@@ -13,7 +13,7 @@ from stages.checkpoints.reader import Checkpoint
 from stages.formats import imatrix
 from stages.formats.gguf_architectures import by_place, container_of, dimensions, tensor_names
 from stages.methods import mixes
-from stages.schema import KQuant
+from stages.schema.recipes import KQuant
 from stages.tracking import Failure, StageError, sha256_file
 
 
