@@ -38,8 +38,11 @@ def test_after_the_descent_no_single_move_helps(seed, blocks):
     linear = rtn.quantize(weight, 3, 6, False)
     zeros = torch.from_numpy(linear.zeros).float().repeat_interleave(6, 1)
     scales = torch.from_numpy(linear.scales).repeat_interleave(6, 1)
-    steps = descend(weight, torch.from_numpy(linear.integers).float() - zeros, -zeros, 7 - zeros, scales, moment, factors,
-                    passes=30)
+    steps = torch.from_numpy(linear.integers).float() - zeros
+    product = (steps * scales - weight) @ moment
+    for _ in range(30):
+        steps = descend(steps, -zeros, 7 - zeros, scales, product, moment, factors)
+    assert torch.allclose(product, (steps * scales - weight) @ moment, atol=1e-4 * float(moment.abs().max()))
     assert ((steps >= -zeros) & (steps <= 7 - zeros)).all()
     least = divergence(steps * scales - weight, moment, factors)
     for row in range(4):
@@ -57,16 +60,22 @@ def test_columns_felt_through_h_across_the_blocks_of_the_kernel(monkeypatch):
     zeros = torch.from_numpy(linear.zeros).float().repeat_interleave(32, 1)
     scales = torch.from_numpy(linear.scales).repeat_interleave(32, 1)
     start = torch.from_numpy(linear.integers).float() - zeros
-    one = descend(weight, start, -zeros, 7 - zeros, scales, moment, factors)
+
+    def descended() -> torch.Tensor:
+        return descend(start, -zeros, 7 - zeros, scales, (start * scales - weight) @ moment, moment, factors)
+
+    one = descended()
     monkeypatch.setattr(curvature, "COLUMNS", 5)
-    assert (descend(weight, start, -zeros, 7 - zeros, scales, moment, factors) == one).float().mean() > 0.99
+    assert (descended() == one).float().mean() > 0.99
 
 
 def test_refitted_scales_are_stationary():
     weight, moment, factors = layer(4, blocks=2)
     linear = rtn.quantize(weight, 4, 32, False)
     steps = torch.from_numpy(linear.integers).float() - torch.from_numpy(linear.zeros).float()
-    scales = refit_scales(weight, steps, torch.from_numpy(linear.scales), moment, factors, 32)
+    product = torch.from_numpy(linear.dequantize() - weight.numpy()) @ moment
+    scales = refit_scales(steps, torch.from_numpy(linear.scales), product, moment, factors, 32)
+    assert torch.allclose(product, (steps * scales - weight) @ moment, atol=1e-4 * float(moment.abs().max()))
     assert torch.equal(scales, scales.bfloat16().float()) and (scales > 0).all()
     free = torch.from_numpy(linear.scales).double().requires_grad_(True)
     wide = whole(factors).double()

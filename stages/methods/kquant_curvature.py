@@ -80,8 +80,9 @@ def descend_codes(weight: torch.Tensor, kind: BlockType, blocks: Blocks, moment:
     mute = scale == 0
     steps, low, high = (torch.where(mute, 0, one) for one in
                         (levels[codes.long()], levels[kind.lowest].expand_as(scale), levels[-1].expand_as(scale)))
-    found = descend(weight + minimum, steps, low, high, torch.where(mute, 1, scale), moment, factors,
-                    levels=None if kind.uniform else levels)
+    spread = torch.where(mute, 1, scale)
+    found = descend(steps, low, high, spread, (steps * spread - minimum - weight) @ moment, moment, factors,
+                    None if kind.uniform else levels)
     codes = torch.where(mute, codes, torch.searchsorted(levels, found).to(torch.uint8))
     return Blocks(codes.numpy().reshape(blocks.codes.shape), *blocks.parts()[1:])
 

@@ -6,6 +6,7 @@ from stages.checkpoints.canonical import FloatLinear, GroupedLinear
 from stages.config import AnyRecipe
 from stages.methods import curvature, fp8, gptq, int8, rtn, spans
 from stages.methods.grid import check_finite, check_width
+from stages.methods.polish import polish
 from stages.recipes.report import check_gain, dense, layer_report
 from stages.recipes.work import Work
 
@@ -17,7 +18,7 @@ def rounded(name: str, recipe: AnyRecipe, weight: torch.Tensor, moment: torch.Te
     if recipe.method in ("int8", "smoothquant", "fp8"):
         return (fp8 if recipe.method == "fp8" else int8).quantize(weight), None
     grid = (recipe.bits, check_width(name, weight.shape[1], recipe.group_size), recipe.symmetric)
-    weighted, damping = recipe.scales == "weighted", None
+    weighted, damping, curved = recipe.scales == "weighted", None, factors is not None and recipe.curvature
     if recipe.method == "gptq":
         linear, damping = gptq.quantize(weight, moment, *grid, recipe.act_order, recipe.damping, weighted)
     elif recipe.method == "awq" and recipe.rounding == "gptq":
@@ -26,8 +27,10 @@ def rounded(name: str, recipe: AnyRecipe, weight: torch.Tensor, moment: torch.Te
         linear = spans.quantize(weight, moment, *grid)
     else:
         linear = rtn.quantize(weight, *grid, moment.diagonal() if weighted else None)
-    if factors is not None and recipe.curvature:
+    if curved:
         linear = curvature.refine(linear, weight, moment, factors)
+    elif damping is not None:
+        linear = polish(linear, weight, moment)
     return linear, damping
 
 

@@ -1,0 +1,85 @@
+"""Descent on each row's error against plain references: no single move helps any more, and no row is made worse."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.methods import rtn
+from stages.methods.grid import row_errors
+from stages.methods.polish import polish, polish_all_rows, polish_rows
+
+
+def layer(seed: int, rows: int = 6, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [rows, width] and H [width, width], correlated."""
+    draw = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(4 * width, width, generator=draw) @ torch.randn(width, width, generator=draw)
+    return torch.randn(rows, width, generator=draw), mixed.T @ mixed / (4 * width)
+
+
+def errors(linear, weight, moment) -> torch.Tensor:
+    return row_errors(weight, torch.from_numpy(linear.dequantize()), moment)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([(2, 32, False), (3, 64, True), (4, 32, False), (8, 64, False)]))
+def test_no_row_is_made_worse_and_most_are_better(seed, grid):
+    weight, moment = layer(seed)
+    linear = rtn.quantize(weight, *grid)
+    found = polish(linear, weight, moment)
+    before, after = errors(linear, weight, moment), errors(found, weight, moment)
+    assert (after <= before * (1 + 1e-6)).all() and (after < 0.9 * before).any()
+    assert np.array_equal(found.zeros, linear.zeros) and found.integers.max() < 2 ** grid[0]
+    assert np.array_equal(found.scales, torch.from_numpy(found.scales).bfloat16().float().numpy())
+
+
+@given(st.integers(0, 10_000))
+def test_in_the_end_no_single_move_and_no_other_scale_helps(seed):
+    weight, moment = layer(seed, 2, 32)
+    found = polish(rtn.quantize(weight, 3, 32, False), weight, moment, rounds=50)
+    least = errors(found, weight, moment)
+    for column in range(32):
+        for move in (-1, 1):
+            other = found.integers.astype(np.int16)
+            other[:, column] += move
+            inside = torch.from_numpy((other[:, column] >= 0) & (other[:, column] < 8))
+            moved = errors(replace(found, integers=other.clip(0, 7).astype(np.uint8)), weight, moment)
+            assert (moved >= least * (1 - 1e-4))[inside].all()
+    for share in (1 - 2**-6, 1 + 2**-6):
+        assert (errors(replace(found, scales=found.scales * np.float32(share)), weight, moment) > least).all()
+
+
+@pytest.mark.parametrize("group", [32, 160])
+def test_all_rows_at_once_come_to_the_same_errors(group):
+    weight, moment = layer(1, 24, 160)  # wider than the columns that are gathered
+    linear = rtn.quantize(weight, 3, group, False)
+    parts = [torch.from_numpy(one.astype(np.float32)) for one in (linear.integers, linear.zeros, linear.scales)]
+    (one, scales), (other, others) = (run(weight, *parts, moment, 7, 2) for run in (polish_rows, polish_all_rows))
+    assert (one == other).float().mean() > 0.98 and torch.allclose(scales, others, rtol=2**-6)
+    found = [row_errors(weight, (integers - parts[1].repeat_interleave(group, 1)) * scale.repeat_interleave(group, 1), moment)
+             for integers, scale in ((one, scales), (other, others))]
+    assert torch.allclose(*found, rtol=0.02)
+
+
+def test_threads_do_not_show_in_the_result():
+    weight, moment = layer(2, 13)
+    linear, threads, results = rtn.quantize(weight, 3, 32, False), torch.get_num_threads(), []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            results.append(polish(linear, weight, moment))
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(results[0].integers, results[1].integers) and np.array_equal(results[0].scales, results[1].scales)
+
+
+def test_an_input_that_is_never_seen_and_a_row_of_zeros():
+    weight, moment = layer(3)
+    weight[2] = 0
+    moment[20] = moment[:, 20] = 0
+    linear = rtn.quantize(weight, 4, 32, False)
+    found = polish(linear, weight, moment)
+    assert np.isfinite(found.dequantize()).all() and (found.scales > 0).all()
+    assert np.array_equal(found.integers[:, 20], linear.integers[:, 20]) and not found.dequantize()[2].any()
