@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import REPORT, Quantized
+from stages.checkpoints.converted import Converted, in_gguf
 from stages.checkpoints.reader import Checkpoint, read_json
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Params, Variant
@@ -39,7 +40,7 @@ PACKAGES = ("compressed-tensors", "gguf", "llama-cpp-python", "onnx", "onnxrunti
             "tokenizers", "torch", "transformers")
 
 
-def inputs(name: str, params: Params) -> tuple[Variant, Checkpoint, Quantized, dict]:
+def inputs(name: str, params: Params) -> tuple[Variant, Checkpoint | Converted, Quantized, dict]:
     """The variant, the model, its quantized weights and the model's manifest.
 
     Raises StageError: missing_file, artifact_changed if the weights are of another recipe than asked.
@@ -54,10 +55,11 @@ def inputs(name: str, params: Params) -> tuple[Variant, Checkpoint, Quantized, d
     if quantized.report["recipe"] != asked:
         raise StageError(Failure.ARTIFACT_CHANGED, f"expected weights of {asked}, found those of "
                          f"{quantized.report['recipe']}; run `dvc repro quantize@{variant.recipe}`")
-    return variant, Checkpoint(MODEL), quantized, read_json(MODEL / "manifest.json")
+    model = in_gguf(MODEL) if variant.format == "gguf" else Checkpoint(MODEL)
+    return variant, model, quantized, read_json(MODEL / "manifest.json")
 
 
-def check_container(module, folder: Path, model: Checkpoint, quantized: Quantized, requested: dict[str, str],
+def check_container(module, folder: Path, model: Checkpoint | Converted, quantized: Quantized, requested: dict[str, str],
                     fail_on_substitution: bool) -> dict[str, dict]:
     """Read every tensor back: type asked and got, and the exact values. Returns the manifest's `tensors`.
 
@@ -161,7 +163,8 @@ def export(run: StageRun) -> None:
         manifest = {
             "variant": name, "recipe": recipe, "format": variant.format, "runtime": variant.runtime,
             "source": loaded["source"] | {"files": loaded["files"]},
-            "transforms": [*loaded["transforms"], *quantized.report["transforms"],
+            "transforms": [*loaded["transforms"], *([loaded["converted"]] if isinstance(model, Converted) else []),
+                           *quantized.report["transforms"],
                            {"step": "export", **variant.model_dump(mode="json")},
                            *({"step": "substitute", **one} for one in replaced)],
             "tensors": tensors, "layers": quantized.report.get("layers", {}), "substituted_share": sum(one["share"] for one in replaced),

@@ -5,7 +5,8 @@
 
 from pathlib import Path
 
-from stages.checkpoints import lora, source, verify
+from stages.checkpoints import converter, lora, source, verify
+from stages.checkpoints.families import FAMILIES
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import convert_slow
 from stages.tracking import StageRun, describe_files, sha256_json, stage_run, versions, write_json
@@ -28,7 +29,11 @@ def load(run: StageRun) -> None:
             transforms.append(lora.merge(Checkpoint(origin), adapter, folder))
             for name, about in describe_files(adapter, [lora.CONFIG, lora.WEIGHTS]).items():
                 files[f"adapter/{name}"] = about
+        if facts["model_type"] not in FAMILIES:
+            verify.check_blocks(Checkpoint(folder))
+        converted = converter.convert(model.converter, folder) if model.converter else None
         manifest = {"source": where | {"adapter": model.adapter}, "files": files, "transforms": transforms, **facts,
+                    **({"converted": converted} if converted else {}),
                     "versions": versions("transformers", "optimum", "safetensors", "huggingface-hub")}
         write_json(folder / "manifest.json", manifest)
 
@@ -39,8 +44,9 @@ def load(run: StageRun) -> None:
         tags={"linked_by": linked}, files=[MODEL / "manifest.json"],
     )
     merged = f" with {model.adapter} merged in" if model.adapter else ""
+    also = f", converted by {model.converter}" if converted else ""
     run.finish(f"{facts['architecture']}{merged}, {facts['parameters'] / 1e6:.1f} M parameters in {facts['dtype']}, "
-               f"{size / 2**20:.1f} MiB by {linked}")
+               f"{size / 2**20:.1f} MiB by {linked}{also}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from stages.calibrate import CALIBRATION
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import QuantizedWriter
+from stages.checkpoints.converted import Converted, in_gguf
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint, stamp
 from stages.load import MODEL
@@ -22,7 +23,7 @@ from stages.tracking import StageRun, sha256_file, sha256_json, stage_run, versi
 QUANTIZED = Path("artifacts/quantized")
 
 
-def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint) -> dict:
+def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint | Converted) -> dict:
     """What the result of a recipe depends on; a killed run goes on only if all of it is the same.
 
     Hashing the moments would take longer than most recipes, so they are told by size and time of change.
@@ -38,9 +39,9 @@ def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint) -> dict:
 
 def quantize(run: StageRun) -> None:
     name, recipe = run.instance, run.params.recipes[run.instance]
-    checkpoint, moments = Checkpoint(MODEL), Moments(CALIBRATION)
+    in_ggml, moments = MODULES.get(recipe.method) == "ggml", Moments(CALIBRATION)
+    checkpoint = in_gguf(MODEL) if in_ggml else Checkpoint(MODEL)
     facts, asked = architecture(checkpoint), {"name": name, **recipe.model_dump(mode="json")}
-    in_ggml = MODULES.get(recipe.method) == "ggml"
     parts = {f"block-{layer:03d}": layer for layer in range(facts.layers)} | ({"rest": None} if in_ggml else {})
     with run.resumable_output(QUANTIZED / name, inputs_key(asked, moments, checkpoint)) as folder:
         work, layers, transforms = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder)), {}, []

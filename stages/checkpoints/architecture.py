@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from stages.checkpoints.derived import completed
 from stages.checkpoints.families import FAMILIES, ROUTER, Block, Family, family_of, tied
 from stages.checkpoints.reader import Checkpoint
 from stages.tracking import Failure, StageError
@@ -126,8 +127,11 @@ class Architecture:
 
 
 def architecture(checkpoint: Checkpoint) -> Architecture:
-    """The facts of a checkpoint. Raises StageError(unsupported_architecture) for an unknown family."""
-    return from_config(checkpoint.config)
+    """The facts of a checkpoint. Raises StageError(unsupported_architecture) for an unknown family.
+
+    A converter's file (stages/checkpoints/converted.py) has its own, with the names that tensors have there.
+    """
+    return getattr(checkpoint, "facts", None) or from_config(checkpoint.config)
 
 
 def from_config(config: dict) -> Architecture:
@@ -135,7 +139,9 @@ def from_config(config: dict) -> Architecture:
     name, family = config.get("model_type"), family_of(config)
     if family is None:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE,
-                         f"expected model_type among {', '.join(FAMILIES)}, found {name!r} in config.json")
+                         f"expected model_type among {', '.join(FAMILIES)}, or a decoder without experts that transformers "
+                         f"has, found {name!r} in config.json")
+    config = config if name in FAMILIES else completed(config)
 
     def key(size: str) -> str:
         """What this config.json calls a size, or would."""
@@ -166,7 +172,7 @@ def from_config(config: dict) -> Architecture:
             norm_eps=config[key("norm_eps")],
             rope_theta=float(rope.get("rope_theta", config.get(key("rope_theta"), 10000.0))),
             rope_scaling=scaling if kind != "default" else None, rotary_dim=int(head_dim * share), tied=tied(config),
-            logit_softcap=config.get("final_logit_softcapping"), **sparse,
+            logit_softcap=config.get("final_logit_softcapping"), logit_scale=config.get("logit_scale", 1.0), **sparse,
         )
     except KeyError as error:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"config.json lacks {error}, which {name} needs") from None

@@ -126,6 +126,24 @@ class BlockRun:
         self.norm.to("meta")
 
 
+def whole_logits(checkpoint: Checkpoint, tokens: np.ndarray) -> torch.Tensor:
+    """Logits float32 [sequences, length, V] of the model's own forward pass for tokens int32 [sequences, length]. Each block's
+    weights are loaded as it is called and dropped when it has run.
+    """
+    run = BlockRun(checkpoint, tokens[:, :1])
+    model, outside = run.model, run.facts.family.outside
+    for part, name in outside.items():
+        if part != "output" or not run.facts.tied:
+            _fill(model, model.get_submodule(name), name, checkpoint)
+    model.tie_weights()
+    for index, block in enumerate(run.blocks):
+        prefix = run.facts.prefix(index).removesuffix(".")
+        block.register_forward_pre_hook(lambda block, _, prefix=prefix: _fill(model, block, prefix, checkpoint))
+        block.register_forward_hook(lambda block, *_: block.to("meta") and None)
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(tokens.astype(np.int64)).to(device()), use_cache=False).logits.float().cpu()
+
+
 def run_blocks(checkpoint: Checkpoint, tokens: np.ndarray, label: str, watch: Watch | None = None) -> np.ndarray:
     """Final hidden states, after the last norm: float32 [sequences, length, hidden] for tokens int32 of that shape."""
     run = BlockRun(checkpoint, tokens)

@@ -134,8 +134,11 @@ FAMILIES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "gpt2": GPT2, "gpt_neox": NEO
 
 
 def family_of(config: dict) -> Family | None:
-    """The family that config.json names; None for one that has no table."""
-    return FAMILIES.get(config.get("model_type"))
+    """The family that config.json names: from its table, or else as transformers has it; None if it does not."""
+    from stages.checkpoints.derived import derived
+
+    name = config.get("model_type")
+    return FAMILIES.get(name) or (derived(config) if name else None)
 
 
 def tied(config: dict) -> bool:

@@ -6,13 +6,14 @@ was rounded, which rounded correlations would not be.
 """
 
 import numpy as np
-import torch
 
 FIRST_DAMPING = 1e-7  # of a correlation of 1; about what float32 sums leave of a singular matrix
 
 
 def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(diagonal float32 [..., n], triangle float16 [..., n(n+1)/2]) of positive semidefinite float32 [..., n, n]."""
+    import torch
+
     whole = torch.from_numpy(matrix).double()
     diagonal = whole.diagonal(dim1=-2, dim2=-1)
     size = diagonal.clamp(min=0).sqrt()
@@ -29,6 +30,8 @@ def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def unpack(diagonal: np.ndarray, triangle: np.ndarray) -> np.ndarray:
     """The matrices float32 [..., n, n] again, with the diagonal to the bit."""
+    import torch
+
     width = diagonal.shape[-1]
     rows, columns = np.tril_indices(width)
     factor = np.zeros((*diagonal.shape, width), np.float32)

@@ -20,17 +20,17 @@ def fetch(model: Model) -> tuple[Path, dict]:
     missing_file, and as `verify.check_config` and `verify.check_listing` do.
     """
     if model.source == "hub":
-        return fetch_from_hub(model.id, model.revision)
+        return fetch_from_hub(model.id, model.revision, model.converter)
     folder = Path(model.path)
     if not (folder / "config.json").is_file():
         raise StageError(Failure.MISSING_FILE, f"expected a Hugging Face folder with config.json at {folder}, found "
                                                f"{'none in it' if folder.is_dir() else 'no folder'}")
-    verify.check_config(folder)
+    verify.check_config(folder, model.converter)
     verify.check_listing(str(folder), [path.name for path in folder.iterdir()])
     return folder, {"kind": model.source, "path": model.path, "revision": None}
 
 
-def fetch_from_hub(name: str, revision: str) -> tuple[Path, dict]:
+def fetch_from_hub(name: str, revision: str, converter: str | None = None) -> tuple[Path, dict]:
     """Exactly the files that are needed, at the commit that `revision` is now, so that what is recorded cannot move.
 
     With HF_HUB_OFFLINE=1 a commit that was fetched before serves, as it lies in huggingface_hub's cache.
@@ -46,7 +46,7 @@ def fetch_from_hub(name: str, revision: str) -> tuple[Path, dict]:
             commit, listing = info.sha, [one.rfilename for one in info.siblings]
             side = [one for one in (*SIDE_FILES, INDEX) if one in listing]
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=side))
-        verify.check_config(folder)
+        verify.check_config(folder, converter)
         verify.check_listing(name, listing)
         if not constants.HF_HUB_OFFLINE:
             snapshot_download(name, revision=commit, allow_patterns=[*side, *weight_files(folder)])

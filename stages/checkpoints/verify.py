@@ -8,16 +8,18 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.checkpoints.architecture import Architecture, from_config
+from stages.checkpoints.families import FAMILIES
 from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint, inside, read_json
 from stages.checkpoints.tokenization import SLOW, Tokenizer
 from stages.tracking import Failure, StageError
 
+CHECKED_TOKENS, LOGIT_ROOM = 32, 1e-4  # of the greatest logit
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def check_config(folder: Path) -> Architecture:
-    """Refuse what the JSON files alone forbid.
+def check_config(folder: Path, converter: str | None = None) -> Architecture:
+    """Refuse what the JSON files alone forbid; without a `converter`, also a family that has no table.
 
     Raises StageError: custom_code, unsupported_architecture, path_escape, missing_file.
     """
@@ -31,6 +33,10 @@ def check_config(folder: Path) -> Architecture:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected a trained model, found one that is quantized "
                                                            f"already ({method}); start from its full-precision source")
     task_of(config)
+    if not converter and (name := config.get("model_type")) not in FAMILIES:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected model_type among {', '.join(FAMILIES)}, found {name!r} "
+                         "in config.json; take another model, or name your checkout of llama.cpp, whose converter may know "
+                         "it: model.converter=/path/to/llama.cpp")
     return from_config(config)
 
 
@@ -114,6 +120,32 @@ def check_fit(checkpoint: Checkpoint) -> None:
     if head in checkpoint.files and not np.array_equal(checkpoint.raw(head), checkpoint.raw(facts.embedding)):
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"config.json ties the head to the embedding, found a "
                          f"{head} that differs; set tie_word_embeddings to false if the head is its own")
+
+
+def check_blocks(checkpoint: Checkpoint) -> None:
+    """Hold the logits of the run block by block against those of transformers' own forward pass, in which a block's weights
+    are loaded only while it runs: for a family that has no table, so that nothing is measured on another model.
+
+    Raises StageError(unsupported_architecture), also if they are not finite.
+    """
+    import torch
+
+    from stages.checkpoints.blocks import run_blocks, whole_logits
+
+    facts = from_config(checkpoint.config)
+    tokens = np.random.default_rng(0).integers(0, facts.vocab_size, (1, CHECKED_TOKENS)).astype(np.int32)
+    try:
+        wanted, hidden = whole_logits(checkpoint, tokens), run_blocks(checkpoint, tokens, "checking blocks")
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"{facts.model_type} does not run block by block: {error!r}; "
+                                                           "take another model") from error
+    found = torch.from_numpy(hidden) @ torch.from_numpy(checkpoint.tensor(facts.head)).T * facts.logit_scale
+    if facts.logit_softcap:
+        found = torch.tanh(found / facts.logit_softcap) * facts.logit_softcap
+    difference, size = float((found - wanted).abs().max()), float(wanted.abs().max())
+    if not difference <= LOGIT_ROOM * size:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected the logits of {facts.model_type} run block by block to "
+                         f"be transformers' own, found a difference of {difference:.3g} of {size:.3g}; take another model")
 
 
 def check_tokenizer(folder: Path) -> None:

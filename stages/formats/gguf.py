@@ -1,4 +1,4 @@
-"""GGUF, written tensor by tensor with the gguf package: no 16-bit file in between, no converter."""
+"""GGUF, written tensor by tensor with the gguf package: no 16-bit file in between, and no converter but a named one."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from stages.checkpoints.architecture import Architecture, architecture
 from stages.checkpoints.canonical import Quantized
+from stages.checkpoints.converted import Converted
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Variant
@@ -53,8 +54,9 @@ def kind_of(quantized: Quantized, name: str, place: str, many: int, plain: str) 
     return plain if many > 1 and place.endswith("weight") and not any(part in place for part in WHOLE) else "F32"
 
 
-def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
-    """Write model.gguf, or with `split_max_mib` model-00001-of-0000N.gguf and so on; one tensor is in memory at a time.
+def write(model: Checkpoint | Converted, quantized: Quantized, folder: Path, variant: Variant) -> dict[str, str]:
+    """Write model.gguf of a checkpoint or of a converter's file, or with `split_max_mib` model-00001-of-0000N.gguf and so
+    on; one tensor is in memory at a time.
 
     Returns source tensor name → requested type.
 
@@ -67,13 +69,15 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     writer = gguf.GGUFWriter(folder / FILE, container_of(facts).name, split_max_size=largest)
     rope = add_settings(writer, model, facts)
     add_provenance(writer, quantized, plain)
-    writer.add_name(name_of(Tokenizer(model.folder), variant.recipe))
-    add_vocabulary(writer, Tokenizer(model.folder), model.shape(facts.embedding)[0])
+    if not isinstance(model, Converted):  # whose settings have both already
+        writer.add_name(name_of(Tokenizer(model.folder), variant.recipe))
+        add_vocabulary(writer, Tokenizer(model.folder), model.shape(facts.embedding)[0])
 
     kinds = {}
     for place, names in places.items():
         many, shape = dimensions(model, names), model.shape(names[0])
-        kinds[place] = kind = kind_of(quantized, names[0], place, many, plain)
+        kind = "F32" if isinstance(model, Converted) and model.whole(place) else plain
+        kinds[place] = kind = kind_of(quantized, names[0], place, many, kind)
         kind_id = GGMLQuantizationType[kind]
         block, block_bytes = GGML_QUANT_SIZES[kind_id]
         if shape[-1] % block:
@@ -98,7 +102,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
             for place, names in places.items() for name in names}
 
 
-def _in_file(model: Checkpoint, quantized: Quantized, facts: Architecture, name: str, kind: str) -> np.ndarray:
+def _in_file(model: Checkpoint | Converted, quantized: Quantized, facts: Architecture, name: str, kind: str) -> np.ndarray:
     """A tensor's bytes uint8 [..., bytes per row], in the order of the file."""
     shape = model.shape(name)
     if name in quantized.blocks_names and not offset(facts, name):
@@ -121,7 +125,7 @@ def _floats(tensor: np.ndarray, kind: str) -> np.ndarray:
     return data
 
 
-def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
+def read_back(folder: Path, model: Checkpoint | Converted) -> dict[str, StoredTensor]:
     """What the file or files hold, under the source's names and in the source's row order."""
     facts = architecture(model)
     there = {tensor.name: tensor for path in sorted(folder.glob(GGUF)) for tensor in gguf.GGUFReader(path).tensors}
@@ -145,7 +149,7 @@ def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
     return found
 
 
-def expected(model: Checkpoint, quantized: Quantized, name: str, kind: str) -> np.ndarray:
+def expected(model: Checkpoint | Converted, quantized: Quantized, name: str, kind: str) -> np.ndarray:
     """The values, float32, that a tensor stored as `kind` has to have."""
     more = offset(architecture(model), name)
     if name in quantized.blocks_names and not more:

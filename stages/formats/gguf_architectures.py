@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 
 from stages.checkpoints.architecture import Architecture
+from stages.checkpoints.converted import IN_FILE, Converted
 from stages.checkpoints.reader import Checkpoint
 from stages.formats.gguf_rope import Rope, rope_of
 from stages.tracking import Failure, StageError
@@ -76,18 +77,26 @@ WHOLE = ("position_embd", "ffn_gate_inp")  # parts that llama.cpp wants in full 
 
 
 def container_of(facts: Architecture) -> Container:
-    """The entry of the table. Raises StageError(unsupported_architecture) for a family that it lacks."""
+    """The entry of the table, or of a converter's file what it says of itself.
+
+    Raises StageError(unsupported_architecture) for a family that the table lacks.
+    """
+    if facts.family is IN_FILE:
+        return Container(facts.model_type)
     if facts.model_type not in CONTAINERS:
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected a model among {', '.join(CONTAINERS)} for GGUF, "
-                                                           f"found {facts.model_type}; choose another format")
+                                                           f"found {facts.model_type}; choose another format, or name "
+                                                           "your checkout of llama.cpp as model.converter")
     return CONTAINERS[facts.model_type]
 
 
-def tensor_names(model: Checkpoint, facts: Architecture) -> dict[str, str]:
+def tensor_names(model: Checkpoint | Converted, facts: Architecture) -> dict[str, str]:
     """Source tensor name → name in the file, through gguf's own map.
 
     Raises StageError(unsupported_architecture), also for a model that llama.cpp would compute otherwise.
     """
+    if facts.family is IN_FILE:
+        return {name: name for name in model.names}
     container = container_of(facts)
     for problem in problems(container, facts, model.config):
         raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"llama.cpp knows {container.name} only with {problem}; "
@@ -123,7 +132,8 @@ def dimensions(model: Checkpoint, names: list[str]) -> int:
 
 def row_order(facts: Architecture, name: str, rows: int) -> np.ndarray | None:
     """The rows of a source tensor in the order of the file, where they differ."""
-    order = container_of(facts).orders.get(facts.role(name))
+    orders = container_of(facts).orders
+    order = orders.get(facts.role(name)) if orders else None
     return order(facts, rows) if order else None
 
 
@@ -169,11 +179,14 @@ def problems(container: Container, facts: Architecture, config: dict) -> Iterato
             yield f"a number for {key}, found none"
 
 
-def add_settings(writer: gguf.GGUFWriter, model: Checkpoint, facts: Architecture) -> Rope:
-    """Write sizes, windows and rotary settings; returns the rotary settings, whose tensors the file needs too.
+def add_settings(writer: gguf.GGUFWriter, model: Checkpoint | Converted, facts: Architecture) -> Rope:
+    """Write sizes, windows and rotary settings, or all that a converter's file says; returns the rotary settings, whose tensors the file needs too.
 
     Raises StageError(unsupported_architecture) for a rope scaling that llama.cpp does not have.
     """
+    if facts.family is IN_FILE:
+        model.add_settings(writer)
+        return Rope({})
     container, config = container_of(facts), model.config
     rope = rope_of(config, facts, container.name)
     writer.add_context_length(context_length(container, facts, config))

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -38,26 +39,37 @@ def _library() -> ctypes.CDLL:
 
 def quantize(weight: np.ndarray, kind: str, importance: np.ndarray | None = None, threads: int | None = None,
              kernel: str = "ggml") -> np.ndarray:
-    """ggml blocks uint8 [rows, bytes per row] of a weight float32 [rows, width].
+    """ggml blocks uint8 [rows, bytes per row] of a weight [rows, width] in float32, float16 or bfloat16.
 
     `importance` [width] is positive, one weight per input: diag(H) for llama.cpp's importance matrix. Rows do not
     depend on each other, so the number of threads does not show in the bytes. With the kernel numba the types Q2_K to
     Q6_K are searched by kquant_search.py; the others are always ggml's.
     Raises StageError: non_finite, importance_missing for a type that ggml does not make without.
     """
-    if not np.isfinite(weight).all():
-        raise StageError(Failure.NON_FINITE, "the weight is not finite")
     if importance is None and kind in WITHOUT_IT_GGML_STOPS:
         raise StageError(Failure.IMPORTANCE_MISSING, f"expected an importance matrix, since ggml does not make {kind} "
                                                      "without one, found none; choose another type")
     rows, width = weight.shape
-    source = np.ascontiguousarray(weight, np.float32)
     factors = None if importance is None else np.ascontiguousarray(importance, np.float32)
     step = max(1, WEIGHTS_AT_ONCE // width)
     run = _in_lanes if kernel == "numba" and kind in SEARCHED else _by_ggml
+
+    def part(start: int) -> np.ndarray:
+        source = as_float32(weight[start:start + step])
+        if not np.isfinite(source).all():
+            raise StageError(Failure.NON_FINITE, "the weight is not finite")
+        return run(source, kind, factors)
+
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        parts = (source[start:start + step] for start in range(0, rows, step))
-        return np.concatenate(list(pool.map(lambda part: run(part, kind, factors), parts)))
+        return np.concatenate(list(pool.map(part, range(0, rows, step))))
+
+
+def as_float32(weight: np.ndarray) -> np.ndarray:
+    """The same values in contiguous float32. bfloat16 is its upper half, which numpy shifts without holding its lock."""
+    if weight.dtype != ml_dtypes.bfloat16:
+        return np.ascontiguousarray(weight, np.float32)
+    whole = np.ascontiguousarray(weight).view(np.uint16).astype(np.uint32)
+    return np.left_shift(whole, 16, out=whole).view(np.float32)
 
 
 def _by_ggml(source: np.ndarray, kind: str, factors: np.ndarray | None) -> np.ndarray:

@@ -8,6 +8,7 @@ from stages.methods.grid import check_finite, check_width, row_errors
 from stages.recipes.layers import rounded
 from stages.recipes.report import check_gain, dense, layer_report
 from stages.recipes.work import Work
+from stages.tracking import Failure, StageError
 
 
 def output_changes(work: Work, name: str, scaled: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> dict:
@@ -42,6 +43,9 @@ def round_block(work: Work, layer: int) -> dict:
     of its own to make up for it (an expert's up) are divided by powers of two, which no rounding notices.
     """
     recipe, groups, transforms, reports = work.recipe, work.facts.input_groups(layer), [], {}
+    if all(before is None for _, before in groups):
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected layers of {work.facts.model_type} that scales can be folded "
+                         f"into, which {recipe.method} needs, and know of none; take gptq")
     weights = {name: work.weight(name) for linears, _ in groups for name in linears}
     for name, weight in weights.items():
         check_finite(name, weight)

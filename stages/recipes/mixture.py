@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.checkpoints.architecture import Architecture
+from stages.checkpoints.converted import Converted
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.formats import imatrix
@@ -24,7 +25,7 @@ class Mixture:
     and what `imatrix.read` raises.
     """
 
-    def __init__(self, recipe: KQuant, checkpoint: Checkpoint, facts: Architecture, moments: Moments) -> None:
+    def __init__(self, recipe: KQuant, checkpoint: Checkpoint | Converted, facts: Architecture, moments: Moments) -> None:
         self.recipe, self.checkpoint, self.facts, self.moments = recipe, checkpoint, facts, moments
         self.places = tensor_names(checkpoint, facts)
         self.groups = by_place(self.places)
@@ -75,7 +76,7 @@ class Mixture:
                                  "is garbage without one, found none; set importance: true, or name an importance_file")
             if self.matrix and self.facts.layer_index(name) is not None:
                 raise StageError(Failure.IMPORTANCE_MISSING, f"expected an entry for {place} in {self.source}, found "
-                                 "none; make the importance matrix again for this model")
+                                 "none; make the importance matrix again for this model, or set importance: false")
             return None, 0
         group = self.groups[place]
         if entry.sums.shape != (len(group), width):
@@ -98,7 +99,7 @@ class Mixture:
             return None
         entries = {}
         for place, names in self.groups.items():
-            modules = [name.removesuffix(".weight") for name in names]
+            modules = [self.layer(name) for name in names]
             if all(module in self.moments.layers for module in modules):
                 counts = np.float32([self._tokens(module) for module in modules])
                 means = np.stack([self.moments.diagonal(module) for module in modules])
@@ -106,6 +107,10 @@ class Mixture:
         info = self.moments.info
         return imatrix.ImportanceMatrix(entries, (str(info.get("text")),), info.get("sequences", 1),
                                         info.get("length", info["tokens"]))
+
+    def layer(self, name: str) -> str | None:
+        """The layer of the calibration whose weight a tensor is; None where that is not known of a converter's file."""
+        return self.checkpoint.layer(name) if isinstance(self.checkpoint, Converted) else name.removesuffix(".weight")
 
     def _tokens(self, module: str) -> int:
         """How many tokens a layer's moments come from: of an expert to which too few came, all."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from stages.checkpoints.architecture import Architecture
 from stages.checkpoints.canonical import QuantizedWriter
+from stages.checkpoints.converted import Converted
 from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.config import AnyRecipe
@@ -23,7 +24,7 @@ class Work:
     """What every method works with."""
 
     recipe: AnyRecipe
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | Converted
     facts: Architecture
     moments: Moments
     writer: QuantizedWriter

@@ -21,6 +21,9 @@ class Model(Section):
     id: str | None = None
     revision: str | None = None
     adapter: str | None = None
+    # A checkout of llama.cpp, whose convert_hf_to_gguf.py makes the file that GGUF variants are quantized from. With it a
+    # model may be of an architecture that has no table here. Where its content changes, load again: DVC looks at the path.
+    converter: str | None = None
     watch: str  # the path whose change makes DVC load again; for a Hub model, the conf file that pins it
     adapter_watch: str | None = None  # the same for the adapter
 

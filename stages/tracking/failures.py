@@ -32,6 +32,7 @@ class Failure(StrEnum):
     NON_FINITE = "non_finite"
     PATH_ESCAPE = "path_escape"
     ADAPTER_MISMATCH = "adapter_mismatch"
+    CONVERTER_FAILED = "converter_failed"
     CALIBRATION_EMPTY = "calibration_empty"
     IMPORTANCE_MISSING = "importance_missing"
     IMPORTANCE_INVALID = "importance_invalid"
