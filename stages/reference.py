@@ -132,7 +132,8 @@ def reference(run: StageRun) -> None:
 
     tokens = tokenizer.pack(documents, evaluation.sequences, evaluation.length)
     hidden = run_blocks(checkpoint, tokens, "reference")
-    head = OutputHead(checkpoint.tensor(facts.head), facts.logit_scale, facts.logit_softcap)
+    head = OutputHead(checkpoint.tensor(facts.head), facts.logit_scale, facts.logit_softcap,
+                      checkpoint.optional(facts.head_bias))
     items = [tokenize(question, tokenizer) for question in questions]
     baseline = score(Unquantized(checkpoint, head, tokenizer, items), items) if items else []
     accuracy = gold.accuracy(baseline)
@@ -145,7 +146,8 @@ def reference(run: StageRun) -> None:
             "versions": versions("torch", "transformers", "tokenizers")}
     with run.output(REFERENCE) as folder:
         save_file({"hidden": hidden, "tokens": tokens}, folder / "hidden.safetensors")
-        save_file({"weight": checkpoint.raw(facts.head)}, folder / "head.safetensors")
+        bias = {} if head.bias is None else {"bias": head.bias}
+        save_file({"weight": checkpoint.raw(facts.head), **bias}, folder / FILE)
         write_text(folder / "gold.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in items))
         write_json(folder / "baseline.json", [result.as_dict() for result in baseline])
         write_json(folder / "reference.json", info)
