@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 from stages.config import Params
-from stages.evaluate import EXPORTS, METRICS, REFERENCE
+from stages.evaluate import EXPORTS, METRICS, REFERENCE, check_bundle
 from stages.load import MODEL
 from stages.report import gates, memory, page, selection
-from stages.tracking import EVENTS, Failure, Reason, StageRun, sha256_json, stage_run, write_json, write_text
+from stages.tracking import EVENTS, Failure, Reason, StageError, StageRun, sha256_json, stage_run, write_json, write_text
 
 REPORTS = Path("reports")
 WORST_LAYERS = 8  # of a variant in the report; the manifest has all
@@ -62,6 +62,10 @@ def row_of(name: str, params: Params) -> dict:
     if not all(path.is_file() for path in paths):
         failure, message = last_failure(name, variant.recipe)
         return row | {"status": "failed", "failure": failure, "message": message}
+    try:
+        check_bundle(EXPORTS / name)
+    except StageError as error:
+        return row | {"status": "failed", "failure": error.failure, "message": str(error)}
     metrics, speed, manifest = (read(path) for path in paths)
     if metrics["artifact_sha256"] != manifest["artifact_sha256"]:
         return row | {"status": "failed", "failure": Failure.ARTIFACT_CHANGED,

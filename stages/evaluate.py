@@ -24,7 +24,7 @@ OUT_OF_MEMORY_SIGNAL = -9
 
 
 def check_bundle(folder: Path) -> dict:
-    """The manifest of a bundle whose files are what it says, to the byte.
+    """The manifest of a bundle, which bears the variant's name and whose files are what it says, to the byte.
 
     Raises StageError: missing_file (reason export_artifact_missing), artifact_changed.
     """
@@ -33,12 +33,18 @@ def check_bundle(folder: Path) -> dict:
         raise StageError(Failure.MISSING_FILE, f"expected a bundle at {folder}, found no manifest.json; export it first",
                          Reason.EXPORT_ARTIFACT_MISSING)
     manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest["variant"] != folder.name:
+        raise StageError(Failure.ARTIFACT_CHANGED, f"expected the bundle of {folder.name} at {folder}, found that of "
+                                                   f"{manifest['variant']}; export the variant again")
     names = [str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file() and one.name not in ABOUT]
     there, said = describe_files(folder, names), manifest["files"]
     changed = sorted(name for name in {*there, *said} if there.get(name) != said.get(name))
     if changed:
-        raise StageError(Failure.ARTIFACT_CHANGED, f"{folder / changed[0]} is not what its manifest says (sha256 or "
-                                                   "presence); export the variant again")
+        name = changed[0]
+        expected, found = (f"{about['bytes']} bytes with sha256 {about['sha256'][:12]}…" if about else "no such file"
+                           for about in (said.get(name), there.get(name)))
+        raise StageError(Failure.ARTIFACT_CHANGED, f"{folder / name} is not what its manifest says: expected {expected}, "
+                                                   f"found {found}; export the variant again")
     return manifest
 
 

@@ -19,7 +19,7 @@ from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.load import MODEL
 from stages.metrics import gold
-from stages.metrics.divergence import CHUNK_VALUES, OutputHead
+from stages.metrics.output_head import FILE, OutputHead
 from stages.metrics.scoring import score
 from stages.tracking import (
     Failure,
@@ -34,6 +34,7 @@ from stages.tracking import (
 )
 
 REFERENCE = Path("artifacts/reference")
+CHUNK_VALUES = 1 << 24  # log-probabilities held at once, so that a large vocabulary needs no gigabytes
 
 
 def tokenize(item: gold.GoldItem, tokenizer: Tokenizer) -> gold.TokenizedItem:
@@ -95,7 +96,7 @@ def perplexity(head: OutputHead, hidden: np.ndarray, tokens: np.ndarray) -> floa
 
     `hidden` float32 [n, length, D], `tokens` int32 [n, length]. Raises StageError(non_finite).
     """
-    step, total = max(1, CHUNK_VALUES // len(head.weight)), 0.0
+    step, total = max(1, CHUNK_VALUES // len(head)), 0.0
     states, following = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
     for start in range(0, len(following), step):
         wanted = following[start:start + step]
@@ -131,7 +132,8 @@ def reference(run: StageRun) -> None:
 
     tokens = tokenizer.pack(documents, evaluation.sequences, evaluation.length)
     hidden = run_blocks(checkpoint, tokens, "reference")
-    head = OutputHead(checkpoint.tensor(facts.head), facts.logit_scale, facts.logit_softcap)
+    head = OutputHead(checkpoint.tensor(facts.head), facts.logit_scale, facts.logit_softcap,
+                      checkpoint.optional(facts.head_bias))
     items = [tokenize(question, tokenizer) for question in questions]
     baseline = score(Unquantized(checkpoint, head, tokenizer, items), items) if items else []
     accuracy = gold.accuracy(baseline)
@@ -144,7 +146,8 @@ def reference(run: StageRun) -> None:
             "versions": versions("torch", "transformers", "tokenizers")}
     with run.output(REFERENCE) as folder:
         save_file({"hidden": hidden, "tokens": tokens}, folder / "hidden.safetensors")
-        save_file({"weight": checkpoint.raw(facts.head)}, folder / "head.safetensors")
+        bias = {} if head.bias is None else {"bias": head.bias}
+        save_file({"weight": checkpoint.raw(facts.head), **bias}, folder / FILE)
         write_text(folder / "gold.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in items))
         write_json(folder / "baseline.json", [result.as_dict() for result in baseline])
         write_json(folder / "reference.json", info)

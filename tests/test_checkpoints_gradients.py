@@ -12,9 +12,11 @@ from stages.checkpoints import blocks, gradients
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.blocks import BlockRun
 from stages.checkpoints.gradients import (
+    Head,
     OutputMoments,
     backward,
     first_gradients,
+    head_of,
     output_gradient,
     shrunk,
     widest,
@@ -23,23 +25,24 @@ from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.states import StoredStates
 
 
-@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, None), (1.0, 2.0)])
-def test_the_first_gradient_is_autograds(scale, softcap):
+@pytest.mark.parametrize(("scale", "softcap", "biased"), [(1.0, None, False), (0.5, None, True), (1.0, 2.0, False), (0.5, 2.0, True)])
+def test_the_first_gradient_is_autograds(scale, softcap, biased):
     draw = torch.Generator().manual_seed(1)
     hidden, head = torch.randn(7, 5, generator=draw).requires_grad_(True), torch.randn(11, 5, generator=draw)
-    logits = hidden @ head.T * scale
+    bias = torch.randn(11, generator=draw) if biased else None
+    logits = torch.nn.functional.linear(hidden, head, bias) * scale
     logits = torch.tanh(logits / softcap) * softcap if softcap else logits
     points = torch.rand(7, 1, generator=torch.Generator().manual_seed(3))
     labels = (torch.softmax(logits.detach(), -1).cumsum(-1) < points).sum(-1, keepdim=True)
     torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum").backward()
-    found = output_gradient(hidden.detach(), head, torch.Generator().manual_seed(3), scale, softcap)
+    found = output_gradient(hidden.detach(), Head(head, scale, softcap, bias), torch.Generator().manual_seed(3))
     assert torch.allclose(found, hidden.grad, atol=1e-5)
 
 
 def test_with_the_models_own_labels_the_gradient_is_zero_on_average():
     draw = torch.Generator().manual_seed(2)
     hidden, head = torch.randn(1, 4, generator=draw), torch.randn(6, 4, generator=draw)
-    found = output_gradient(hidden.expand(40_000, 4).contiguous(), head, torch.Generator().manual_seed(0), 1.0, None)
+    found = output_gradient(hidden.expand(40_000, 4).contiguous(), Head(head), torch.Generator().manual_seed(0))
     assert found.mean(0).abs().max() < 0.03 < found.abs().mean()
 
 
@@ -60,18 +63,20 @@ def test_the_shrinkage_is_ledoit_and_wolfs(spread):
         assert float(share) == pytest.approx(intensity) and (share > 0.3) == (spread > 0)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", "gpt2", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "phi", "phi3", "gpt_neox", "gpt2", "mixtral"])
 def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monkeypatch):
-    def first_token(hidden, head, draw, scale, softcap):
+    def first_token(hidden, head, draw):
         """The gradient for the label 1, so that no draw stands between the two."""
-        bent = torch.tanh(hidden @ head.T / (softcap or 1))
-        logits, slope = (bent * softcap, 1 - bent**2) if softcap else (hidden @ head.T, 1)
+        logits, slope = torch.nn.functional.linear(hidden, head.weight, head.bias), 1
+        if head.softcap:
+            bent = torch.tanh(logits / head.softcap)
+            logits, slope = bent * head.softcap, 1 - bent**2
         probability = torch.softmax(logits, -1)
         probability[:, 1] -= 1
-        return (probability * slope) @ head
+        return (probability * slope) @ head.weight
 
     monkeypatch.setattr(gradients, "output_gradient", first_token)
-    sizes = {"num_local_experts": 3} if family == "mixtral" else {}
+    sizes = {"mixtral": {"num_local_experts": 3}, "phi": {"num_key_value_heads": 4, "tie_word_embeddings": False}}.get(family, {})
     folder = make_model(tmp_path / "model", family, hidden_size=64, intermediate_size=96, num_hidden_layers=3, **sizes)
     checkpoint, limit = Checkpoint(folder), 48
     tokens = tokens_of(checkpoint, 5, 20)
@@ -80,9 +85,7 @@ def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monk
     states = StoredStates(tmp_path / "states", 4, run.hidden)
     states.put(0, run.hidden)
     run.forward("test", after=lambda block: states.put(block + 1, run.hidden))
-    facts = architecture(checkpoint)
-    head = torch.from_numpy(checkpoint.tensor(facts.head))
-    first = first_gradients(run, run.hidden, head, facts.logit_scale, facts.logit_softcap, 0)
+    first = first_gradients(run, run.hidden, head_of(checkpoint), 0)
     backward(run, states, first, OutputMoments(limit, lambda name, factors, shrinkage: found.update({name: (factors, shrinkage)})), 2)
 
     model, seen = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), {}
@@ -106,5 +109,5 @@ def test_factors_are_those_of_the_whole_model(family, make_model, tmp_path, monk
 
 def test_the_same_seed_draws_the_same_labels():
     hidden, head = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), torch.randn(6, 4)
-    one, same, other = (output_gradient(hidden, head, torch.Generator().manual_seed(seed), 1.0, None) for seed in (1, 1, 2))
+    one, same, other = (output_gradient(hidden, Head(head), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)

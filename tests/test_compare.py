@@ -40,8 +40,8 @@ def test_the_failure_of_a_variant_is_the_newest_that_was_not_mended(project, lin
 LAYERS = {f"layer-{n}": {"bits": 4, "error": float(n % 7), "rtn_error": 8.0} for n in range(12)} | {"copied": {"bits": 16}}
 
 
-def measured(name: str, size: float, kld: float, **more) -> None:
-    """What evaluate and export leave of a variant of `size` MiB."""
+def figures(name: str, size: float, kld: float, **more) -> None:
+    """What evaluate leaves of a variant of `size` MiB."""
     metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "p999_kld": kld, "perplexity": 3.0,
                "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
                "same_top_p_se": 0.01, "gold_accuracy_delta_interval": [-0.04, 0.02], "gold_tasks": {},
@@ -55,8 +55,13 @@ def measured(name: str, size: float, kld: float, **more) -> None:
     write_json(stage.METRICS / f"{name}.json", metrics)
     write_json(stage.METRICS / f"{name}.speed.json", speed)
     write_json(stage.METRICS / "items" / f"{name}.json", items)
+
+
+def measured(name: str, size: float, kld: float, **more) -> None:
+    """What evaluate and export leave of a variant of `size` MiB."""
+    figures(name, size, kld, **more)
     write_json(stage.EXPORTS / name / "manifest.json", {
-        "artifact_sha256": "ab" * 32, "substituted_share": 0.25, "layers": LAYERS, "recipe": {"name": "q8_0"}, "calibration": None,
+        "variant": name, "artifact_sha256": "ab" * 32, "substituted_share": 0.25, "layers": LAYERS, "recipe": {"name": "q8_0"}, "calibration": None,
         "versions": {}, "files": {}, "created_by": "export-1", "source": {"path": "here", "files": {"a": "b"}}})
     write_text(stage.EXPORTS / name / "README.md", "# A bundle\n\n## Serve it\n\nllama-server\n")
     write_json(stage.EXPORTS / name / "smoke.json", {"prompts": [{"prompt": "One", "output": " day"}]})

@@ -20,7 +20,7 @@ from stages.tracking import Failure, StageError, write_json
 GEMMA = {"sliding_window": 16, "query_pre_attn_scalar": 16}
 SIZES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "mixtral": {"num_local_experts": 4},
          "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 2}}
-UNTIED = ("phi3", "gpt_neox", "mixtral")
+UNTIED = ("phi", "phi3", "gpt_neox", "mixtral")
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))

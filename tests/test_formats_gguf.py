@@ -57,6 +57,7 @@ MODELS = {
     "qwen3_moe": ("qwen3_moe", {"num_experts": 12, "num_experts_per_tok": 3, "moe_intermediate_size": 96,
                                 "norm_topk_prob": True}),
     "starcoder2": ("starcoder2", {"sliding_window": 64}),
+    "phi": ("phi", {"tie_word_embeddings": False, "num_key_value_heads": 4}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),
     "phi3 long": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 256}),
     "phi3 beyond the original length": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 32}),

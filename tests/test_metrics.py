@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
-from stages.metrics import gold, quality
-from stages.metrics.divergence import Divergence, OutputHead, quantile_se
+from stages.metrics import gold, output_head, quality, softmax
+from stages.metrics.divergence import Divergence, quantile_se
+from stages.metrics.output_head import OutputHead
 from stages.metrics.significance import compare_gold, compare_tasks, paired_bootstrap, wilson
 from stages.tracking import Failure, StageError
 
@@ -30,7 +32,7 @@ def setting(seed: int):
 def test_divergence_agrees_with_a_plain_reference(seed):
     head, hidden, other, tokens = setting(seed)
     collected = Divergence(head)
-    collected.add(hidden, other, tokens)
+    collected.add(hidden[:-1], other[:-1], tokens[1:])
     found = collected.summary()
     logits = hidden.astype(np.float64) @ head.weight.astype(np.float64).T
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -58,15 +60,15 @@ def test_divergence_agrees_with_a_plain_reference(seed):
 def test_the_same_distribution_has_no_divergence():
     head, hidden, _, tokens = setting(0)
     collected = Divergence(head)
-    collected.add(hidden, head.logprobs(hidden), tokens)
+    collected.add(hidden[:-1], np.concatenate([made for _, made in head.logits(hidden[:-1])], 1), tokens[1:])
     found = collected.summary()
-    assert (found["mean_kld"], found["perplexity_delta"], found["same_top_p"]) == (0, 0, 1)
+    assert (found["mean_kld"], found["perplexity_delta"]) == pytest.approx((0, 0), abs=1e-12) and found["same_top_p"] == 1
 
 
 def test_every_figure_but_the_greatest_has_its_standard_error():
     head, hidden, other, tokens = setting(0)
     collected = Divergence(head)
-    collected.add(hidden, other, tokens)
+    collected.add(hidden[:-1], other[:-1], tokens[1:])
     found = collected.summary()
     assert {name for name in found if not name.endswith("_se") and f"{name}_se" not in found} == {"max_kld", "tokens"}
 
@@ -78,21 +80,60 @@ def test_the_standard_error_of_a_quantile_is_the_spread_of_that_quantile_over_sa
     assert np.mean([quantile_se(sample, share) for sample in samples]) == pytest.approx(spread, rel=0.1)
 
 
-def test_nan_is_refused():
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 2, VOCABULARY - 1])
+def test_logits_that_are_not_finite_are_refused(value, place):
     head, hidden, other, tokens = setting(0)
-    other[3, 2] = np.nan
+    other[3, place] = value
     collected = Divergence(head)
-    collected.add(hidden, other, tokens)
+    collected.add(hidden[:-1], other[:-1], tokens[1:])
     with pytest.raises(StageError, match="mean_kld") as caught:
         collected.summary()
     assert caught.value.failure == Failure.NON_FINITE
 
 
-def test_soft_capped_and_scaled_logits():
-    head = OutputHead(np.eye(3, dtype=np.float32), scale=2.0, softcap=5.0)
-    hidden = np.array([[1, 3, 9]], np.float32)
-    expected = scipy.special.log_softmax(5 * np.tanh(2 * hidden / 5))
-    assert np.allclose(head.logprobs(hidden), expected, atol=1e-6)
+def test_the_exponential_is_that_of_the_c_library():
+    below = np.concatenate([np.linspace(-87, 0, 20_001), [-1e-30, 0]]).astype(np.float32)
+    found = np.array([softmax.exp(one) for one in below], np.float64)
+    assert np.abs(found / np.exp(below.astype(np.float64)) - 1).max() < 2e-7
+    assert softmax.exp(np.float32(-np.inf)) < 2e-38 and np.isnan(softmax.exp(np.float32(np.nan)))
+
+
+@pytest.mark.parametrize("resident", [0, 1 << 26])
+@pytest.mark.parametrize("block", [1, 3 * HIDDEN, 1 << 21])
+def test_the_head_is_taken_in_blocks_of_the_vocabulary(block, resident, monkeypatch):
+    """What has gone before a block with a greater logit is scaled down; a half-precision head is converted exactly."""
+    _, hidden, other, tokens = setting(7)
+    weight = np.random.default_rng(3).normal(size=(VOCABULARY, HIDDEN)).astype(ml_dtypes.bfloat16)
+    whole = Divergence(OutputHead(weight.astype(np.float32)))
+    whole.add(hidden[:-1], other[:-1], tokens[1:])
+    monkeypatch.setattr(output_head, "BLOCK_VALUES", block)
+    monkeypatch.setattr(output_head, "RESIDENT_VALUES", resident)
+    parts = Divergence(OutputHead(weight))
+    assert (parts.head.weight.dtype == np.float32) == (resident > 0)
+    parts.add(hidden[:-1], other[:-1], tokens[1:])
+    assert parts.summary() == pytest.approx(whole.summary(), rel=1e-6, abs=1e-6)
+
+
+def test_a_padded_vocabulary_takes_probability_from_the_others():
+    head, hidden, other, tokens = setting(1)
+    plain, padded = Divergence(head), Divergence(head)
+    plain.add(hidden[:-1], other[:-1], tokens[1:])
+    more = np.concatenate([other, np.zeros((LENGTH, 3), np.float32)], 1)  # three tokens of weight 1 beside others of 1 in all
+    padded.add(hidden[:-1], more[:-1], tokens[1:])
+    assert padded.summary()["mean_kld"] == pytest.approx(plain.summary()["mean_kld"] + np.log(4), abs=1e-6)
+
+
+def capped(hidden: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return 5 * np.tanh(2.0 * (hidden @ weight.T + bias) / 5)
+
+
+def test_biased_scaled_and_soft_capped_logits():
+    head, hidden, _, _ = setting(2)
+    bias = np.linspace(-2, 2, VOCABULARY, dtype=np.float32)
+    head = OutputHead(head.weight, scale=2.0, softcap=5.0, bias=bias)
+    expected = log_softmax(capped(hidden, head.weight, bias), axis=-1)
+    assert np.allclose(head.logprobs(hidden), expected, atol=1e-5)
 
 
 def results(answers: list[bool]) -> list[gold.GoldResult]:
@@ -143,20 +184,25 @@ def test_other_items_are_not_compared():
         compare_gold(results([True, False]), results([True]))
 
 
-def test_the_reference_is_rebuilt_with_what_the_family_does_to_its_logits(tmp_path):
-    """A runtime that answers as the capped and scaled model does is no distance away."""
+@pytest.mark.parametrize("left_out", [None, "bias", "logit_scale", "logit_softcap"])
+def test_the_reference_is_rebuilt_with_what_the_family_does_to_its_logits(tmp_path, left_out):
+    """A runtime that answers as the biased, scaled and capped model does is no distance away, and only then."""
     draw = np.random.default_rng(0)
-    weight, hidden = (draw.normal(size=size).astype(np.float32) for size in ((VOCABULARY, HIDDEN), (2, LENGTH, HIDDEN)))
+    weight, hidden, bias = (draw.normal(size=size).astype(np.float32)
+                            for size in ((VOCABULARY, HIDDEN), (2, LENGTH, HIDDEN), VOCABULARY))
     tokens = draw.integers(0, VOCABULARY, (2, LENGTH)).astype(np.int32)
     save_file({"hidden": hidden, "tokens": tokens}, tmp_path / "hidden.safetensors")
-    save_file({"weight": weight}, tmp_path / "head.safetensors")
+    save_file({"weight": weight} | ({} if left_out == "bias" else {"bias": bias}), tmp_path / "head.safetensors")
     (tmp_path / "gold.jsonl").touch()
-    (tmp_path / "reference.json").write_text(json.dumps({"logit_scale": 2.0, "logit_softcap": 1.5}))
+    facts = {"logit_scale": 2.0, "logit_softcap": 5.0} | ({left_out: {"logit_scale": 1.0}.get(left_out)} if left_out else {})
+    (tmp_path / "reference.json").write_text(json.dumps(facts))
 
     class Capped:
         def logprobs(self, ids: np.ndarray) -> np.ndarray:
-            return log_softmax(1.5 * np.tanh(2.0 * hidden @ weight.T / 1.5), axis=-1)
+            assert np.array_equal(ids, tokens[:, :-1])  # what the last token is followed by is not known
+            return log_softmax(capped(hidden[:, :-1], weight, bias), axis=-1)
 
     metrics, items = quality.measure(Capped(), tmp_path)
-    assert metrics["mean_kld"] == pytest.approx(0, abs=1e-6) and items == []
+    assert (metrics["mean_kld"] < 1e-6) == (left_out is None) and items == []
     assert metrics["tokens"] == 2 * (LENGTH - 1)
+    assert quality.divergence(Capped(), tmp_path, first=5).summary()["tokens"] == 2 * (LENGTH - 1 - 5)

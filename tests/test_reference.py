@@ -65,6 +65,28 @@ def test_hidden_states_and_perplexity_are_those_of_the_whole_model(calibrated, w
     assert np.allclose((stored["hidden"][0] @ head.T)[:5].argmax(-1), whole(stored["tokens"][0])[1][:5].argmax(-1))
 
 
+def test_a_head_with_a_bias(project, make_model, tmp_path):
+    """Phi's: perplexity is the whole model's, and evaluate rebuilds the same logits from what is stored."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stages.metrics.output_head import open_head
+
+    source = make_model(tmp_path / "phi", "phi", num_key_value_heads=4, tie_word_embeddings=False)
+    project.compose(f"model.path={source}")
+    for name in ("load", "calibrate", "reference"):
+        project.stage(name)
+    folder = project.root / "artifacts/reference"
+    stored, info = load_file(folder / "hidden.safetensors"), json.loads((folder / "reference.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    ids = torch.from_numpy(stored["tokens"]).long()
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits.log_softmax(-1)
+    assert info["perplexity"] == pytest.approx(float((-wanted[:, :-1].gather(2, ids[:, 1:, None])).mean().exp()), rel=1e-5)
+    found = open_head(folder, info).logprobs(stored["hidden"].reshape(-1, 256)).reshape(wanted.shape)
+    assert np.abs(found - wanted.numpy()).max() < 1e-4
+
+
 def test_the_gold_set_is_tokenized_and_answered(calibrated, whole, tiny_model, texts):
     calibrated.stage("reference")
     folder = calibrated.root / "artifacts/reference"

@@ -60,6 +60,11 @@ class Architecture:
         return self.embedding if self.tied else f"{self.family.outside['output']}.weight"
 
     @property
+    def head_bias(self) -> str:
+        """The tensor that some checkpoints add to the logits."""
+        return f"{self.family.outside['output']}.bias"
+
+    @property
     def final_norm(self) -> str:
         """The weight of the norm after the last block."""
         return f"{self.family.outside['output_norm']}.weight"

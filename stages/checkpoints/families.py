@@ -112,6 +112,14 @@ STARCODER2 = Family(Block(
      (("mlp.c_proj",), None))),
     keys={"norm_eps": "norm_epsilon"}, activations=("gelu_pytorch_tanh",), tied=True, normalized="llama")
 
+# Both halves of a block read one norm, and the head has a bias.
+PHI = Family(Block(
+    {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+     "self_attn.v_proj": "attn_v", "self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"},
+    (((*QKV, "mlp.fc1"), "input_layernorm"), (("self_attn.dense",), "self_attn.v_proj"), (("mlp.fc2",), None))),
+    outside=LLAMA_OUTSIDE | {"output_norm": "model.final_layernorm"}, keys={"norm_eps": "layer_norm_eps"},
+    activations=("gelu_new",), rotary_share=0.5)
+
 
 def mixture(module: str, gate: str, up: str, down: str) -> Block:
     """Llama's block with experts. Nothing is folded into the norm before them: the router reads the same tensor, and with a
@@ -129,7 +137,7 @@ MIXTRAL = Family(SPARSE, SPARSE, renamed={"mlp": "block_sparse_moe"})
 QWEN3_MOE = Family(LLAMA.block, mixture("mlp", "gate_proj", "up_proj", "down_proj"))
 
 FAMILIES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "gpt2": GPT2, "gpt_neox": NEOX, "llama": LLAMA, "mistral": LLAMA,
-            "mixtral": MIXTRAL, "phi3": PHI3, "qwen2": LLAMA, "qwen3": LLAMA, "qwen3_moe": QWEN3_MOE,
+            "mixtral": MIXTRAL, "phi": PHI, "phi3": PHI3, "qwen2": LLAMA, "qwen3": LLAMA, "qwen3_moe": QWEN3_MOE,
             "starcoder2": STARCODER2}
 
 

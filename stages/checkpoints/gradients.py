@@ -8,13 +8,16 @@ tr(G Δ H Δᵀ) / 2. H is in stages/checkpoints/moments.py.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from stages.checkpoints.architecture import architecture
 from stages.checkpoints.blocks import BlockRun
 from stages.checkpoints.device import device
+from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.states import Batches, StoredStates
 
 CHUNK_VALUES = 1 << 24  # logits held at once
@@ -25,23 +28,39 @@ def widest(rows: int, limit: int) -> int:
     return next(size for size in range(min(rows, limit), 0, -1) if rows % size == 0)
 
 
-def output_gradient(hidden: torch.Tensor, head: torch.Tensor, draw: torch.Generator, scale: float,
-                    softcap: float | None) -> torch.Tensor:
-    """d(-log p(label)) / d(hidden) for final hidden states [n, D], labels drawn from p itself; head [V, D]."""
-    found = torch.empty_like(hidden)
-    step = max(1, CHUNK_VALUES // len(head))
+class Head(NamedTuple):
+    """The output head: weight [V, D], and what some families do to the logits (stages/metrics/output_head.py)."""
+
+    weight: torch.Tensor
+    scale: float = 1.0
+    softcap: float | None = None
+    bias: torch.Tensor | None = None
+
+
+def head_of(checkpoint: Checkpoint) -> Head:
+    """The head of a checkpoint, on the device where blocks are loaded."""
+    facts = architecture(checkpoint)
+    weight, bias = (None if one is None else torch.from_numpy(one).to(device())
+                    for one in (checkpoint.tensor(facts.head), checkpoint.optional(facts.head_bias)))
+    return Head(weight, facts.logit_scale, facts.logit_softcap, bias)
+
+
+def output_gradient(hidden: torch.Tensor, head: Head, draw: torch.Generator) -> torch.Tensor:
+    """d(-log p(label)) / d(hidden) for final hidden states [n, D], labels drawn from p itself."""
+    found, (weight, scale, softcap, bias) = torch.empty_like(hidden), head
+    step = max(1, CHUNK_VALUES // len(weight))
     for start in range(0, len(hidden), step):
         states = hidden[start:start + step]
-        logits = (states @ head.T) * scale
+        logits = nn.functional.linear(states, weight, bias) * scale
         slope = scale
         if softcap:
             bent = torch.tanh(logits / softcap)
             logits, slope = bent * softcap, scale * (1 - bent**2)
         gradient = torch.softmax(logits, -1)
         points = torch.rand(len(gradient), 1, generator=draw).to(gradient.device)  # drawn on the CPU: the same everywhere
-        labels = torch.searchsorted(gradient.cumsum(-1), points).clamp(max=len(head) - 1)
+        labels = torch.searchsorted(gradient.cumsum(-1), points).clamp(max=len(weight) - 1)
         gradient.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=gradient.dtype))
-        found[start:start + step] = (gradient * slope) @ head
+        found[start:start + step] = (gradient * slope) @ weight
     return found
 
 
@@ -104,8 +123,7 @@ class OutputMoments:
         self._sums[name] = (product, fourth, count + rows.shape[1])
 
 
-def first_gradients(run: BlockRun, hidden: Iterable[torch.Tensor], head: torch.Tensor, scale: float, softcap: float | None,
-                    seed: int) -> Batches:
+def first_gradients(run: BlockRun, hidden: Iterable[torch.Tensor], head: Head, seed: int) -> Batches:
     """The gradients at what leaves the last block, `hidden`, in its batches."""
     draw, found = torch.Generator().manual_seed(seed), run.hidden.like()
     with run.final_norm() as norm:
@@ -113,7 +131,7 @@ def first_gradients(run: BlockRun, hidden: Iterable[torch.Tensor], head: torch.T
             states = batch.clone().to(device()).requires_grad_(True)
             final = norm(states)
             flat = final.detach().reshape(-1, final.shape[-1])
-            final.backward(output_gradient(flat, head, draw, scale, softcap).reshape(final.shape))
+            final.backward(output_gradient(flat, head, draw).reshape(final.shape))
             found[number] = states.grad.cpu()
     return found
 

@@ -189,7 +189,7 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
 
     from stages.checkpoints.device import device
     from stages.checkpoints.experts import experts_in
-    from stages.checkpoints.gradients import OutputMoments, backward, first_gradients
+    from stages.checkpoints.gradients import OutputMoments, backward, first_gradients, head_of
     from stages.checkpoints.states import StoredStates
 
     facts, parts = architecture(checkpoint), _Parts(folder, OUTPUTS)
@@ -206,8 +206,7 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
 
     last = next((block for block in reversed(range(facts.layers)) if not parts.there(block)), -1)
     if last == facts.layers - 1:
-        head = torch.from_numpy(checkpoint.tensor(facts.head)).to(device())
-        leaving = first_gradients(run, states.get(facts.layers), head, facts.logit_scale, facts.logit_softcap, seed)
+        leaving = first_gradients(run, states.get(facts.layers), head_of(checkpoint), seed)
     else:
         leaving = run.hidden.like()
         leaving.fill(gradients.get(last + 1))

@@ -140,6 +140,10 @@ class Checkpoint:
         """A tensor as the family's files hold it, turned where they do; of such a one, what it is here."""
         return np.ascontiguousarray(tensor.T) if self._turned(name) else tensor
 
+    def optional(self, name: str) -> np.ndarray | None:
+        """The tensor in float32; None where the checkpoint has none of that name."""
+        return self.tensor(name) if name in self.files else None
+
     def tensor(self, name: str) -> np.ndarray:
         """The tensor in float32, which holds every bfloat16 and float16 exactly."""
         return self.raw(name).astype(np.float32)

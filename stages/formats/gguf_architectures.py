@@ -68,10 +68,11 @@ GPT2 = Container("gpt2", square=True, rms=False, needed={
 NEOX = Container("gptneox", {"attn_qkv": lambda facts, rows: split_heads(rows, facts.heads)}, square=True, rms=False,
                  settings={"add_parallel_residual": ("use_parallel_residual", True)})
 PHI3 = Container("phi3", square=True, settings={"add_sliding_window": ("sliding_window", 0)})
+PHI = Container("phi2", square=True, rms=False, needed={"qk_layernorm": (False, False)})
 QWEN3_MOE = Container("qwen3moe", needed={"norm_topk_prob": (True, False)}, all_sparse=True)
 
 CONTAINERS = {"gemma2": GEMMA2, "gemma3_text": GEMMA3, "gpt2": GPT2, "gpt_neox": NEOX, "llama": LLAMA, "mistral": LLAMA,
-              "mixtral": LLAMA, "phi3": PHI3, "qwen2": Container("qwen2", square=True), "qwen3": Container("qwen3"),
+              "mixtral": LLAMA, "phi": PHI, "phi3": PHI3, "qwen2": Container("qwen2", square=True), "qwen3": Container("qwen3"),
               "qwen3_moe": QWEN3_MOE, "starcoder2": Container("starcoder2", square=True, rms=False)}
 WHOLE = ("position_embd", "ffn_gate_inp")  # parts that llama.cpp wants in full precision
 

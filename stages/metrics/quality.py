@@ -3,18 +3,32 @@
 import json
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  gives numpy the bfloat16 of the output head
-import numpy as np
 from safetensors import safe_open
 
 from stages.metrics import gold
-from stages.metrics.divergence import Divergence, OutputHead
+from stages.metrics.divergence import Divergence
+from stages.metrics.output_head import open_head
 from stages.metrics.scoring import score
 from stages.metrics.significance import compare_gold, compare_tasks
-from stages.runtimes import Runtime
+from stages.runtimes import Runtime, pieces
 from stages.tracking import Failure, StageError
 
-CHUNK_VALUES = 1 << 25  # log-probabilities that a runtime hands over at once
+
+def divergence(runtime: Runtime, reference: Path, first: int = 0) -> Divergence:
+    """The figures of every token of the stored reference that follows position `first` of its sequence or a later one.
+
+    Raises StageError(tokenizer_mismatch) if the vocabulary is smaller than the reference's.
+    """
+    collected = Divergence(open_head(reference, json.loads((reference / "reference.json").read_text(encoding="utf-8"))))
+    with safe_open(reference / "hidden.safetensors", "np") as file:
+        tokens, hidden = file.get_tensor("tokens"), file.get_slice("hidden")
+        for rows, places, logits in pieces(runtime, tokens[:, :-1], first):
+            if logits.shape[-1] < len(collected.head):
+                raise StageError(Failure.TOKENIZER_MISMATCH, f"expected at least {len(collected.head)} logits from "
+                                                             f"{runtime.name}, found {logits.shape[-1]}")
+            states, following = hidden[rows, places], tokens[rows, places.start + 1:places.stop + 1]
+            collected.add(states.reshape(following.size, -1), logits.reshape(following.size, -1), following.reshape(-1))
+    return collected
 
 
 def measure(runtime: Runtime, reference: Path) -> tuple[dict[str, float], list[dict]]:
@@ -22,23 +36,7 @@ def measure(runtime: Runtime, reference: Path) -> tuple[dict[str, float], list[d
 
     Raises StageError: tokenizer_mismatch if the vocabulary is smaller than the reference's, non_finite.
     """
-    facts = json.loads((reference / "reference.json").read_text(encoding="utf-8"))
-    with safe_open(reference / "head.safetensors", "np") as file:
-        head = OutputHead(file.get_tensor("weight").astype(np.float32), facts["logit_scale"], facts["logit_softcap"])
-    vocabulary = len(head.weight)
-    collected = Divergence(head)
-    with safe_open(reference / "hidden.safetensors", "np") as file:
-        tokens, hidden = file.get_tensor("tokens"), file.get_slice("hidden")
-        step = max(1, CHUNK_VALUES // (tokens.shape[1] * vocabulary))
-        for start in range(0, len(tokens), step):
-            part = tokens[start:start + step]
-            values = runtime.logprobs(part)
-            if values.shape[-1] < vocabulary:
-                raise StageError(Failure.TOKENIZER_MISMATCH, f"expected at least {vocabulary} logits from "
-                                                             f"{runtime.name}, found {values.shape[-1]}")
-            for states, logprobs, ids in zip(hidden[start:start + len(part)], values, part, strict=True):
-                collected.add(states, logprobs[:, :vocabulary], ids)
-    metrics, items = collected.summary(), []
+    metrics, items = divergence(runtime, reference).summary(), []
     questions = gold.read_tokenized(reference / "gold.jsonl")
     if questions:
         rows = json.loads((reference / "baseline.json").read_text(encoding="utf-8"))

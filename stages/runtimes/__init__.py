@@ -1,5 +1,6 @@
 """Engines that serve a bundle, one file each. A runtime reads only the bundle."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -10,10 +11,13 @@ from stages.tracking import Failure, StageError
 
 MODULES = {"transformers": ("transformers", "transformers"), "llama.cpp": ("llama_cpp", "llama-cpp-python"),
            "onnxruntime": ("onnxruntime", "onnxruntime")}  # runtime → its module here, the package to install
+PIECE_VALUES = 1 << 25  # logits that a runtime hands over at once, so that a large vocabulary needs no gigabytes
+PIECE_TOKENS = 2048  # and tokens
+Piece = tuple[slice, slice, np.ndarray]
 
 
 class Runtime(Protocol):
-    """A loaded model."""
+    """A loaded model. One that can hand over part of a sequence's logits also has `pieces` (the function below)."""
 
     name: str
     version: str
@@ -41,6 +45,35 @@ def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime
         raise StageError(Failure.RUNTIME_UNAVAILABLE,
                          f"cannot import {name}: {error}; install it: pip install {package}") from error
     return engine.Engine(bundle, threads)
+
+
+def pieces(runtime: Runtime, tokens: np.ndarray, first: int = 0) -> Iterator[Piece]:
+    """(sequences, positions, logits float32 [b, m, V] or log-probabilities) that cover `tokens` int32 [n, length] from
+    position `first` on. What is handed over holds until the next piece is asked for.
+    """
+    if hasattr(runtime, "pieces"):
+        yield from runtime.pieces(tokens, first)
+        return
+    count, length = tokens.shape
+    step = max(1, PIECE_TOKENS // length)
+    for start in range(0, count, step):
+        rows = slice(start, min(count, start + step))
+        yield rows, slice(first, length), runtime.logprobs(tokens[rows])[:, first:]
+
+
+def continued(tokens: np.ndarray, first: int, size: int, run) -> Iterator[Piece]:
+    """Pieces of a runtime that goes on where it stopped: `run(ids, cache)` gives the logits [b, m, V] of `ids` int32 [b, m]
+    and a cache, None at a sequence's begin; `size` is V.
+    """
+    count, length = tokens.shape
+    step = max(1, min(PIECE_TOKENS // length, PIECE_VALUES // (length * size)))
+    for start in range(0, count, step):
+        rows, cache, places = slice(start, min(count, start + step)), None, max(1, PIECE_VALUES // (step * size))
+        for place in range(0, length, places):
+            stop = min(length, place + places)
+            logits, cache = run(tokens[rows, place:stop], cache)
+            if stop > first:
+                yield rows, slice(max(place, first), stop), logits[:, max(0, first - place):]
 
 
 def greedy(first: np.ndarray, step, max_new_tokens: int, stop: set[int]) -> list[int]:

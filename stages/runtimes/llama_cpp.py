@@ -2,17 +2,19 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import llama_cpp as llama
 import numpy as np
 from scipy.special import log_softmax
 
-from stages.runtimes import greedy
+from stages.runtimes import PIECE_VALUES, Piece, greedy
 from stages.tracking import Failure, StageError
 
 F32 = 0  # ggml_type of the KV cache: full precision, so that the figures show the weights alone
+BATCH_TOKENS = 512  # run at once, which is what llama.cpp computes at once
+CELLS = 256  # llama.cpp gives each sequence a multiple of so many places in the cache
 
 
 @llama.llama_log_callback
@@ -36,62 +38,85 @@ class Engine:
             raise StageError(Failure.RUNTIME_CRASHED, f"llama.cpp cannot load {path}; export it again")
         self.vocabulary = llama.llama_model_get_vocab(self.model)
         self.size = llama.llama_vocab_n_tokens(self.vocabulary)
-        self.threads, self.context, self.room = threads or os.cpu_count(), None, 0
+        self.threads, self.context, self.room = threads or os.cpu_count(), None, (0, 0)
 
-    def _prepare(self, length: int) -> None:
-        """A context with an empty cache for one sequence of `length` tokens.
+    def _prepare(self, sequences: int, length: int) -> None:
+        """A context with an empty cache for `sequences` of `length` tokens.
 
-        One at a time: in a shared cache each sequence would also look at, and then mask, the cells of all others, and
+        Each has a cache of its own: in a shared one it would also look at, and then mask, the cells of all others, and
         what a sequence gets would depend on its neighbours by the rounding of other sums.
         """
-        if self.context is None or self.room < length:
+        if self.context is None or self.room[0] < sequences or self.room[1] < length:
             if self.context is not None:
                 llama.llama_free(self.context)
-            settings, self.room = llama.llama_context_default_params(), max(length, 256)
-            settings.n_ctx, settings.n_batch, settings.n_ubatch = self.room, self.room, 512
+            settings, self.room = llama.llama_context_default_params(), (sequences, -(-length // CELLS) * CELLS)
+            settings.n_ctx, settings.n_seq_max, settings.kv_unified = sequences * self.room[1], sequences, False
+            settings.n_batch = settings.n_ubatch = BATCH_TOKENS
             settings.n_threads = settings.n_threads_batch = self.threads
             settings.type_k = settings.type_v = F32
             settings.flash_attn_type = 0
             self.context = llama.llama_init_from_model(self.model, settings)
             if not self.context:
-                raise StageError(Failure.OUT_OF_MEMORY, f"llama.cpp cannot make a context of {self.room} tokens")
+                raise StageError(Failure.OUT_OF_MEMORY, f"llama.cpp cannot make a context of {settings.n_ctx} tokens")
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
 
-    def _decode(self, tokens: Sequence[int], start: int, last_only: bool) -> np.ndarray:
-        """Logits float32 [n, V], or of the last token alone, for n tokens at positions from `start`."""
-        count = len(tokens)
-        batch = llama.llama_batch_init(count, 0, 1)
-        try:
-            batch.n_tokens = count
-            for i, token in enumerate(tokens):
-                batch.token[i], batch.pos[i] = token, start + i
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-                batch.logits[i] = not last_only or i == count - 1
-            status = llama.llama_decode(self.context, batch)
-        finally:
-            llama.llama_batch_free(batch)
+    def _decode(self, tokens: np.ndarray, start: int, skip: int) -> np.ndarray:
+        """Logits float32 [b, n - skip, V] for tokens int32 [b, n] at positions from `start`, without those of the first
+        `skip`. They lie in llama.cpp's own memory, where the next call overwrites them.
+        """
+        (sequences, count), pointer = tokens.shape, ctypes.POINTER
+        ids = np.ascontiguousarray(tokens, np.int32)
+        places = np.tile(np.arange(start, start + count, dtype=np.int32), sequences)
+        numbers = np.repeat(np.arange(sequences, dtype=np.int32), count)
+        ones = np.ones(ids.size, np.int32)
+        wanted = np.tile(np.arange(count) >= skip, sequences).astype(np.int8)
+        owners = numbers.ctypes.data + 4 * np.arange(ids.size, dtype=np.uint64)  # where each token's sequence stands
+        batch = llama.llama_batch(
+            n_tokens=ids.size, token=ids.ctypes.data_as(pointer(llama.llama_token)),
+            pos=places.ctypes.data_as(pointer(llama.llama_pos)), n_seq_id=ones.ctypes.data_as(pointer(ctypes.c_int32)),
+            seq_id=owners.ctypes.data_as(pointer(pointer(llama.llama_seq_id))),
+            logits=wanted.ctypes.data_as(pointer(ctypes.c_int8)))
+        status = llama.llama_decode(self.context, batch)
         if status:
-            raise StageError(Failure.RUNTIME_CRASHED, f"llama_decode returned {status} for {count} tokens")
-        rows = 1 if last_only else count
-        return np.ctypeslib.as_array(llama.llama_get_logits(self.context), (rows, self.size)).copy()
+            raise StageError(Failure.RUNTIME_CRASHED, f"llama_decode returned {status} for {ids.size} tokens")
+        if skip == count:
+            return np.empty((sequences, 0, self.size), np.float32)
+        return np.ctypeslib.as_array(llama.llama_get_logits(self.context), (sequences, count - skip, self.size))
+
+    def pieces(self, tokens: np.ndarray, first: int) -> Iterator[Piece]:
+        count, length = tokens.shape
+        step = max(1, BATCH_TOKENS // max(length, CELLS))
+        most = max(1, PIECE_VALUES // (step * self.size))  # positions with logits
+        for begin in range(0, count, step):
+            rows, start = slice(begin, min(count, begin + step)), 0
+            self._prepare(step, length)
+            while start < length:
+                skipped = max(0, first - start)
+                stop = min(length, start + BATCH_TOKENS // step, start + skipped + most)
+                logits = self._decode(tokens[rows, start:stop], start, min(skipped, stop - start))
+                if stop > first:
+                    yield rows, slice(start + skipped, stop), logits
+                start = stop
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         found = np.empty((*tokens.shape, self.size), np.float32)
-        for row, sequence in zip(found, tokens.tolist(), strict=True):
-            self._prepare(len(sequence))
-            row[:] = log_softmax(self._decode(sequence, 0, False), axis=-1)
+        for rows, places, logits in self.pieces(tokens, 0):
+            found[rows, places] = log_softmax(logits, axis=-1)
         return found
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
-        self._prepare(len(prompt) + max_new_tokens)
-        position = len(prompt) - 1
+        self._prepare(1, len(prompt) + max_new_tokens)
+        position = 0
 
-        def step(token: int) -> np.ndarray:
+        def step(*ids: int) -> np.ndarray:
             nonlocal position
-            position += 1
-            return self._decode([token], position, True)[0]
+            for start in range(0, len(ids), BATCH_TOKENS):
+                part = np.array([ids[start:start + BATCH_TOKENS]], np.int32)
+                logits = self._decode(part, position, part.size - 1)
+                position += part.size
+            return logits[0, 0]
 
-        return greedy(self._decode(prompt, 0, True)[0], step, max_new_tokens, stop)
+        return greedy(step(*prompt), step, max_new_tokens, stop)
 
     def encode(self, text: str) -> list[int]:
         data = text.encode()

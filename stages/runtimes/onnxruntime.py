@@ -1,6 +1,7 @@
 """onnxruntime on the CPU, without torch and transformers."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnxruntime
 from scipy.special import log_softmax
 from tokenizers import Tokenizer
 
-from stages.runtimes import greedy
+from stages.runtimes import Piece, continued, greedy
 from stages.tracking import Failure, StageError
 
 
@@ -37,6 +38,7 @@ class Engine:
         self.tokenizer.no_padding()
         cached = [one for one in self.session.get_inputs() if one.name.startswith("past_key_values.")]
         self.cached = [one.name for one in cached]
+        self.size = self.session.get_outputs()[0].shape[-1]
         _, self.kv_heads, _, self.head_dim = cached[0].shape
 
     def _run(self, tokens: np.ndarray, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
@@ -52,6 +54,13 @@ class Engine:
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         return log_softmax(self._run(tokens)[0], axis=-1)
+
+    def pieces(self, tokens: np.ndarray, first: int) -> Iterator[Piece]:
+        def run(ids: np.ndarray, cache: list[np.ndarray] | None) -> tuple[np.ndarray, list[np.ndarray]]:
+            logits, *cache = self._run(ids, cache)
+            return logits, cache
+
+        return continued(tokens, first, self.size, run)
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
         logits, *cache = self._run(np.array([prompt]))

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.runtimes import greedy
+from stages.runtimes import Piece, continued, greedy
 from stages.tracking import Failure, StageError
 
 transformers.logging.set_verbosity_error()
@@ -56,6 +57,15 @@ class Engine:
         ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
         logits = self.model(input_ids=ids, use_cache=False).logits
         return torch.log_softmax(logits.float(), -1).cpu().numpy()
+
+    def pieces(self, tokens: np.ndarray, first: int) -> Iterator[Piece]:
+        @torch.inference_mode()
+        def run(ids: np.ndarray, cache: object) -> tuple[np.ndarray, object]:
+            out = self.model(input_ids=torch.from_numpy(ids.astype(np.int64)).to(self.device), past_key_values=cache,
+                             use_cache=True)
+            return out.logits.float().cpu().numpy(), out.past_key_values
+
+        return continued(tokens, first, self.model.config.get_text_config().vocab_size, run)
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:

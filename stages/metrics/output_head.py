@@ -1,0 +1,65 @@
+"""The output head: logits from final hidden states, with all that the model's family does to them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401  gives numpy the bfloat16 of the output head
+import numpy as np
+from safetensors import safe_open
+from scipy.special import log_softmax
+
+FILE = "head.safetensors"
+BLOCK_VALUES = 1 << 21  # weights taken at once, so that a block and what it makes stay in the processor's caches
+RESIDENT_VALUES = 1 << 26  # weights kept in float32; a larger head is converted block by block, each time
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """`weight` [V, hidden] in any floating type, or a safetensors slice of that shape, and `bias` float32 [V].
+
+    Logits are (hidden · weightᵀ + bias) · scale, then softcap · tanh(logits / softcap) where there is one: transformers'
+    order in the families that have either.
+    """
+
+    weight: np.ndarray
+    scale: float = 1.0
+    softcap: float | None = None
+    bias: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if np.prod(self.shape) <= RESIDENT_VALUES:
+            object.__setattr__(self, "weight", np.asarray(self.weight[:], np.float32))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(vocabulary, hidden)."""
+        return tuple(self.weight.shape if isinstance(self.weight, np.ndarray) else self.weight.get_shape())
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def logits(self, hidden: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(first token, logits float32 [n, block]) for hidden [n, D], one block of the vocabulary after another."""
+        vocabulary, width = self.shape
+        step = max(1, BLOCK_VALUES // width)
+        for start in range(0, vocabulary, step):
+            made = hidden @ np.asarray(self.weight[start:start + step], np.float32).T
+            if self.bias is not None:
+                made += self.bias[start:start + step]
+            if self.scale != 1:
+                made *= np.float32(self.scale)
+            if self.softcap:
+                made = np.tanh(made / np.float32(self.softcap)) * np.float32(self.softcap)
+            yield start, made
+
+    def logprobs(self, hidden: np.ndarray) -> np.ndarray:
+        """Natural log-probabilities float32 [n, V] for final hidden states [n, hidden]."""
+        return log_softmax(np.concatenate([made for _, made in self.logits(hidden)], axis=1), axis=-1)
+
+
+def open_head(reference: Path, facts: dict) -> OutputHead:
+    """The head that the reference stage stored in a folder, `facts` being its reference.json."""
+    file = safe_open(reference / FILE, "np")
+    return OutputHead(file.get_slice("weight"), facts["logit_scale"], facts["logit_softcap"],
+                      file.get_tensor("bias") if "bias" in file.keys() else None)
