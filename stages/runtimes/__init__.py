@@ -1,5 +1,6 @@
 """Engines that serve a bundle, one file each. A runtime reads only the bundle."""
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -32,15 +33,19 @@ class Runtime(Protocol):
         """The text of token ids."""
 
 
-def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime:
-    """Load a bundle. Raises StageError(runtime_unavailable) if the engine is not installed."""
+def engine(name: str) -> Callable[[Path, int | None], Runtime]:
+    """The class of an engine, imported only now. Raises StageError(runtime_unavailable) if it is not installed."""
     module, package = MODULES[name]
     try:
-        engine = import_module(f"stages.runtimes.{module}")
+        return import_module(f"stages.runtimes.{module}").Engine
     except ImportError as error:
         raise StageError(Failure.RUNTIME_UNAVAILABLE,
                          f"cannot import {name}: {error}; install it: pip install {package}") from error
-    return engine.Engine(bundle, threads)
+
+
+def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime:
+    """Load a bundle. Raises StageError(runtime_unavailable) if the engine is not installed."""
+    return engine(name)(bundle, threads)
 
 
 def greedy(first: np.ndarray, step, max_new_tokens: int, stop: set[int]) -> list[int]:

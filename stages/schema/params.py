@@ -64,6 +64,13 @@ class Speed(Section):
     threads: int | None = Field(default=None, gt=0)  # None: as many as there are cores
 
 
+class Limits(Section):
+    """Of each process in which a variant is tried or measured; None for no limit."""
+
+    seconds: float | None = Field(default=14400, gt=0)
+    memory_mib: float | None = Field(default=None, gt=0)  # resident, of the process and all that it starts
+
+
 class Calibration(Text):
     curvature: bool = True  # also collect the output factors of the KL divergence's curvature, in a backward pass
 
@@ -74,6 +81,7 @@ class Evaluation(Text):
     smoke_prompts: list[str] = Field(min_length=1)
     smoke_tokens: int = Field(gt=0)
     speed: Speed
+    limits: Limits = Limits()
 
 
 class Variant(Section):
