@@ -57,7 +57,9 @@ def measure(name: str, variant: Variant, settings: Speed) -> dict:
 def evaluate(run: StageRun) -> None:
     name, variant = run.instance, run.params.variants[run.instance]
     manifest = check_bundle(EXPORTS / name)
-    found = ask("stages.evaluate", name, limits=run.params.evaluation.limits, what=f"the measuring process of {name}")
+    asked = run.params.evaluation
+    found = ask("stages.evaluate", name, limits=asked.limits, what=f"the measuring process of {name}",
+                python=asked.pythons.get(variant.runtime))
     quality = found["quality"] | {key: manifest[key] for key in ("size_bytes", "bits_per_weight", "artifact_sha256")} \
         | {"runtime": variant.runtime, "runtime_version": found["runtime_version"]}
     speed = found["speed"]

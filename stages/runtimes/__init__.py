@@ -9,8 +9,13 @@ import numpy as np
 
 from stages.tracking import Failure, StageError
 
-MODULES = {"transformers": ("transformers", "transformers"), "llama.cpp": ("llama_cpp", "llama-cpp-python"),
-           "onnxruntime": ("onnxruntime", "onnxruntime")}  # runtime → its module here, the package to install
+MODULES = {  # runtime → its module here, how to install it
+    "transformers": ("transformers", "pip install transformers"),
+    "vllm": ("vllm", "make an environment of its own from requirements-vllm.txt, and name its interpreter in evaluation.pythons.vllm"),
+    "llama.cpp": ("llama_cpp", "pip install llama-cpp-python"),
+    "onnxruntime": ("onnxruntime", "pip install onnxruntime"),
+    "onnxruntime-genai": ("onnxruntime_genai", "pip install 'quantline[genai]'"),
+}
 
 
 class Runtime(Protocol):
@@ -35,12 +40,12 @@ class Runtime(Protocol):
 
 def engine(name: str) -> Callable[[Path, int | None], Runtime]:
     """The class of an engine, imported only now. Raises StageError(runtime_unavailable) if it is not installed."""
-    module, package = MODULES[name]
+    module, how = MODULES[name]
     try:
         return import_module(f"stages.runtimes.{module}").Engine
     except ImportError as error:
         raise StageError(Failure.RUNTIME_UNAVAILABLE,
-                         f"cannot import {name}: {error}; install it: pip install {package}") from error
+                         f"expected {name}, and cannot import it: {error}; install it: {how}") from error
 
 
 def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime:

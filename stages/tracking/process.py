@@ -28,19 +28,23 @@ PR_SET_PDEATHSIG = 1
 CRASH = "Fatal Python error"  # what faulthandler says first of a crash; then the frames, the innermost first
 
 
-def ask(module: str, *arguments: str, limits: Limits, what: str) -> dict:
-    """What a module of ours answers in a fresh process. `what` names that process in messages.
+def ask(module: str, *arguments: str, limits: Limits, what: str, python: str | None = None) -> dict:
+    """What a module of ours answers in a fresh process of `python` (default: this one). `what` names it in messages.
 
     Its memory is the resident memory of it and of all that it starts, pages of mapped files included. Address space is
     not limited, because runtimes map far more than they touch. When it ends, all that it has started ends with it.
 
-    Raises StageError: its own failures, runtime_crashed, timed_out, out_of_memory.
+    Raises StageError: its own failures, runtime_crashed, timed_out, out_of_memory, runtime_unavailable.
     """
     with tempfile.TemporaryDirectory() as work, (Path(work) / "stderr").open("w+b") as said:
         target = Path(work) / "answer.json"
-        process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", module, *arguments, "--into", str(target)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+        try:
+            process = subprocess.Popen(
+                [python or sys.executable, "-X", "faulthandler", "-m", module, *arguments, "--into", str(target)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True, env=_environment())
+        except OSError as error:
+            raise StageError(Failure.RUNTIME_UNAVAILABLE, f"expected a Python interpreter for {what}, and {python or sys.executable} "
+                                                          f"does not start: {error.strerror}; mend evaluation.pythons") from error
         try:
             _watch(process, limits, what)
         finally:
@@ -54,6 +58,12 @@ def ask(module: str, *arguments: str, limits: Limits, what: str) -> dict:
     if "failure" in found:
         raise StageError(Failure(found["failure"]), found["message"])
     return found
+
+
+def _environment() -> dict[str, str]:
+    """This process's, in which every interpreter finds the same `stages` as this one."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def answer(target: Path, work: Callable[[], dict]) -> None:
