@@ -65,6 +65,7 @@ REASON_OF_STAGE = {
     "quantize": Reason.EXPORT_QUANTIZATION_FAILED,
     "export": Reason.EXPORT_RUN_FAILED,
     "evaluate": Reason.EVAL_RUNTIME_ERROR,
+    "lm_eval": Reason.EVAL_RUNTIME_ERROR,
     "compare": Reason.COMPARE_FAILED,
 }
 

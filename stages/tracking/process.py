@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from stages.config import Limits
-from stages.tracking.failures import Failure, StageError, failure_of
+from stages.tracking.failures import Failure, Reason, StageError, failure_of
 from stages.tracking.outputs import write_json
 
 POLL_S = 0.1  # between two looks at the memory
@@ -56,7 +56,8 @@ def ask(module: str, *arguments: str, limits: Limits, what: str, python: str | N
             raise _ended(process.returncode, said.read().decode(errors="replace"), what)
         found = json.loads(target.read_text(encoding="utf-8"))
     if "failure" in found:
-        raise StageError(Failure(found["failure"]), found["message"])
+        reason = found.get("reason")
+        raise StageError(Failure(found["failure"]), found["message"], Reason(reason) if reason else None)
     return found
 
 
@@ -74,7 +75,7 @@ def answer(target: Path, work: Callable[[], dict]) -> None:
     try:
         found = work()
     except StageError as error:
-        found = {"failure": error.failure, "message": str(error)}
+        found = {"failure": error.failure, "message": str(error), "reason": error.reason}
     except Exception as error:
         failure = failure_of(error)
         if failure is Failure.INTERNAL_ERROR:

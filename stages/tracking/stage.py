@@ -19,11 +19,11 @@ from stages.tracking.failures import REASON_OF_STAGE, Failure, Reason, StageErro
 
 EVENTS = Path("events.jsonl")
 SEVERITIES = ("info", "warning", "error", "critical")
-INSTANCES = {"quantize": "recipes", "export": "variants", "evaluate": "variants"}  # stage -> section of its names
+INSTANCES = {"quantize": "recipes", "export": "variants", "evaluate": "variants", "lm_eval": "variants"}  # stage -> section of its names
 ADVICE = {Failure.OUT_OF_MEMORY: "; close other programs, or take fewer or shorter sequences",
           Failure.DISK_FULL: "; free some space (`dvc gc --workspace` drops old results), then run it again"}
 UPSTREAM = {"calibrate": "load", "reference": "calibrate", "quantize": "calibrate", "export": "quantize",
-            "evaluate": "export"}
+            "evaluate": "export", "lm_eval": "export"}
 
 
 def run_name(stage: str, instance: str | None, params: Params | None) -> str:
@@ -59,7 +59,8 @@ class StageRun:
         check_fresh(params)
         self._check_instance(params)
         self.params, self.run_id = params, run_name(self.stage, self.instance, params)
-        if "hub" not in (params.model.source, params.calibration.source, params.evaluation.source):
+        sources = (params.model.source, params.calibration.source, params.evaluation.source)
+        if self.stage != "lm_eval" and "hub" not in sources:  # whose tasks have their data on the Hub
             os.environ["HF_HUB_OFFLINE"] = "1"
 
     def _check_instance(self, params: Params) -> None:
