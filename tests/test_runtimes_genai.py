@@ -1,6 +1,9 @@
 """onnxruntime-genai as a runtime: it loads what the export writes, and its numbers are onnxruntime's."""
 
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,6 +72,21 @@ def test_the_configuration_is_written_for_this_runtime_alone(tmp_path, tiny_mode
     about = json.loads((export(tmp_path / "b", tiny_model) / onnx_genai.FILE).read_text())["model"]
     assert (about["vocab_size"], about["context_length"], about["eos_token_id"], about["pad_token_id"]) == (384, 256, [0], -1)
     assert (about["decoder"]["head_size"], about["decoder"]["num_key_value_heads"], about["decoder"]["num_hidden_layers"]) == (64, 2, 2)
+
+
+def test_a_variant_is_exported_and_measured_and_the_lines_of_its_readme_serve_it(project):
+    project.compose("suite=genai", "variant=[onnx-fp32-genai]", "recipe=[none]")
+    name = "onnx-fp32-genai"
+    for stage, instance in (("load", None), ("calibrate", None), ("reference", None), ("quantize", "none"), ("export", name), ("evaluate", name)):
+        project.stage(stage, instance)
+    quality = json.loads((project.root / f"metrics/{name}.json").read_text())
+    assert quality["runtime"] == "onnxruntime-genai" and 0 <= quality["mean_kld"] < 1e-6
+    bundle = project.root / "artifacts/exports" / name
+    code = re.search(r"```python\n(.*?)```", (bundle / "README.md").read_text(), re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=bundle)
+    engine = open_runtime("onnxruntime-genai", bundle, 1)
+    prompt = engine.encode("Hello")
+    assert done.stdout.strip().startswith("Hello") and engine.decode(engine.generate(prompt, 24, {0})).strip() in done.stdout
 
 
 def test_a_bundle_that_it_refuses_is_a_named_failure(tmp_path, bundle):
