@@ -146,16 +146,19 @@ def gate(
 @app.command("lm-eval")
 def lm_eval(
     variants: Annotated[list[str], typer.Argument(help="Variants that are built", show_default=False)],
-    tasks: Annotated[str, typer.Option(help="Names of tasks or groups, parted by commas: arc_easy,hellaswag", show_default=False)],
-    include_path: Annotated[Path | None, typer.Option(help="A folder of your own tasks (YAML files)", show_default=False)] = None,
-    fewshot: Annotated[int | None, typer.Option(help="Examples before each question; else as the task says", show_default=False)] = None,
+    tasks: Annotated[str, typer.Option(help="Names of tasks or groups, parted by commas: arc_easy,hellaswag")],
+    include_path: Annotated[Path | None, typer.Option(
+        help="A folder of your own tasks (YAML files)", show_default=False)] = None,
+    fewshot: Annotated[int | None, typer.Option(
+        help="Examples before each question; else as the task says", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(help="Documents of each task; else all", show_default=False)] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the questions through the model's chat template")] = False,
-    max_length: Annotated[int | None, typer.Option(help="Tokens that the model looks at; else as it says", show_default=False)] = None,
+    max_length: Annotated[int | None, typer.Option(
+        help="Tokens that the model looks at; else as it says", show_default=False)] = None,
 ) -> None:
-    """Tasks of lm-evaluation-harness (the extra lm-eval) on variants; the results stand on the page beside the others."""
-    options = {"tasks": tasks, "include-path": include_path and include_path.resolve(), "fewshot": fewshot, "limit": limit,
-               "max-length": max_length}
+    """Tasks of lm-evaluation-harness (the extra lm-eval) on variants; the results stand on the page."""
+    options = {"tasks": tasks, "include-path": include_path and include_path.resolve(), "fewshot": fewshot,
+               "limit": limit, "max-length": max_length}
     given = [f"--{name}={value}" for name, value in options.items() if value is not None] + ["--chat"] * chat
     try:
         os.chdir(project_root())

@@ -2,8 +2,8 @@
 
     python -m stages.evaluate gguf-q4_k_m     # → metrics/gguf-q4_k_m.json, metrics/gguf-q4_k_m.speed.json
 
-The measuring process imports neither torch nor transformers unless the runtime needs them; if native code brings it down,
-or it goes over evaluation.limits, that is a named failure of this variant.
+The measuring process imports neither torch nor transformers unless the runtime needs them; if native code brings it
+down, or it goes over evaluation.limits, that is a named failure of this variant.
 """
 
 import json

@@ -37,7 +37,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--fewshot", type=int, help="examples before each question (default: as the task says)")
     parser.add_argument("--limit", type=int, help="documents of each task (default: all)")
     parser.add_argument("--chat", action="store_true", help="put the questions through the model's chat template")
-    parser.add_argument("--max-length", type=int, help="tokens that the model looks at (default: as its config.json says)")
+    parser.add_argument("--max-length", type=int, help="tokens that the model looks at (default: as it says)")
     parser.add_argument("--into", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 
@@ -47,8 +47,8 @@ def context_length(model: Path) -> int:
     config = read_json(model / "config.json")
     found = next((config[key] for key in CONTEXT if key in config), None)
     if found is None:
-        raise StageError(Failure.MISSING_FILE, f"expected one of {', '.join(CONTEXT)} in {model / 'config.json'}, found none; "
-                                               "give --max-length")
+        raise StageError(Failure.MISSING_FILE, f"expected one of {', '.join(CONTEXT)} in {model / 'config.json'}, found "
+                                               "none; give --max-length")
     return found
 
 
@@ -77,24 +77,27 @@ def measure(asked: argparse.Namespace, params: Params) -> dict[str, Any]:
     variant = params.variants[asked.variant]
     manager, names = TaskManager(include_path=asked.include_path), asked.tasks.split(",")
     if strange := [name for name in names if name not in manager.all_tasks]:
-        raise StageError(Failure.DATASET_INVALID, f"expected tasks of lm-evaluation-harness, found {', '.join(strange)}; `lm-eval ls "
-                                                  "tasks` lists them, and --include-path adds one's own", Reason.EVAL_DATASET_MISSING)
+        raise StageError(Failure.DATASET_INVALID, f"expected tasks of lm-evaluation-harness, found {', '.join(strange)}; "
+                         "`lm-eval ls tasks` lists them, and --include-path adds one's own", Reason.EVAL_DATASET_MISSING)
     runtime = open_runtime(variant.runtime, EXPORTS / asked.variant, params.evaluation.speed.threads)
     model = Bundle(runtime, Tokenizer(MODEL), asked.max_length or context_length(MODEL))
     seed = params.seed
     try:
         results = lm_eval.simple_evaluate(
-            model, tasks=names, task_manager=manager, num_fewshot=asked.fewshot, limit=asked.limit, apply_chat_template=asked.chat,
-            log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed)
+            model, tasks=names, task_manager=manager, num_fewshot=asked.fewshot, limit=asked.limit,
+            apply_chat_template=asked.chat, log_samples=False, random_seed=seed, numpy_random_seed=seed,
+            torch_random_seed=seed, fewshot_random_seed=seed)
     except (OSError, ValueError, KeyError) as error:  # of `datasets`, and of a task whose file is wrong
-        raise StageError(Failure.DATASET_INVALID, f"expected the tasks {asked.tasks} and their data, and lm-evaluation-harness cannot "
-                         f"take them: {type(error).__name__}: {error}; look at the task's file, and whether its data is "
-                         "there or the Hub answers", Reason.EVAL_DATASET_MISSING) from error
+        raise StageError(
+            Failure.DATASET_INVALID, f"expected the tasks {asked.tasks} and their data, and lm-evaluation-harness cannot take "
+            f"them: {type(error).__name__}: {error}; look at the task's file, and whether its data is there or the Hub "
+            "answers", Reason.EVAL_DATASET_MISSING) from error
     return {"runtime_version": runtime.version, "lm_eval_version": lm_eval.__version__, "tasks": told(results, asked)}
 
 
 def told(results: dict[str, Any], asked: argparse.Namespace) -> dict[str, dict]:
-    """Per task and group: {metrics: {"acc,none": {value, stderr, higher_is_better}}, version, fewshot, documents, limit, chat}.
+    """Per task and group: {metrics: {"acc,none": {value, stderr, higher_is_better}}, version, fewshot, documents, limit,
+    chat}.
 
     Raises StageError(non_finite) for a metric that is NaN or infinite.
     """
@@ -108,11 +111,12 @@ def told(results: dict[str, Any], asked: argparse.Namespace) -> dict[str, dict]:
             if not math.isfinite(value):
                 raise StageError(Failure.NON_FINITE, f"expected a finite {metric} of {name}, found {value}")
             spread = values.get(f"{metric}_stderr,{kind}")
-            spread = float(spread) if isinstance(spread, int | float) and math.isfinite(spread) else None  # "N/A" where there is none
-            metrics[key] = {"value": float(value), "stderr": spread,
+            known = isinstance(spread, int | float) and math.isfinite(spread)  # "N/A" where there is none
+            metrics[key] = {"value": float(value), "stderr": float(spread) if known else None,
                             "higher_is_better": results["higher_is_better"].get(name, {}).get(metric)}
-        found[name] = {"metrics": metrics, "version": results["versions"].get(name), "fewshot": results["n-shot"].get(name),
-                       "documents": results["n-samples"].get(name, {}).get("effective"), "limit": asked.limit, "chat": asked.chat}
+        found[name] = {
+            "metrics": metrics, "version": results["versions"].get(name), "fewshot": results["n-shot"].get(name),
+            "documents": results["n-samples"].get(name, {}).get("effective"), "limit": asked.limit, "chat": asked.chat}
     return found
 
 
@@ -122,15 +126,15 @@ def lm_eval(run: StageRun, given: list[str]) -> None:
     manifest, variant = check_bundle(EXPORTS / name), run.params.variants[name]
     found = ask("stages.lm_eval", *given, limits=run.params.evaluation.limits, what=f"lm-evaluation-harness on {name}",
                 python=run.params.evaluation.pythons.get(variant.runtime))
-    path, about = METRICS / f"{name}.lm-eval.json", {"artifact_sha256": manifest["artifact_sha256"], "runtime": variant.runtime}
+    about = {"artifact_sha256": manifest["artifact_sha256"], "runtime": variant.runtime}
+    path = METRICS / f"{name}.lm-eval.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     same = before.get("artifact_sha256") == manifest["artifact_sha256"]
     write_json(path, {**about, **found, "tasks": (before["tasks"] if same else {}) | found["tasks"]})
-    numbers = {f"lm_eval/{task}/{metric.replace(',', '/')}": one["value"]
-               for task, about in found["tasks"].items() for metric, one in about["metrics"].items()}
-    run.track(key=f"{name}:{manifest['artifact_sha256']}", name=name, metrics=numbers, files=[path])
-    run.finish(f"{asked.tasks}: " + ", ".join(f"{task} {metric} {one['value']:.4g}" for task, about in found["tasks"].items()
-                                              for metric, one in about["metrics"].items()))
+    figures = [(task, metric, one["value"]) for task, told in found["tasks"].items() for metric, one in told["metrics"].items()]
+    run.track(key=f"{name}:{manifest['artifact_sha256']}", name=name, files=[path],
+              metrics={f"lm_eval/{task}/{metric.replace(',', '/')}": value for task, metric, value in figures})
+    run.finish(f"{asked.tasks}: " + ", ".join(f"{task} {metric} {value:.4g}" for task, metric, value in figures))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Try a bundle in the runtime that will serve it. The export stage runs this in a process of its own, which native code may
-bring down, and which imports no more than the runtime does.
+"""Try a bundle in the runtime that will serve it. The export stage runs this in a process of its own, which native code
+may bring down, and which imports no more than the runtime does.
 
-    python -m stages.smoke gguf-q4_k_m artifacts/exports/gguf-q4_k_m 1280 --into smoke.json     # height of the embedding
+    python -m stages.smoke gguf-q4_k_m artifacts/exports/gguf-q4_k_m 1280 --into smoke.json   # height of the embedding
 """
 
 import sys

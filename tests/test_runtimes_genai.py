@@ -18,8 +18,6 @@ from stages.runtimes import open_runtime
 from stages.runtimes.parity import mismatches
 from stages.tracking import StageError
 
-pytest.importorskip("onnxruntime_genai", reason="the extra genai")
-
 
 def export(folder, source, runtime="onnxruntime-genai", bits=0):
     model = Checkpoint(source)

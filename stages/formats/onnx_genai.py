@@ -22,8 +22,8 @@ def config(model: Checkpoint, graph: str) -> dict[str, Any]:
     facts, tokenizer = architecture(model), Tokenizer(model.folder)
     ends = tokenizer.ends
     if not ends:
-        raise StageError(Failure.MISSING_TOKENIZER, "expected a token that ends a text, found none in tokenizer_config.json and "
-                                                    "generation_config.json; onnxruntime-genai needs one, take runtime onnxruntime")
+        raise StageError(Failure.MISSING_TOKENIZER, "expected a token that ends a text, found none in tokenizer_config.json "
+                         "and generation_config.json; onnxruntime-genai needs one, take runtime onnxruntime")
     beginning, padding = tokenizer.special("bos_token"), tokenizer.special("pad_token")
     # Wherever a sequence begins or ends with this token it is not looked at, so it may be none that texts hold.
     padding = NO_TOKEN if padding in (None, beginning, *ends) else padding
@@ -35,7 +35,8 @@ def config(model: Checkpoint, graph: str) -> dict[str, Any]:
             "pad_token_id": padding,
             "decoder": {
                 "filename": graph, "session_options": {}, "hidden_size": facts.hidden_size, "head_size": facts.head_dim,
-                "num_attention_heads": facts.heads, "num_key_value_heads": facts.kv_heads, "num_hidden_layers": facts.layers,
+                "num_attention_heads": facts.heads, "num_key_value_heads": facts.kv_heads,
+                "num_hidden_layers": facts.layers,
                 "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", "position_ids": "position_ids",
                            "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"},
                 "outputs": {"logits": "logits", "present_key_names": "present.%d.key",

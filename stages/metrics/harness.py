@@ -1,7 +1,7 @@
 """lm-evaluation-harness's kinds of requests, answered by a runtime. It needs nothing of the harness itself.
 
-The rules are those of the harness's own models (docs/model_guide.md, and `TemplateLM` in lm_eval/api/model.py): how context
-and continuation become tokens, and how a text longer than the model's context is cut.
+The rules are those of the harness's own models (docs/model_guide.md, and `TemplateLM` in lm_eval/api/model.py): how
+context and continuation become tokens, and how a text longer than the model's context is cut.
 """
 
 from collections.abc import Iterable
@@ -25,8 +25,8 @@ class Request(Protocol):
 class Answers:
     """Every runtime is given the ids of the source's tokenizer, as everywhere; the text is the bundle's own.
 
-    `max_length` is the number of tokens that the model can look at. Raises StageError(missing_tokenizer) if no token can
-    begin a text.
+    `max_length` is the number of tokens that the model can look at. Raises StageError(missing_tokenizer) if no token
+    can begin a text.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, max_length: int) -> None:
@@ -54,7 +54,7 @@ class Answers:
         return [self._write(*request.args) for request in requests]
 
     def _encode(self, text: str) -> list[int]:
-        """As the model expects a text: with the begin token, if the tokenizer adds one and the text does not have it."""
+        """As the model expects a text: with the begin token, if the tokenizer adds one and the text has none."""
         ids, bos = self.source.encode(text), self.source.bos
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
@@ -70,7 +70,7 @@ class Answers:
         return before, self._encode(context + continuation)[len(before):]
 
     def _windows(self, text: str) -> list[Pair]:
-        """Contexts and continuations that predict each token once, each from the most context that there is room for."""
+        """Contexts and continuations that predict each token once, each from as much as there is room for."""
         ids, found = self.source.encode(text), []
         whole = [self.prefix, *ids]
         for start in range(0, len(ids), self.max_length):
@@ -80,29 +80,31 @@ class Answers:
         return found
 
     def _follow(self, pairs: list[Pair]) -> list[tuple[np.ndarray, list[int]]]:
-        """As `follow`, with the beginning cut off of what is too long. Raises StageError: dataset_invalid, non_finite."""
+        """As `follow`, without the beginning of what is too long. Raises StageError: dataset_invalid, non_finite."""
         cut = []
         for context, continuation in pairs:
             room = self.max_length + 1 - len(continuation)  # the last token is not run
             if room < 1:
-                raise StageError(Failure.DATASET_INVALID, f"expected continuations of {self.max_length} tokens at most, which is the "
-                                                          f"model's context, found one of {len(continuation)}; leave that task out")
+                raise StageError(Failure.DATASET_INVALID, f"expected continuations of {self.max_length} tokens at most, "
+                                 f"which is the model's context, found one of {len(continuation)}; leave that task out")
             cut.append((context[-room:], continuation))
         found = follow(self.model, cut)
         for (likelihoods, _), (_, continuation) in zip(found, cut, strict=True):
             if not np.isfinite(likelihoods).all():
-                raise StageError(Failure.NON_FINITE, "expected finite log-likelihoods, found "
-                                                     f"{likelihoods[~np.isfinite(likelihoods)][0]} in {self.source.decode(continuation)[:80]!r}")
+                wrong = likelihoods[~np.isfinite(likelihoods)][0]
+                raise StageError(Failure.NON_FINITE, f"expected finite log-likelihoods, found {wrong} in "
+                                                     f"{self.source.decode(continuation)[:80]!r}")
         return found
 
     def _write(self, context: str, settings: dict[str, Any]) -> str:
-        if settings.get("do_sample") or (settings.get("do_sample") is None and float(settings.get("temperature") or 0) > 0):
+        sampled = settings.get("do_sample")
+        if sampled or (sampled is None and float(settings.get("temperature") or 0) > 0):
             raise StageError(Failure.DATASET_INVALID, "expected a task that decodes greedily, found one that samples "
                              f"({settings}); take it in a greedy version: runtimes are compared without chance")
         count = int(next((settings[name] for name in LIMITS if settings.get(name) is not None), MAX_TOKENS))
         if not 0 < count < self.max_length:
-            raise StageError(Failure.DATASET_INVALID, f"expected a task that asks for fewer tokens than the model's context of "
-                                                      f"{self.max_length}, found {count}; leave that task out")
+            raise StageError(Failure.DATASET_INVALID, "expected a task that asks for fewer tokens than the model's context "
+                                                      f"of {self.max_length}, found {count}; leave that task out")
         until = settings.get("until") or []
         until = [until] if isinstance(until, str) else until
         prompt = self._encode(context) or [self.prefix]

@@ -2,7 +2,9 @@
 
 
 def harness_columns(rows: list[dict]) -> list[dict]:
-    """One {task, metric, better} for each metric of lm-evaluation-harness that a row has; `better` is higher, lower or ""."""
+    """One {task, metric, better} for each metric of lm-evaluation-harness that a row has; `better` is higher, lower or
+    nothing.
+    """
     found = {}
     for row in rows:
         for task, about in row.get("lm_eval", {}).items():
@@ -20,10 +22,10 @@ def machines(rows: list[dict]) -> list[str]:
         if "machine" not in speed:
             continue
         about = speed["machine"]
-        where = ", ".join([about["cpu"], f"{about['cores']} cores", f"{about['memory_mib'] / 1024:.0f} GiB of memory", *about["gpus"],
-                           about["system"]])
-        how = (f"{speed['threads']} threads, batch {speed['batch']}, a prompt of {speed['prompt_tokens']} tokens, {speed['new_tokens']} new "
-               f"tokens, {speed['repetitions']} repetitions after one to warm up")
+        where = ", ".join([about["cpu"], f"{about['cores']} cores", f"{about['memory_mib'] / 1024:.0f} GiB of memory",
+                           *about["gpus"], about["system"]])
+        how = (f"{speed['threads']} threads, batch {speed['batch']}, a prompt of {speed['prompt_tokens']} tokens, "
+               f"{speed['new_tokens']} new tokens, {speed['repetitions']} repetitions after one to warm up")
         said.setdefault(f"{where}: {how}", []).append(row["variant"])
     alone = len(said) == 1
     return [f"{text}." if alone else f"{', '.join(names)}: {text}." for text, names in said.items()]

@@ -31,7 +31,8 @@ class Engine:
             self.model = genai.Model(config)
             self.tokenizer = genai.Tokenizer(self.model)
         except Exception as error:  # its exceptions have no class in common
-            raise StageError(Failure.RUNTIME_CRASHED, f"onnxruntime-genai cannot load {bundle}: {error}; export it again") from error
+            raise StageError(Failure.RUNTIME_CRASHED, f"onnxruntime-genai cannot load {bundle}: {error}; "
+                                                      "export it again") from error
         self.tokenizer.update_options(add_special_tokens="false", skip_special_tokens="false")
 
     def _generator(self, batch: int, length: int) -> genai.Generator:

@@ -26,8 +26,8 @@ class Engine:
     def __init__(self, bundle: Path, threads: int | None) -> None:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         try:
-            self.model = LLM(model=str(bundle), trust_remote_code=False, seed=0, max_logprobs=-1, enable_prefix_caching=False,
-                             generation_config="vllm", disable_log_stats=True)
+            self.model = LLM(model=str(bundle), trust_remote_code=False, seed=0, max_logprobs=-1,
+                             enable_prefix_caching=False, generation_config="vllm", disable_log_stats=True)
         except Exception as error:  # vLLM's, torch's, CUDA's
             raise StageError(Failure.RUNTIME_CRASHED, f"vLLM cannot load {bundle}: {type(error).__name__}: {error}; "
                                                       "look whether it has kernels for this layout") from error
@@ -36,13 +36,15 @@ class Engine:
     def _run(self, prompts: list[list[int]], **settings) -> list:
         """vLLM's outputs of greedy decoding, in the order of the prompts."""
         parameters = SamplingParams(temperature=0.0, ignore_eos=True, detokenize=False, **settings)
-        return self.model.generate([TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], parameters, use_tqdm=False)
+        given = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        return self.model.generate(given, parameters, use_tqdm=False)
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         found = None
         for row, sequence in enumerate(tokens.tolist()):  # one at a time: vLLM hands over Python lists
             output, = self._run([sequence], max_tokens=1, prompt_logprobs=-1, logprobs=-1, flat_logprobs=True)
-            after = [(output.prompt_logprobs, place) for place in range(1, len(sequence))] + [(output.outputs[0].logprobs, 0)]
+            after = [(output.prompt_logprobs, place) for place in range(1, len(sequence))]
+            after.append((output.outputs[0].logprobs, 0))
             for place, (flat, position) in enumerate(after):
                 ids, values = _at(flat, position)
                 if found is None:

@@ -41,10 +41,12 @@ def ask(module: str, *arguments: str, limits: Limits, what: str, python: str | N
         try:
             process = subprocess.Popen(
                 [python or sys.executable, "-X", "faulthandler", "-m", module, *arguments, "--into", str(target)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True, env=_environment())
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True,
+                env=_environment())
         except OSError as error:
-            raise StageError(Failure.RUNTIME_UNAVAILABLE, f"expected a Python interpreter for {what}, and {python or sys.executable} "
-                                                          f"does not start: {error.strerror}; mend evaluation.pythons") from error
+            raise StageError(
+                Failure.RUNTIME_UNAVAILABLE, f"expected a Python interpreter for {what}, and {python or sys.executable} does "
+                                             f"not start: {error.strerror}; mend evaluation.pythons") from error
         try:
             _watch(process, limits, what)
         finally:
@@ -95,8 +97,8 @@ def _watch(process: subprocess.Popen, limits: Limits, what: str) -> None:
             return
         now = time.monotonic()
         if limits.seconds is not None and now - started > limits.seconds:
-            raise StageError(Failure.TIMED_OUT, f"expected {what} to end within {limits.seconds:g} s, and it was still running; "
-                                                "raise evaluation.limits.seconds (null for no limit), or give it less to do")
+            raise StageError(Failure.TIMED_OUT, f"expected {what} to end within {limits.seconds:g} s, and it was still "
+                             "running; raise evaluation.limits.seconds (null for no limit), or give it less to do")
         if limits.memory_mib is None:
             continue
         if now - looked > FAMILY_S:
@@ -105,9 +107,9 @@ def _watch(process: subprocess.Popen, limits: Limits, what: str) -> None:
                 family = [leader, *leader.children(recursive=True)]
         resident = sum(map(_resident, family)) / MIB
         if resident > limits.memory_mib:
-            raise StageError(Failure.OUT_OF_MEMORY, f"expected {what} to stay within {limits.memory_mib:g} MiB, found {resident:.0f} "
-                             f"MiB after {now - started:.0f} s; raise evaluation.limits.memory_mib (null for no limit), or "
-                             "take fewer or shorter sequences")
+            raise StageError(Failure.OUT_OF_MEMORY, f"expected {what} to stay within {limits.memory_mib:g} MiB, found "
+                             f"{resident:.0f} MiB after {now - started:.0f} s; raise evaluation.limits.memory_mib (null "
+                             "for no limit), or take fewer or shorter sequences")
 
 
 def _resident(process: psutil.Process) -> int:
@@ -121,8 +123,8 @@ def _resident(process: psutil.Process) -> int:
 def _ended(code: int, said: str, what: str) -> StageError:
     """The failure of a process that ended without an answer, from its return code and what it wrote to stderr."""
     if code == -signal.SIGKILL:
-        return StageError(Failure.OUT_OF_MEMORY, f"{what} was killed from outside, as the system does when it runs out of memory; "
-                                                 "close other programs, or take fewer or shorter sequences")
+        return StageError(Failure.OUT_OF_MEMORY, f"{what} was killed from outside, as the system does when it runs out of "
+                                                 "memory; close other programs, or take fewer or shorter sequences")
     lines = [line for line in said.splitlines() if line.strip()]
     crash = next((lines[place:] for place, line in enumerate(lines) if line.startswith(CRASH)), [])
     where = [line.strip() for line in crash[1:] if line.startswith("  File ")][:1]
@@ -131,5 +133,5 @@ def _ended(code: int, said: str, what: str) -> StageError:
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
     except ValueError:
         how = f"signal {-code}"
-    return StageError(Failure.RUNTIME_CRASHED, f"expected {what} to end well, and it ended with {how}: {told}; try the variant in "
-                                               "another version of its runtime, or leave it out")
+    return StageError(Failure.RUNTIME_CRASHED, f"expected {what} to end well, and it ended with {how}: {told}; try the "
+                                               "variant in another version of its runtime, or leave it out")
