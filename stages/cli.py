@@ -4,6 +4,7 @@
     quantline repro   [OVERRIDES...]     compose, `dvc repro --keep-going`, then the comparison
     quantline pick    [target=... ...]   which variant to ship for a target, from what was measured
     quantline gate    [VARIANT]          exit code 1 unless the pick, or the variant, meets the target
+    quantline lm-eval VARIANTS... --tasks ...    tasks of lm-evaluation-harness on variants that are built
 
 Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`, `recipes.gptq-w4g128.bits=3`,
 `+variant=[gguf-f16]` (one more variant), `variant=[bf16,gguf-q4_k_m]` (these variants alone). Each call starts from
@@ -140,6 +141,35 @@ def gate(
     meets = not row["objections"]
     typer.echo(f"{name} {'meets' if meets else 'does not meet'} the target {target}", err=not meets)
     raise typer.Exit(0 if meets else 1)
+
+
+@app.command("lm-eval")
+def lm_eval(
+    variants: Annotated[list[str], typer.Argument(help="Variants that are built", show_default=False)],
+    tasks: Annotated[str, typer.Option(help="Names of tasks or groups, parted by commas: arc_easy,hellaswag")],
+    include_path: Annotated[Path | None, typer.Option(
+        help="A folder of your own tasks (YAML files)", show_default=False)] = None,
+    fewshot: Annotated[int | None, typer.Option(
+        help="Examples before each question; else as the task says", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents of each task; else all", show_default=False)] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the questions through the model's chat template")] = False,
+    max_length: Annotated[int | None, typer.Option(
+        help="Tokens that the model looks at; else as it says", show_default=False)] = None,
+) -> None:
+    """Tasks of lm-evaluation-harness (the extra lm-eval) on variants; the results stand on the page."""
+    options = {"tasks": tasks, "include-path": include_path and include_path.resolve(), "fewshot": fewshot,
+               "limit": limit, "max-length": max_length}
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None] + ["--chat"] * chat
+    try:
+        os.chdir(project_root())
+    except ConfigError as error:
+        raise _stop(error) from None
+    failed = [name for name in variants if _run("stages.lm_eval", name, *given)]
+    if len(failed) < len(variants) and not _run("dvc", "repro", "--quiet", "--single-item", "compare"):
+        typer.echo(f"Page: {PAGE.resolve()}")
+    if failed:
+        typer.echo(f"failed: {', '.join(failed)}", err=True)
+        raise typer.Exit(1)
 
 
 def _stop(error: ConfigError) -> typer.Exit:

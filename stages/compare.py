@@ -51,11 +51,18 @@ def worst_layers(manifest: dict) -> list[dict]:
     return sorted(told, key=lambda layer: (-layer["error"], layer["name"]))[:WORST_LAYERS]
 
 
+def harness_of(name: str, manifest: dict) -> dict:
+    """What tasks of lm-evaluation-harness said of these bytes (see stages/lm_eval.py); of other bytes they say nothing."""
+    path = METRICS / f"{name}.lm-eval.json"
+    found = read(path) if path.is_file() else {}
+    return found["tasks"] if found.get("artifact_sha256") == manifest["artifact_sha256"] else {}
+
+
 def row_of(name: str, params: Params) -> dict:
     """One variant's row of the report."""
     variant = params.variants[name]
     row = {"variant": name, "recipe": variant.recipe, "format": variant.format, "runtime": variant.runtime,
-           "status": "ok", "failure": None, "message": None, "pareto": False, "metrics": {}, "speed": {}, "gates": [],
+           "status": "ok", "failure": None, "message": None, "pareto": False, "metrics": {}, "speed": {}, "gates": [], "lm_eval": {},
            "flips": [], "smoke": [], "layers": [], "lineage": {}, "memory": {"mib": None}, "substituted_share": 0.0,
            "provenance": {"quality": "measured", "speed": "measured"}}
     paths = (METRICS / f"{name}.json", METRICS / f"{name}.speed.json", EXPORTS / name / "manifest.json")
@@ -74,7 +81,7 @@ def row_of(name: str, params: Params) -> dict:
              if "gold_accuracy" in metrics or not gate.metric.startswith("gold_")]
     items = read(METRICS / "items" / f"{name}.json")
     return row | {"metrics": metrics, "speed": speed, "gates": checked,
-                  "substituted_share": manifest["substituted_share"],
+                  "lm_eval": harness_of(name, manifest), "substituted_share": manifest["substituted_share"],
                   "flips": [item for item in items if item["correct"] != item["baseline_correct"]],
                   "smoke": read(EXPORTS / name / "smoke.json")["prompts"], "layers": worst_layers(manifest),
                   "lineage": lineage(EXPORTS / name, manifest)}

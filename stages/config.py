@@ -10,13 +10,13 @@ from pathlib import Path
 
 import yaml
 
-from stages.schema.params import Calibration, Evaluation, Gate, Model, Optimize, Params, Speed, Target, Text, Tracking, Variant
+from stages.schema.params import Calibration, Evaluation, Gate, Limits, Model, Optimize, Params, Speed, Target, Text, Tracking, Variant
 from stages.schema.recipes import RECIPES, AnyRecipe, Recipe
 from stages.schema.section import ConfigError
 from stages.schema.validation import unknown_key, validate
 
-__all__ = ["RECIPES", "AnyRecipe", "Calibration", "ConfigError", "Evaluation", "Gate", "Model", "Optimize", "Params", "Recipe", "Speed",
-           "StaleError", "Target", "Text", "Tracking", "Variant", "as_yaml", "check_fresh", "compose", "conf_digest",
+__all__ = ["RECIPES", "AnyRecipe", "Calibration", "ConfigError", "Evaluation", "Gate", "Limits", "Model", "Optimize", "Params", "Recipe",
+           "Speed", "StaleError", "Target", "Text", "Tracking", "Variant", "as_yaml", "check_fresh", "compose", "conf_digest",
            "differences", "load_params", "missing_inputs", "project_root", "register_resolvers", "validate"]
 
 ABSENT = "absent"  # a value that no key of params.yaml has

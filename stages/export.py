@@ -4,7 +4,6 @@
 """
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import REPORT, Quantized
 from stages.checkpoints.converted import Converted, in_gguf
 from stages.checkpoints.reader import Checkpoint, read_json
-from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Params, Variant
-from stages.formats import StoredTensor, load_format, vocabulary
+from stages.formats import StoredTensor, load_format
 from stages.formats.serving import readme
 from stages.load import MODEL
 from stages.quantize import QUANTIZED
-from stages.runtimes import Runtime, open_runtime
-from stages.runtimes.parity import TEXTS, mismatches, texts_of
 from stages.tracking import (
     Failure,
     Reason,
@@ -34,6 +30,7 @@ from stages.tracking import (
     write_json,
     write_text,
 )
+from stages.tracking.process import ask
 
 EXPORTS = Path("artifacts/exports")
 PACKAGES = ("compressed-tensors", "gguf", "llama-cpp-python", "onnx", "onnxruntime", "optimum", "safetensors",
@@ -100,64 +97,18 @@ def substitutions(tensors: dict[str, dict], weights: int) -> list[dict[str, Any]
             for (requested, actual), names in sorted(pairs.items())]
 
 
-def check_tokenizer(bundle: Path, runtime: Runtime, source: Tokenizer, prompts: list[str], exact: bool) -> dict[str, Any]:
-    """Special tokens, chat template and token ids agree with the source's; without `exact`, ids may differ and are told.
-
-    Raises StageError(tokenizer_mismatch).
-    """
-    for what, (before, after) in vocabulary.differences(bundle, source).items():
-        raise StageError(Failure.TOKENIZER_MISMATCH, f"expected {what} {before!r} in the bundle, found {after!r}")
-    texts = (*prompts, *TEXTS, *texts_of(source))
-    wrong, compared = mismatches(runtime, source, texts)
-    if wrong and exact:
-        raise StageError(Failure.TOKENIZER_MISMATCH, f"the bundle tokenizes {len(wrong)} of {compared} texts otherwise "
-                         f"than the source, such as {wrong[0]!r}: {runtime.encode(wrong[0])[:12]} instead of "
-                         f"{source.encode(wrong[0])[:12]}; choose another format, or tokenizer: report if such text is none "
-                         "of yours")
-    return {"texts_compared": compared, "texts_given": len(texts), "texts_differing": wrong, "special_tokens": True,
-            "chat_template": source.chat_template is not None}
-
-
-def smoke(bundle: Path, variant: Variant, params: Params, source: Tokenizer, rows: int) -> dict[str, Any]:
-    """Run the smoke prompts from the files on disk; `rows` is the height of the source's embedding.
-
-    Raises StageError: tokenizer_mismatch, smoke_failed.
-    """
-    runtime = open_runtime(variant.runtime, bundle, params.evaluation.speed.threads)
-    exact = variant.tokenizer == "exact"
-    tokenizer = check_tokenizer(bundle, runtime, source, params.evaluation.smoke_prompts, exact)
-    stop, tokens = {source.special("eos_token")} - {None}, params.evaluation.smoke_tokens
-    traces = []
-    for prompt in params.evaluation.smoke_prompts:
-        ids, started = source.prompt(prompt), time.perf_counter()
-        new = runtime.generate(ids, tokens, stop)
-        seconds = time.perf_counter() - started
-        values = runtime.logprobs(np.array([ids + new], np.int32))
-        checks = {
-            "finite": bool(np.isfinite(values).all()), "non_empty": bool(new), "tokenizer_parity": not exact or prompt not in tokenizer["texts_differing"],
-            "repeatable": runtime.generate(ids, tokens, stop) == new, "vocabulary": values.shape[-1] == rows,
-        }
-        traces.append({"prompt": prompt, "output": runtime.decode(new), "token_ids": new, "seconds": round(seconds, 4),
-                       "checks": checks, "passed": all(checks.values())})
-    for trace in traces:
-        failed = [check for check, passed in trace["checks"].items() if not passed]
-        if failed:
-            raise StageError(Failure.SMOKE_FAILED, f"the prompt {trace['prompt']!r} failed {', '.join(failed)} in "
-                             f"{variant.runtime}, which answered {trace['output'][:80]!r}")
-    return {"runtime": runtime.name, "runtime_version": runtime.version, "device": runtime.device,
-            "tokenizer": tokenizer, "passed": True, "prompts": traces}
-
-
 def export(run: StageRun) -> None:
     name = run.instance
     variant, model, quantized, loaded = inputs(name, run.params)
-    module, source, recipe = load_format(variant.format), Tokenizer(MODEL), quantized.report["recipe"]
+    module, recipe = load_format(variant.format), quantized.report["recipe"]
     with run.output(EXPORTS / name) as folder:
         requested = module.write(model, quantized, folder, variant)
         tensors = check_container(module, folder, model, quantized, requested, recipe["substitution"] == "fail")
         files = describe_files(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*")
                                         if path.is_file()])
-        trace = smoke(folder, variant, run.params, source, model.shape(architecture(model).embedding)[0])
+        rows = model.shape(architecture(model).embedding)[0]
+        trace = ask("stages.smoke", name, str(folder), str(rows), limits=run.params.evaluation.limits,
+                    what=f"the smoke test of {name}", python=run.params.evaluation.pythons.get(variant.runtime))
         weights = sum(about["weights"] for about in tensors.values())
         replaced = substitutions(tensors, weights)
         manifest = {

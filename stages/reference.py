@@ -57,7 +57,8 @@ class Unquantized:
     def __init__(self, checkpoint: Checkpoint, head: OutputHead, tokenizer: Tokenizer,
                  items: list[gold.TokenizedItem]) -> None:
         self.checkpoint, self.head, self.decode = checkpoint, head, tokenizer.decode
-        rows = sorted({tuple(item.prompt + tokens) for item in items for tokens in item.continuations})
+        # As `follow` runs them: without the last token.
+        rows = sorted({tuple((item.prompt + tokens)[:-1]) for item in items for tokens in item.continuations})
         self.hidden = dict(zip(rows, self._run(rows, "gold set"), strict=True)) if rows else {}
         self.written = self._write({(tuple(item.prompt), item.max_tokens, frozenset(item.end))
                                     for item in items if item.kind == "generated"})

@@ -51,7 +51,8 @@ def test_every_evaluation_composes(text):
 def test_every_recipe_and_variant_is_in_the_full_suite_or_in_that_of_an_extra(group):
     """A small YAML file that no suite names would never be tried."""
     key = {"recipe": "recipes", "variant": "variants"}[group]
-    assert sorted({*composed("suite=full")[key], *composed("suite=layouts")[key]}) == names(group)
+    suites = ("full", "layouts", "genai", "vllm")
+    assert sorted({name for suite in suites for name in composed(f"suite={suite}")[key]}) == names(group)
 
 
 def test_the_default_suite():
@@ -118,7 +119,7 @@ def test_variants_are_chosen_on_the_command_line(overrides, variants):
     ("recipes.q4_k_m.mix=Q4_X", r"recipes\.q4_k_m\.mix: .*Q4_K_M.*found 'Q4_X'"),
     ("+recipes.Upper={method: none}", r"recipes\.Upper: a name has only"),
     ("variants.bf16.recipe=nought", r"variants\.bf16\.recipe: no recipe 'nought' in this suite; there are awq-w4g128"),
-    ("variants.bf16.runtime=onnxruntime", r"variants\.bf16\.runtime: safetensors is served by transformers"),
+    ("variants.bf16.runtime=onnxruntime", r"variants\.bf16\.runtime: safetensors is served by transformers or vllm, found onnxruntime"),
     ("variants.gguf-q4_k_m.recipe=int8", r"variants\.gguf-q4_k_m\.recipe: gguf carries the methods none, kquant"),
     ("variants.bf16.recipe=q4_k_m", r"variants\.bf16\.recipe: safetensors carries the methods none, rtn"),
     ("+variants.gptq-w4g128.dtype=float16", r"variants\.gptq-w4g128\.dtype: only a variant whose recipe"),
@@ -126,6 +127,10 @@ def test_variants_are_chosen_on_the_command_line(overrides, variants):
     ("+variants.bf16.split_max_mib=100", r"variants\.bf16\.split_max_mib: only gguf is split by it, found safetensors"),
     ("+variants.gguf-q4_k_m.split_max_mib=0", r"variants\.gguf-q4_k_m\.split_max_mib: .*greater than 0"),
     ("+recipes.q4_k_m.overrides={attn_v: Q9}", r"recipes\.q4_k_m\.overrides\.attn_v: .*Q8_0.*found 'Q9'"),
+    ("evaluation.limits.seconds=0", r"evaluation\.limits\.seconds: .*greater than 0, found 0"),
+    ("evaluation.limits.memory_mib=-1", r"evaluation\.limits\.memory_mib: .*greater than 0, found -1"),
+    ("+evaluation.limits.memory=1", r"evaluation\.limits\.memory: unknown key \(did you mean memory_mib\?\); valid keys here are memory_mib, seconds"),
+    ("+evaluation.pythons.torch=python", r"evaluation\.pythons\.torch: .*'transformers'.*found 'torch'"),
     ("calibration.part=[0.6,0.5]", r"calibration: .*0 <= from < to <= 1"),
     ("suite=quik", r"Could not find 'suite/quik'[\s\S]*quick"),
     ("model=local", r"model\.path has no value; give one: model\.path=\.\.\."),

@@ -28,7 +28,7 @@ def test_a_variant_is_measured_with_the_keys_that_other_scripts_read(built):
         "perplexity", "perplexity_delta", "perplexity_delta_se", "mean_kld", "mean_kld_se", "p999_kld", "max_kld",
         "rms_delta_p", "same_top_p", "gold_accuracy", "gold_accuracy_delta", "gold_flips", "gold_p_value", "gold_items",
         "tokens", "size_bytes", "bits_per_weight", "artifact_sha256", "runtime", "runtime_version"}
-    assert set(speed) >= {"load_s", "prefill_tok_s", "decode_tok_s", "peak_rss_mib", "threads", "device"}
+    assert set(speed) >= {"load_s", "prefill_tok_s", "decode_tok_s", "peak_rss_mib", "threads", "device", "machine"}
     assert 0 < quality["mean_kld"] < 0.01
     assert {f"{name}_se" for name in quality if name.endswith(("kld", "delta_p", "top_p", "perplexity"))} - set(quality) == {"max_kld_se"}
     items = json.loads((built.root / "metrics/items/gguf-q8_0.json").read_text())
@@ -69,14 +69,27 @@ def test_a_file_too_many_is_refused(built):
         stage.check_bundle(bundle)
 
 
-def test_native_code_that_crashes_is_a_named_failure(monkeypatch, tmp_path):
+def test_native_code_that_crashes_is_the_failure_of_this_variant_alone(built, monkeypatch, tmp_path, capsys):
     crash = tmp_path / "python"
     crash.write_text(f"#!{sys.executable}\nimport os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     crash.chmod(0o755)
-    monkeypatch.setattr(stage.sys, "executable", str(crash))
-    with pytest.raises(StageError, match="signal 11") as caught:
-        stage.in_fresh_process("any")
-    assert caught.value.failure == Failure.RUNTIME_CRASHED
+    monkeypatch.setattr(sys, "executable", str(crash))
+    with pytest.raises(SystemExit):
+        built.stage("evaluate", "gguf-q8_0")
+    assert "the measuring process of gguf-q8_0" in (said := capsys.readouterr().err) and "signal 11 (SIGSEGV)" in said
+    assert not list((built.root / "metrics").glob("*.json"))
+    built.stage("compare")
+    row, = json.loads((built.root / "reports/compression.json").read_text())["variants"]
+    assert (row["status"], row["failure"]) == ("failed", Failure.RUNTIME_CRASHED)
+
+
+def test_a_measurement_over_its_limits_is_a_named_failure(built, capsys):
+    built.compose("suite=default", "variant=[gguf-q8_0]", "recipe=[q8_0]", "evaluation.limits.seconds=0.01")
+    with pytest.raises(SystemExit):
+        built.stage("evaluate", "gguf-q8_0")
+    assert "to end within 0.01 s" in capsys.readouterr().err
+    assert built.events()[-1]["payload"]["failure"] == Failure.TIMED_OUT
+    assert not list((built.root / "metrics").glob("*.json"))
 
 
 @pytest.mark.parametrize("runtime", ["llama_cpp", "onnxruntime"])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from rounded import rounded
 
-from stages import export
+from stages import export, smoke
 from stages.checkpoints.reader import Checkpoint
+from stages.checkpoints.tokenization import Tokenizer
 from stages.config import Variant, load_params
 from stages.formats import onnx as onnx_container
 from stages.formats import vocabulary
@@ -146,6 +147,18 @@ class Broken:
         return self.changes.get(name) or getattr(self.engine, name)
 
 
+@pytest.fixture
+def tried(ready, monkeypatch):
+    """tried(**changes): the smoke test of the source's own folder, in a runtime that is right but for these."""
+    def run(*overrides: str, **changes) -> dict:
+        ready.compose("suite=default", *overrides)
+        opened, params = smoke.open_runtime, load_params()
+        monkeypatch.setattr(smoke, "open_runtime", lambda *given: Broken(opened(*given), **changes))
+        return smoke.smoke(ready.root / "artifacts/model", params.variants["bf16"], params, 384)
+
+    return run
+
+
 @pytest.mark.parametrize(("changes", "failure", "words"), [
     ({"logprobs": lambda tokens: np.full((*tokens.shape, 384), np.nan, np.float32)}, "smoke_failed", "failed finite"),
     ({"generate": lambda ids, count, stop: []}, "smoke_failed", "failed non_empty"),
@@ -153,27 +166,29 @@ class Broken:
     ({"logprobs": lambda tokens: np.zeros((*tokens.shape, 380), np.float32)}, "smoke_failed", "failed vocabulary"),
     ({"encode": lambda text: [1, 2, 3]}, "tokenizer_mismatch", "[1, 2, 3] instead of"),
 ])
-def test_a_runtime_that_misbehaves_fails_the_bundle(ready, capsys, monkeypatch, changes, failure, words):
-    opened = export.open_runtime
-    monkeypatch.setattr(export, "open_runtime", lambda *given: Broken(opened(*given), **changes))
-    refused(ready, capsys, "bf16", "export_run_failed", failure, words)
+def test_a_runtime_that_misbehaves_fails_the_bundle(tried, changes, failure, words):
+    with pytest.raises(StageError) as caught:
+        tried(**changes)
+    assert caught.value.failure == failure and words in str(caught.value)
 
 
-def test_a_tokenizer_that_differs_is_told_where_the_variant_asks_for_that(ready, monkeypatch):
-    opened = export.open_runtime
-    ready.compose("suite=default", "+variants.bf16.tokenizer=report")
-    wrong = {"encode": lambda text: [1, 2, 3] if "Русский" in text else broken.engine.encode(text)}
-    broken = None
-
-    def open_broken(*given):
-        nonlocal broken
-        broken = Broken(opened(*given), **wrong)
-        return broken
-
-    monkeypatch.setattr(export, "open_runtime", open_broken)
-    ready.stage("export", "bf16")
-    tokenizer = bundle_of(ready, "bf16")[2]["tokenizer"]
+def test_a_tokenizer_that_differs_is_told_where_the_variant_asks_for_that(tried, tiny_model):
+    right = Tokenizer(tiny_model).encode
+    trace = tried("+variants.bf16.tokenizer=report", encode=lambda text: [1, 2, 3] if "Русский" in text else right(text))
+    tokenizer = trace["tokenizer"]
     assert [text[:7] for text in tokenizer["texts_differing"]] == ["Русский"] and tokenizer["texts_compared"] > 20
+
+
+def test_a_smoke_test_that_crashes_or_takes_too_long_fails_the_bundle(ready, capsys, monkeypatch, tmp_path):
+    crash = tmp_path / "python"
+    crash.write_text(f"#!{sys.executable}\nimport os\nos.abort()\n")
+    crash.chmod(0o755)
+    ready.compose("suite=default", f"+evaluation.pythons.transformers={crash}")
+    refused(ready, capsys, "bf16", "export_run_failed", "runtime_crashed", "the smoke test of bf16 to end well, and it ended with signal 6")
+    ready.compose("suite=default", "evaluation.limits.seconds=0.01")
+    refused(ready, capsys, "bf16", "export_run_failed", "timed_out", "the smoke test of bf16 to end within 0.01 s")
+    ready.compose("suite=default", "+evaluation.pythons.transformers=/nowhere/python")
+    refused(ready, capsys, "bf16", "export_run_failed", "runtime_unavailable", "mend evaluation.pythons")
 
 
 @pytest.mark.parametrize(("name", "find", "put", "words"), [
@@ -197,7 +212,6 @@ def test_special_tokens_and_chat_template_are_the_sources(ready, capsys, monkeyp
 def test_what_gguf_metadata_holds_is_what_the_tokenizer_says(tmp_path, tiny_model):
     import gguf
 
-    from stages.checkpoints.tokenization import Tokenizer
     from stages.formats.gguf_vocabulary import add_vocabulary
 
     source = Tokenizer(tiny_model)

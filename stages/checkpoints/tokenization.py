@@ -62,6 +62,14 @@ class Tokenizer:
         return self.fast.token_to_id(token) if token else None
 
     @cached_property
+    def ends(self) -> list[int]:
+        """The tokens that end a text that the model writes: the end token, then those of generation_config.json."""
+        path = self.folder / "generation_config.json"
+        more = read_json(path).get("eos_token_id") if path.is_file() else None
+        ids = [self.special("eos_token"), *(more if isinstance(more, list) else [more])]
+        return list(dict.fromkeys(one for one in ids if one is not None))
+
+    @cached_property
     def bos(self) -> int | None:
         """The token that begins every text, if the tokenizer adds one."""
         bos = self.special("bos_token")

@@ -13,8 +13,9 @@ from stages.checkpoints.canonical import Quantized
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.source import SIDE_FILES
 from stages.config import Variant
-from stages.formats import StoredTensor
+from stages.formats import StoredTensor, onnx_genai
 from stages.formats.onnx_quantize import INTEGERS, PARTS, attributes, dequantize, nodes_of
+from stages.tracking import write_json
 
 FILE, DATA = "model.onnx", "model.onnx.data"
 LARGEST_INSIDE = 1536 << 20  # bytes of weights in model.onnx itself; protobuf ends at 2 GiB
@@ -45,6 +46,8 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     for name in SIDE_FILES:
         if (model.folder / name).is_file():
             shutil.copyfile(model.folder / name, folder / name)
+    if variant.runtime == "onnxruntime-genai":
+        write_json(folder / onnx_genai.FILE, onnx_genai.config(model, FILE))
     return {name: f"int{quantized.linear(rounded[name]).bits}" if name in rounded else "F32" for name in model.names}
 
 

@@ -82,6 +82,26 @@ print(tokenizer.decode(text))
 ```
 """
 
+GENAI = """\
+## Serve it
+
+In Python (`pip install onnxruntime-genai`):
+
+```python
+import onnxruntime_genai as genai
+
+model = genai.Model(".")
+tokenizer, settings = genai.Tokenizer(model), genai.GeneratorParams(model)
+prompt = tokenizer.encode("Hello")
+settings.set_search_options(max_length=len(prompt) + 24)
+generator = genai.Generator(model, settings)
+generator.append_tokens(prompt)
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```
+"""
+
 
 def readme(manifest: dict[str, Any]) -> str:
     """README.md for a bundle with this manifest."""
@@ -89,7 +109,8 @@ def readme(manifest: dict[str, Any]) -> str:
     bits = 8 if recipe["method"] == "int8" else recipe.get("bits")
     vllm = VLLM if bits in (None, 4, 8) else NO_VLLM.format(bits=bits)
     first = min((name for name in manifest["files"] if name.endswith(".gguf")), default="")
-    serve = {"gguf": GGUF.replace("{file}", first), "onnx": ONNX}.get(manifest["format"]) or SAFETENSORS.format(
+    onnx = GENAI if manifest["runtime"] == "onnxruntime-genai" else ONNX
+    serve = {"gguf": GGUF.replace("{file}", first), "onnx": onnx}.get(manifest["format"]) or SAFETENSORS.format(
         vllm=vllm, package="" if recipe["method"] == "none" else " compressed-tensors")
     return README.format(serve=serve, variant=manifest["variant"], recipe=recipe, format=manifest["format"],
                          runtime=manifest["runtime"], bits=manifest["bits_per_weight"],

@@ -9,6 +9,7 @@ from stages.metrics.gold import GoldResult, TokenizedItem
 from stages.tracking import Failure, StageError
 
 BATCH_TOKENS = 4096
+BATCH_VALUES = 1 << 27  # log-probabilities of a batch: half a gigabyte
 
 
 class Model(Protocol):
@@ -21,38 +22,46 @@ class Model(Protocol):
 
 def score(model: Model, items: list[TokenizedItem]) -> list[GoldResult]:
     """Score items, in their order. Raises StageError(non_finite) for a log-likelihood that is NaN or infinite."""
-    found = _follow(model, items)
+    followed = iter(follow(model, [(item.prompt, tokens) for item in items for tokens in item.continuations]))
+    found = [[_mean(item, next(followed)) for _ in item.continuations] for item in items]
     return [_generated(model, item) if item.kind == "generated" else
             _chosen(model, item, found[index]) if item.kind == "choices" else _forced(model, item, found[index][0])
             for index, item in enumerate(items)]
 
 
-def _follow(model: Model, items: list[TokenizedItem]) -> list[list[tuple[float, list[int]]]]:
-    """Per item and continuation: log-likelihood per token, and the most probable token at each of its places.
+def follow(model: Model, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, list[int]]]:
+    """Per pair of a context, of one token at least, and a continuation: the natural log-likelihood of each of the
+    continuation's tokens, float32, and the most probable token at each of its places.
 
     Sequences of like length are run together, padded on the right, which changes nothing for a causal model.
     """
-    jobs = sorted((len(item.prompt) + len(tokens), index, which)
-                  for index, item in enumerate(items) for which, tokens in enumerate(item.continuations))
-    found: list[list] = [[None] * len(item.continuations) for item in items]
-    start = 0
+    lengths = [len(context) + len(continuation) - 1 for context, continuation in pairs]  # the last token is not run
+    jobs = sorted(range(len(pairs)), key=lambda job: (lengths[job], job))
+    found: list = [None] * len(pairs)
+    start, most = 0, 0  # tokens run at once; the first batch, of one sequence, tells how large the vocabulary is
     while start < len(jobs):
-        longest, end = jobs[start][0], start + 1
-        while end < len(jobs) and jobs[end][0] * (end + 1 - start) <= BATCH_TOKENS:
-            longest, end = jobs[end][0], end + 1
-        tokens = np.zeros((end - start, longest), np.int32)
-        for row, (length, index, which) in enumerate(jobs[start:end]):
-            tokens[row, :length] = items[index].prompt + items[index].continuations[which]
+        end = start + 1
+        while end < len(jobs) and lengths[jobs[end]] * (end + 1 - start) <= most:
+            end += 1
+        batch = jobs[start:end]
+        tokens = np.zeros((len(batch), lengths[batch[-1]]), np.int32)
+        for row, job in zip(tokens, batch, strict=True):
+            row[:lengths[job]] = (pairs[job][0] + pairs[job][1])[:lengths[job]]
         values = model.logprobs(tokens)
-        for row, (length, index, which) in enumerate(jobs[start:end]):
-            begin = len(items[index].prompt)
-            after, wanted = values[row, begin - 1:length - 1], tokens[row, begin:length]
-            likelihood = float(after[np.arange(len(wanted)), wanted].mean(dtype=np.float64))
-            if not np.isfinite(likelihood):
-                raise StageError(Failure.NON_FINITE, f"gold item {items[index].id} has the log-likelihood {likelihood}")
-            found[index][which] = likelihood, after.argmax(-1).tolist()
-        start = end
+        for row, job in zip(values, batch, strict=True):
+            context, continuation = pairs[job]
+            after = row[len(context) - 1:lengths[job]]
+            found[job] = after[np.arange(len(continuation)), continuation], after.argmax(-1).tolist()
+        start, most = end, min(BATCH_TOKENS, BATCH_VALUES // values.shape[-1])
     return found
+
+
+def _mean(item: TokenizedItem, found: tuple[np.ndarray, list[int]]) -> tuple[float, list[int]]:
+    """A continuation's log-likelihood per token, and the most probable tokens."""
+    likelihood = float(found[0].mean(dtype=np.float64))
+    if not np.isfinite(likelihood):
+        raise StageError(Failure.NON_FINITE, f"gold item {item.id} has the log-likelihood {likelihood}")
+    return likelihood, found[1]
 
 
 def _chosen(model: Model, item: TokenizedItem, found: list[tuple[float, list[int]]]) -> GoldResult:

@@ -1,22 +1,26 @@
 """Speed and memory of a runtime on this machine; never mixed with the quality figures, never deterministic."""
 
-import resource
-import statistics
+import os
 import time
 
+import numpy as np
+
 from stages.config import Speed
+from stages.metrics import machine
 from stages.runtimes import Runtime
 
 PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on which
 
 
 def measure(runtime: Runtime, settings: Speed, load_s: float) -> dict:
-    """Tokens a second and the process's peak memory.
+    """Tokens a second of one sequence, the process's peak memory until here, and what they were measured with.
 
     Prefill is the prompt's tokens over the time to the first new one; decode is the new tokens, after a prompt of one
-    token, over the time that they take. The first repetition warms up and is dropped; figures are medians over the
-    others, the spread is least and greatest.
+    token, over the time that they take. The first repetition warms up and is dropped; a figure is the median over the
+    others, `_iqr` the range from their first to their third quartile, `_spread` least and greatest. `load_s` is one
+    reading, with the files in the page cache.
     """
+    load_average = os.getloadavg()[0]  # of the minute before: others that were busy make the figures low
     prompt = [index % PROMPT_IDS for index in range(settings.prompt_tokens)]
 
     def rate(ids: list[int], new_tokens: int, counted: int) -> float:
@@ -28,8 +32,13 @@ def measure(runtime: Runtime, settings: Speed, load_s: float) -> dict:
             for _ in range(settings.repetitions + 1)]
     prefill, decode = zip(*runs[1:], strict=True)
     return {
-        "load_s": load_s, "prefill_tok_s": statistics.median(prefill), "decode_tok_s": statistics.median(decode),
-        "prefill_spread": [min(prefill), max(prefill)], "decode_spread": [min(decode), max(decode)],
-        "prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "load_s": load_s, **_figures("prefill", prefill), **_figures("decode", decode), "peak_rss_mib": machine.peak_mib(),
+        "batch": 1, "prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens,
+        "repetitions": settings.repetitions, "threads": settings.threads or os.cpu_count(), "device": runtime.device,
+        "load_average": load_average, "machine": machine.describe(),
     }
+
+
+def _figures(name: str, rates: tuple[float, ...]) -> dict:
+    first, median, third = np.quantile(rates, (0.25, 0.5, 0.75)).tolist()
+    return {f"{name}_tok_s": median, f"{name}_iqr": [first, third], f"{name}_spread": [min(rates), max(rates)]}

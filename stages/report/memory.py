@@ -7,7 +7,7 @@ from stages.checkpoints.reader import read_json
 from stages.config import Target
 
 MIB = 2**20
-KV_BYTES = {"llama.cpp": 2, "transformers": 2, "onnxruntime": 4}  # of a cached value as each runtime serves by default
+KV_BYTES = {"llama.cpp": 2, "transformers": 2, "vllm": 2, "onnxruntime": 4, "onnxruntime-genai": 4}  # of a cached value as each runtime serves by default
 
 
 def facts_of(model: Path) -> Architecture | None:

@@ -6,6 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from stages.report.plots import DIVERGENCE, GOLD, pareto_svg
+from stages.report.tables import harness_columns, machines
 
 MIB = 2**20
 MOST_FLIPS = 60  # of a variant on the page
@@ -20,7 +21,8 @@ def html(report: dict) -> str:
     # Made here from numbers and checked names, so no text of a model is in it.
     plots = [{"svg": Markup(pareto_svg(rows, axis)), "caption": f"{axis.title}; the line joins the Pareto front."}
              for rows, axis in ((measured, DIVERGENCE), (answered, GOLD)) if rows]
-    return environment.get_template("page.html.jinja").render(r=report, plots=plots, most_flips=MOST_FLIPS)
+    return environment.get_template("page.html.jinja").render(
+        r=report, plots=plots, most_flips=MOST_FLIPS, harness=harness_columns(measured), machines=machines(measured))
 
 
 def markdown(report: dict) -> str:

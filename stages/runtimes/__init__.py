@@ -1,6 +1,6 @@
 """Engines that serve a bundle, one file each. A runtime reads only the bundle."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -9,8 +9,14 @@ import numpy as np
 
 from stages.tracking import Failure, StageError
 
-MODULES = {"transformers": ("transformers", "transformers"), "llama.cpp": ("llama_cpp", "llama-cpp-python"),
-           "onnxruntime": ("onnxruntime", "onnxruntime")}  # runtime → its module here, the package to install
+MODULES = {  # runtime → its module here, how to install it
+    "transformers": ("transformers", "pip install transformers"),
+    "vllm": ("vllm", "make an environment of its own from requirements-vllm.txt, and name its interpreter in "
+                     "evaluation.pythons.vllm"),
+    "llama.cpp": ("llama_cpp", "pip install llama-cpp-python"),
+    "onnxruntime": ("onnxruntime", "pip install onnxruntime"),
+    "onnxruntime-genai": ("onnxruntime_genai", "pip install 'quantline[genai]'"),
+}
 PIECE_VALUES = 1 << 25  # logits that a runtime hands over at once, so that a large vocabulary needs no gigabytes
 PIECE_TOKENS = 2048  # and tokens
 Piece = tuple[slice, slice, np.ndarray]
@@ -36,15 +42,19 @@ class Runtime(Protocol):
         """The text of token ids."""
 
 
-def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime:
-    """Load a bundle. Raises StageError(runtime_unavailable) if the engine is not installed."""
-    module, package = MODULES[name]
+def engine(name: str) -> Callable[[Path, int | None], Runtime]:
+    """The class of an engine, imported only now. Raises StageError(runtime_unavailable) if it is not installed."""
+    module, how = MODULES[name]
     try:
-        engine = import_module(f"stages.runtimes.{module}")
+        return import_module(f"stages.runtimes.{module}").Engine
     except ImportError as error:
         raise StageError(Failure.RUNTIME_UNAVAILABLE,
-                         f"cannot import {name}: {error}; install it: pip install {package}") from error
-    return engine.Engine(bundle, threads)
+                         f"expected {name}, and cannot import it: {error}; install it: {how}") from error
+
+
+def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime:
+    """Load a bundle. Raises StageError(runtime_unavailable) if the engine is not installed."""
+    return engine(name)(bundle, threads)
 
 
 def pieces(runtime: Runtime, tokens: np.ndarray, first: int = 0) -> Iterator[Piece]:

@@ -8,11 +8,12 @@ from pydantic import Field, model_validator
 from stages.schema.recipes import ACTIVATION_METHODS, INTEGER_METHODS, AnyRecipe, Recipe
 from stages.schema.section import Name, Section
 
-FORMATS = {  # container -> (runtime that serves it, methods that it can carry)
-    "safetensors": ("transformers", ("none", *INTEGER_METHODS, *ACTIVATION_METHODS)),
-    "gguf": ("llama.cpp", ("none", "kquant", "kquant-curvature")),
-    "onnx": ("onnxruntime", ("none", *INTEGER_METHODS)),
+FORMATS = {  # container -> (runtimes that serve it, methods that it can carry)
+    "safetensors": (("transformers", "vllm"), ("none", *INTEGER_METHODS, *ACTIVATION_METHODS)),
+    "gguf": (("llama.cpp",), ("none", "kquant", "kquant-curvature")),
+    "onnx": (("onnxruntime", "onnxruntime-genai"), ("none", *INTEGER_METHODS)),
 }
+Runtime = Literal["transformers", "vllm", "llama.cpp", "onnxruntime", "onnxruntime-genai"]
 
 
 class Model(Section):
@@ -67,6 +68,13 @@ class Speed(Section):
     threads: int | None = Field(default=None, gt=0)  # None: as many as there are cores
 
 
+class Limits(Section):
+    """Of each process in which a variant is tried or measured; None for no limit."""
+
+    seconds: float | None = Field(default=14400, gt=0)
+    memory_mib: float | None = Field(default=None, gt=0)  # resident, of the process and all that it starts
+
+
 class Calibration(Text):
     curvature: bool = True  # also collect the output factors of the KL divergence's curvature, in a backward pass
 
@@ -77,12 +85,14 @@ class Evaluation(Text):
     smoke_prompts: list[str] = Field(min_length=1)
     smoke_tokens: int = Field(gt=0)
     speed: Speed
+    limits: Limits = Limits()
+    pythons: dict[Runtime, str | None] = {}  # the interpreter of a runtime that is installed in an environment of its own
 
 
 class Variant(Section):
     recipe: Name
     format: Literal["safetensors", "gguf", "onnx"]
-    runtime: Literal["transformers", "llama.cpp", "onnxruntime"]
+    runtime: Runtime
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     layout: Literal["compressed-tensors", "gptq", "awq"] = "compressed-tensors"  # of quantized layers in safetensors
     split_max_mib: int | None = Field(default=None, gt=0)  # of one GGUF file; a larger model lies in several
@@ -125,7 +135,7 @@ class Optimize(Section):
 class Target(Section):
     name: str
     formats: list[Literal["safetensors", "gguf", "onnx"]]
-    runtimes: list[Literal["transformers", "llama.cpp", "onnxruntime"]]
+    runtimes: list[Runtime]
     max_size_mib: float | None = Field(default=None, gt=0)
     max_memory_mib: float | None = Field(default=None, gt=0)
     context: int | None = Field(default=None, gt=0)  # tokens whose KV cache counts as memory
@@ -163,9 +173,9 @@ class Params(Section):
 
 def _misfits(variant: Variant, recipes: dict[str, Recipe]) -> Iterator[str]:
     """What does not fit together in a variant: `.key: expected ..., found ...`."""
-    runtime, methods = FORMATS[variant.format]
-    if variant.runtime != runtime:
-        yield f".runtime: {variant.format} is served by {runtime}, found {variant.runtime}"
+    runtimes, methods = FORMATS[variant.format]
+    if variant.runtime not in runtimes:
+        yield f".runtime: {variant.format} is served by {' or '.join(runtimes)}, found {variant.runtime}"
     recipe = recipes.get(variant.recipe)
     if recipe is None:
         yield f".recipe: no recipe {variant.recipe!r} in this suite; there are {', '.join(sorted(recipes))}"

@@ -31,7 +31,9 @@ def _explain(error: dict) -> str:
         found = error["ctx"]["tag"]
         return f"{dotted}.method: unknown method {found!r}{_nearest(found, RECIPES)}; there are {', '.join(RECIPES)}"
     if where[-1:] == ["[key]"]:
-        return f"{'.'.join(where[:-1])}: a name has only a-z, 0-9, _ and -, and starts with a letter or digit"
+        dotted = ".".join(where[:-1])
+        if error["type"] == "string_pattern_mismatch":
+            return f"{dotted}: a name has only a-z, 0-9, _ and -, and starts with a letter or digit"
     said = error["msg"].removeprefix("Value error, ")
     if not where:
         return said

@@ -1,5 +1,6 @@
 """The closed lists of what can go wrong, and the one exception that carries a name from them."""
 
+import errno
 from enum import StrEnum
 
 
@@ -47,6 +48,7 @@ class Failure(StrEnum):
     ARTIFACT_CHANGED = "artifact_changed"
     DATASET_INVALID = "dataset_invalid"
     OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
     DISK_FULL = "disk_full"
     RUNTIME_UNAVAILABLE = "runtime_unavailable"
     RUNTIME_CRASHED = "runtime_crashed"
@@ -64,6 +66,7 @@ REASON_OF_STAGE = {
     "quantize": Reason.EXPORT_QUANTIZATION_FAILED,
     "export": Reason.EXPORT_RUN_FAILED,
     "evaluate": Reason.EVAL_RUNTIME_ERROR,
+    "lm_eval": Reason.EVAL_RUNTIME_ERROR,
     "compare": Reason.COMPARE_FAILED,
 }
 
@@ -74,3 +77,13 @@ class StageError(Exception):
     def __init__(self, failure: Failure, message: str, reason: Reason | None = None) -> None:
         super().__init__(message)
         self.failure, self.reason = failure, reason
+
+
+def failure_of(error: Exception) -> Failure:
+    """The name of a failure that no stage foresaw. Native libraries (torch, safetensors) tell theirs in words only."""
+    said = str(error).lower()
+    if isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said:
+        return Failure.OUT_OF_MEMORY
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "no space left on device" in said:
+        return Failure.DISK_FULL
+    return Failure.INTERNAL_ERROR

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import errno
 import json
 import os
 import sys
@@ -16,15 +15,15 @@ from typing import Any
 
 from stages.config import ConfigError, Params, StaleError, check_fresh, load_params
 from stages.tracking import experiments, outputs
-from stages.tracking.failures import REASON_OF_STAGE, Failure, Reason, StageError
+from stages.tracking.failures import REASON_OF_STAGE, Failure, Reason, StageError, failure_of
 
 EVENTS = Path("events.jsonl")
 SEVERITIES = ("info", "warning", "error", "critical")
-INSTANCES = {"quantize": "recipes", "export": "variants", "evaluate": "variants"}  # stage -> section of its names
+INSTANCES = {"quantize": "recipes", "export": "variants", "evaluate": "variants", "lm_eval": "variants"}  # stage -> section of its names
 ADVICE = {Failure.OUT_OF_MEMORY: "; close other programs, or take fewer or shorter sequences",
           Failure.DISK_FULL: "; free some space (`dvc gc --workspace` drops old results), then run it again"}
 UPSTREAM = {"calibrate": "load", "reference": "calibrate", "quantize": "calibrate", "export": "quantize",
-            "evaluate": "export"}
+            "evaluate": "export", "lm_eval": "export"}
 
 
 def run_name(stage: str, instance: str | None, params: Params | None) -> str:
@@ -60,7 +59,8 @@ class StageRun:
         check_fresh(params)
         self._check_instance(params)
         self.params, self.run_id = params, run_name(self.stage, self.instance, params)
-        if "hub" not in (params.model.source, params.calibration.source, params.evaluation.source):
+        sources = (params.model.source, params.calibration.source, params.evaluation.source)
+        if self.stage != "lm_eval" and "hub" not in sources:  # whose tasks have their data on the Hub
             os.environ["HF_HUB_OFFLINE"] = "1"
 
     def _check_instance(self, params: Params) -> None:
@@ -143,16 +143,6 @@ class StageRun:
             print(f"{self.label}: cannot write {EVENTS}: {error}", file=sys.stderr)
 
 
-def _failure_of(error: Exception) -> Failure:
-    """The name of a failure that no stage foresaw. Native libraries (torch, safetensors) tell theirs in words only."""
-    said = str(error).lower()
-    if isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said:
-        return Failure.OUT_OF_MEMORY
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "no space left on device" in said:
-        return Failure.DISK_FULL
-    return Failure.INTERNAL_ERROR
-
-
 @contextlib.contextmanager
 def stage_run(stage: str, instance: str | None = None) -> Iterator[StageRun]:
     """Run a stage: its failures become a named event, a plain message and exit code 1."""
@@ -169,7 +159,7 @@ def stage_run(stage: str, instance: str | None = None) -> Iterator[StageRun]:
         run.fail(error.failure, str(error), error.reason)
         raise SystemExit(1) from None
     except Exception as error:
-        failure = _failure_of(error)
+        failure = failure_of(error)
         if failure is Failure.INTERNAL_ERROR:
             traceback.print_exc()
         run.fail(failure, f"{type(error).__name__}: {error}{ADVICE.get(failure, '')}", None,
