@@ -47,13 +47,13 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
         return kinds
 
     layout = load_layout(variant.layout, activations)
-    shards, schemes = _Shards(folder), set()
+    shards, schemes = _Shards(folder), {}
     for name in model.names:
         module, dtype = name.removesuffix(".weight"), DTYPES[kinds[name]]
         if module in quantized.linears:
             linear = quantized.linear(module)
             kinds[name] = linear.kind
-            schemes.add(linear.scheme)
+            schemes.setdefault(linear.scheme, []).append(module)
             shards.add(layout.tensors(module, linear, dtype))
         else:
             shards.add({name: model.as_stored(name, values(model, quantized, name, dtype))})
@@ -131,7 +131,7 @@ def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
         parts = [one for one in layout.parts(module) if one in checkpoint.files] if layout else []
         if parts and parts[0] == layout.parts(module)[0]:
             found[name] = StoredTensor(
-                layout.kind(config), layout.shape_of(checkpoint, module), sum(checkpoint.raw(one).nbytes for one in parts),
+                layout.kind(config, module), layout.shape_of(checkpoint, module), sum(checkpoint.raw(one).nbytes for one in parts),
                 lambda module=module: layout.dequantize(checkpoint, module, config))
         elif name in checkpoint.files:
             kind, shape = checkpoint.stored_dtype(name), checkpoint.shape(name)
