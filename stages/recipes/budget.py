@@ -27,6 +27,7 @@ class Plan(Protocol):
     without a budget.
     """
 
+    rounding: str  # by which the costs are
     items: dict[str, list[str]]
     before: dict[str, str]
     tensors: int
@@ -64,7 +65,7 @@ def fit(work: Work, asked: dict, folder: Path) -> tuple[Work, list[dict]]:
     choice, price = choose(items, room)
     for path in folder.glob("costs-*.json"):
         path.unlink()
-    told = {"step": "budget", **work.recipe.budget.model_dump(mode="json"), "unit": costs.unit,
+    told = {"step": "budget", **work.recipe.budget.model_dump(mode="json"), "unit": costs.unit, "rounding": plan.rounding,
             "bytes": sum(one.size for one in choice.values()), "limit_bytes": room, "fixed_bytes": plan.tensors,
             "predicted": sum(one.cost for one in choice.values()), "price_per_mib": price * MIB,
             "chosen": {name: {"what": one.what, "cost": one.cost, "bytes": one.size} for name, one in choice.items()}}

@@ -15,8 +15,8 @@ from stages.recipes.work import Work
 from stages.tracking import Failure, StageError
 
 HEADER = 120  # bytes at most that a safetensors file says of a tensor besides its name
-LISTED = 24  # bytes at most that config.json needs to list a layer, besides its name
-GROUP = 1000  # and to describe a grid
+LISTED = 40  # bytes at most that config.json takes to list a layer, besides its name, and that larger numbers take in the header
+GROUP = 400  # bytes at most that config.json takes to describe a grid
 
 
 class Grids:
@@ -29,6 +29,7 @@ class Grids:
     def __init__(self, work: Work) -> None:
         self.work, self.items, self.before, self.members = work, {}, {}, {}
         recipe, facts = work.recipe, work.facts
+        self.rounding = getattr(recipe, "rounding", recipe.method)
         for layer in range(facts.layers):
             for linears, _ in facts.input_groups(layer):
                 name = linears[0] if ".experts." not in linears[0] else re.sub(r"\.experts\..*", ".experts", linears[0])
@@ -39,7 +40,7 @@ class Grids:
         rounded_ = {f"{linear}.weight" for linears in self.members.values() for linear in linears}
         shapes = {name: (work.checkpoint.shape(name), self._itemsize(name)) for name in work.checkpoint.names}
         self.tensors = sum(int(np.prod(shape)) * size for name, (shape, size) in shapes.items() if name not in rounded_)
-        grids = len(recipe.budget.bits) * len(recipe.budget.group_sizes)
+        grids = min(len(recipe.budget.bits) * len(recipe.budget.group_sizes), len(self.items))
         self.more = sum(len(name) + LISTED for name in rounded_) + GROUP * grids
         self.around = sum(len(name) + HEADER for name in shapes) + sum(3 * (len(name) + HEADER) for name in rounded_)
 

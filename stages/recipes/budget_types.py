@@ -20,6 +20,8 @@ class Types:
     A tensor without a cost, or that the overrides name, keeps the type that the recipe gives it.
     """
 
+    rounding = "kquant"
+
     def __init__(self, work: Work, asked: dict) -> None:
         self.work, self.mixture, self.items, self.before, self.tensors = work, work.mixture, {}, {}, 0
         for place, names in self.mixture.groups.items():
