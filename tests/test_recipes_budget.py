@@ -97,7 +97,7 @@ def test_the_cost_of_a_layer_is_the_sum_over_weights(ready, curvature):
     name = "model.layers.1.mlp.down_proj"
     weight = work.checkpoint.tensor(f"{name}.weight")
     change, moment, factors = noise(weight.shape), work.moments.moment(name).astype(float), None
-    found = Costs(work).of(f"{name}.weight", torch.from_numpy(weight), torch.from_numpy(weight + change))
+    found = Costs(work).of(f"{name}.weight", torch.from_numpy(weight))(torch.from_numpy(weight + change))
     if curvature:
         factors = Moments("artifacts/calibration").factors(name)[0].astype(float)
         wanted = 0.5 * np.einsum("ab,bi,ij,aj->", factors, change, moment, change, optimize=True)
@@ -124,16 +124,16 @@ def test_the_cost_of_a_tied_embedding_is_that_of_both_ends(ready):
     before, after = (np.exp(logits - logits.max(1, keepdims=True)) for logits in (states @ weight.T, states @ (weight + change).T))
     before, after = (one / one.sum(1, keepdims=True) for one in (before, after))
     above = (before * np.log(before / after)).sum(1).mean()
-    found = Costs(work).of(name, torch.from_numpy(weight), torch.from_numpy(weight + change))
+    found = Costs(work).of(name, torch.from_numpy(weight))(torch.from_numpy(weight + change))
     assert found == pytest.approx(below + above, rel=1e-3) and min(below, above) > 0
 
 
 def test_a_head_in_chunks_costs_the_same(ready, monkeypatch):
     work, name = work_of(ready.root / "artifacts"), "model.embed_tokens.weight"
     weight = torch.from_numpy(work.checkpoint.tensor(name))
-    whole = Costs(work).of(name, weight, weight * 1.01)
+    whole = Costs(work).of(name, weight)(weight * 1.01)
     monkeypatch.setattr(module, "CHUNK_VALUES", 5000)
-    assert Costs(work).of(name, weight, weight * 1.01) == pytest.approx(whole, rel=1e-4)
+    assert Costs(work).of(name, weight)(weight * 1.01) == pytest.approx(whole, rel=1e-4)
 
 
 def test_costs_are_what_the_model_really_loses(ready, tiny_model):
@@ -144,7 +144,7 @@ def test_costs_are_what_the_model_really_loses(ready, tiny_model):
     for name in ("model.layers.0.self_attn.v_proj", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj"):
         weight = torch.from_numpy(work.checkpoint.tensor(f"{name}.weight"))
         linear = rtn.quantize(weight, 4, 128, False)
-        found.append(Costs(work).of(f"{name}.weight", weight, torch.from_numpy(linear.dequantize())))
+        found.append(Costs(work).of(f"{name}.weight", weight)(torch.from_numpy(linear.dequantize())))
         ours = torch_logprobs(torch_model(work.checkpoint, Quantized_of({name: linear})), tokens)
         wanted.append(float((np.exp(plain) * (plain - ours)).sum(-1).mean()))
     assert np.array(found) == pytest.approx(np.array(wanted), rel=0.5)
@@ -378,3 +378,25 @@ def test_a_work_without_grids_has_the_recipe_for_every_layer(ready):
     recipe = load_params().recipes["gptq-w4g128"]
     work = replace(work_of(ready.root / "artifacts"), recipe=recipe, grids={"a": {"bits": 2, "group_size": 32}})
     assert work.recipe_of("b") == recipe and (work.recipe_of("a").bits, work.recipe_of("a").group_size) == (2, 32)
+
+
+def test_experts_of_a_block_are_chosen_for_together(ready, tmp_path, make_model):
+    shutil.rmtree(ready.root / "artifacts/model")
+    folder = make_model(tmp_path / "experts", "mixtral", intermediate_size=256, num_hidden_layers=1, num_local_experts=4,
+                        num_experts_per_tok=2, tie_word_embeddings=False)
+    shutil.copytree(folder, ready.root / "artifacts/model")
+    ready.stage("calibrate")
+    compose(ready, "recipes.gptq-w4g128-budget.symmetric=true", "recipes.gptq-w4g128-budget.budget.bits=[3,4,8]")
+    types, grids = made(ready, "q4_k_m-budget"), made(ready, "gptq-w4g128-budget")
+    assert {"output.weight", "token_embd.weight", "blk.0.ffn_down_exps.weight"} < set(budget_of(types)["chosen"])
+    kinds = {types.blocks(name)[0] for name in types.blocks_names if ".experts." in name and name.endswith("w2.weight")}
+    assert kinds == {budget_of(types)["chosen"]["blk.0.ffn_down_exps.weight"]["what"]}
+    layers = grids.report["layers"]
+    assert len({(about["bits"], about["group_size"]) for name, about in layers.items() if ".experts." in name}) == 1
+    with pytest.raises(StageError, match="expected one grid for all layers of mixtral in safetensors, found") as error:
+        exported(grids, tmp_path / "out", format="safetensors", runtime="transformers")
+    assert error.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    model = Checkpoint("artifacts/model")
+    wanted = torch_logprobs(torch_model(model, grids), tokens_of(model))
+    onnx = exported(grids, tmp_path / "onnx", format="onnx", runtime="onnxruntime")
+    assert np.abs(open_runtime("onnxruntime", onnx, 1).logprobs(tokens_of(model)) - wanted).max() < 1e-3

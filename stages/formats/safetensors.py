@@ -16,7 +16,7 @@ from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from stages.checkpoints.source import SIDE_FILES
 from stages.config import Variant
 from stages.formats import StoredTensor
-from stages.formats.layouts import check_loadable, layout_of, load_layout
+from stages.formats.layouts import check_loadable, check_mixture, layout_of, load_layout
 from stages.tracking import write_json
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -29,7 +29,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     """Write the folder; returns source tensor name → requested type.
 
     Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold), and as
-    `layouts.check_loadable` does.
+    `layouts.check_loadable` and `layouts.check_mixture` do.
     """
     facts, activations = architecture(model), quantized.report.get("activations") is not None
     for name in quantized.linears[:1]:
@@ -62,6 +62,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     kind = variant.dtype or LONG[model.stored_dtype(facts.embedding)]
     config["torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"] = kind
     if schemes:
+        check_mixture(facts, schemes)
         config["quantization_config"] = layout.config(schemes, facts.kept)
     write_json(folder / "config.json", config)
     return kinds

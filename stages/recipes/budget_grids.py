@@ -69,14 +69,18 @@ class Grids:
         found = {}
         for item, linears in self.members.items():
             if self.work.facts.layer_index(item) == layer:
-                found[item] = dict.fromkeys(self.items[item], 0.0)
-                for name in linears:
-                    weight, moment = self.work.weight(name), self.work.moment(name)
-                    for what in self.items[item]:
-                        bits, size = _grid(what)
-                        recipe = self.work.recipe.model_copy(update={"bits": bits, "group_size": size})
-                        linear, _ = rounded(name, recipe, weight, moment, None)
-                        found[item][what] += costs.of(f"{name}.weight", weight, dense(linear, weight))
+                each = [self._costs_of(costs, name, self.items[item]) for name in linears]
+                found[item] = {what: sum(one[what] for one in each) for what in self.items[item]}
+        return found
+
+    def _costs_of(self, costs: Costs, name: str, grids: list[str]) -> dict[str, float]:
+        weight, moment, found = self.work.weight(name), self.work.moment(name), {}
+        cost = costs.of(f"{name}.weight", weight)
+        for what in grids:
+            bits, size = _grid(what)
+            recipe = self.work.recipe.model_copy(update={"bits": bits, "group_size": size})
+            linear, _ = rounded(name, recipe, weight, moment, None)
+            found[what] = cost(dense(linear, weight))
         return found
 
     def chosen(self, choice: dict[str, str]) -> Work:

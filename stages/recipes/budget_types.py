@@ -4,7 +4,6 @@ from dataclasses import replace
 from re import escape
 
 import numpy as np
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from stages.formats.gguf import header_bytes, padded
@@ -58,13 +57,16 @@ class Types:
         for place, kinds in self.items.items():
             names = self.mixture.groups[place]
             if self.work.facts.layer_index(names[0]) == layer:
-                found[place] = dict.fromkeys(kinds, 0.0)
-                for name in names:
-                    weight = np.atleast_2d(self.work.checkpoint.tensor(name))
-                    for kind in kinds:
-                        blocks = kquant.quantize(weight, kind, self.mixture.importance(name, kind)[0], kernel=self.work.recipe.kernel)
-                        stored = kquant.dequantize(blocks, kind).reshape(weight.shape)
-                        found[place][kind] += costs.of(name, torch.from_numpy(weight), torch.from_numpy(stored))
+                each = [self._costs_of(costs, name, kinds) for name in names]
+                found[place] = {kind: sum(one[kind] for one in each) for kind in kinds}
+        return found
+
+    def _costs_of(self, costs: Costs, name: str, kinds: list[str]) -> dict[str, float]:
+        weight, found = self.work.checkpoint.tensor(name), {}
+        cost = costs.of(name, self.work.on_device(weight))
+        for kind in kinds:
+            blocks = kquant.quantize(weight, kind, self.mixture.importance(name, kind)[0], kernel=self.work.recipe.kernel)
+            found[kind] = cost(self.work.on_device(kquant.dequantize(blocks, kind)))
         return found
 
     def chosen(self, choice: dict[str, str]) -> Work:

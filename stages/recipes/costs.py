@@ -6,6 +6,7 @@ hidden states of the calibration text. The costs of all tensors add up to the pr
 A calibration without gradients has no common measure: there every cost is the share of the squared output that is error.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -39,25 +40,36 @@ class Costs:
     def _there(self, name: str) -> bool:
         return (self.work.moments.folder / name).is_file()
 
-    def of(self, tensor: str, weight: torch.Tensor, stored: torch.Tensor) -> float:
-        """The cost of a tensor's `weight` [out, in] being `stored` as another. Raises StageError(non_finite)."""
+    def of(self, tensor: str, weight: torch.Tensor) -> Callable[[torch.Tensor], float]:
+        """What it costs that a tensor's `weight` [out, in] is stored as another, which the function is given.
+
+        That raises StageError(non_finite).
+        """
         facts, parts = self.work.facts, []
         if tensor == facts.embedding:
             parts.append(self._embedding)
         if tensor == facts.head:
             parts.append(self._head)
-        found = sum(part(weight, stored) for part in parts) if parts else self._linear(tensor.removesuffix(".weight"), weight, stored)
-        if not np.isfinite(found):
-            raise StageError(Failure.NON_FINITE, f"expected a finite cost of rounding {tensor}, found {found}; look at its "
-                                                 "weights and at the calibration text")
-        return found
+        if not parts:
+            parts.append(self._linear(tensor.removesuffix(".weight"), weight))
 
-    def _linear(self, module: str, weight: torch.Tensor, stored: torch.Tensor) -> float:
+        def cost(stored: torch.Tensor) -> float:
+            found = sum(part(weight, stored) for part in parts)
+            if not np.isfinite(found):
+                raise StageError(Failure.NON_FINITE, f"expected a finite cost of rounding {tensor}, found {found}; look at its "
+                                                     "weights and at the calibration text")
+            return found
+
+        return cost
+
+    def _linear(self, module: str, weight: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], float]:
         moments = self.work.moments
-        share, moment = moments.tokens(module) / moments.info["tokens"], self.work.moment(module)
+        share, moment = max(moments.tokens(module), 1) / moments.info["tokens"], self.work.moment(module)
         if self.whole:
-            return share * divergence(stored - weight, moment, self.work.on_device(moments.factors(module))) / 2
-        return share * output_error(weight, stored, moment) / max(output_error(weight * 0, weight, moment), 1e-30)
+            factors = self.work.on_device(moments.factors(module))
+            return lambda weight, stored: share * divergence(stored - weight, moment, factors) / 2
+        size = max(output_error(weight * 0, weight, moment), 1e-30)
+        return lambda weight, stored: share * output_error(weight, stored, moment) / size
 
     def _embedding(self, weight: torch.Tensor, stored: torch.Tensor) -> float:
         often = self.work.on_device(self._frequencies)

@@ -55,6 +55,15 @@ def check_loadable(facts: Architecture, layout: str, scheme: Scheme, activations
                       "not load there", "use recipe fp8 or int8")
 
 
+def check_mixture(facts: Architecture, schemes: Mapping[Scheme, Iterable[str]]) -> None:
+    """Raise StageError(unsupported_architecture) for several grids in a model with experts: transformers fuses those when it
+    loads them, and then finds no layers of the names that config.json lists.
+    """
+    if facts.experts and len(grids := by_grid(schemes)) > 1:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected one grid for all layers of {facts.model_type} in safetensors, "
+                         f"found {len(grids)}; use format onnx, or a recipe without a budget")
+
+
 def by_grid(schemes: Mapping[Scheme, Iterable[str]]) -> dict[Grid, list[str]]:
     """(kind, symmetric, group size) → the layers stored so, sorted. The group size is None where all layers are of whole
     rows, which may differ in length then.
