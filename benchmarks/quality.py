@@ -22,17 +22,19 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
+from stages.checkpoints.ends import TOKENS
 from stages.checkpoints.moments import ABOUT, Moments, collect
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import RECIPES
 from stages.recipes import round_block
 from stages.recipes.work import Work
-from stages.tracking import write_json
+from stages.tracking import sha256_json, write_json
 
 HERE = Path(__file__).parent
 PEERS = [("llmcompressor", "gptq"), ("llmcompressor", "awq"), ("gptqmodel", "gptq"), ("autoround", "autoround")]
@@ -95,8 +97,10 @@ class Bench:
         started, used = time.perf_counter(), time.process_time()
         folder.mkdir()
         layers = collect(self.checkpoint, self.calibration, folder, 0 if curvature else None)
-        write_json(folder / ABOUT, {"layers": layers, "curvature": curvature, "tokens": int(self.calibration.size),
-                                    "sequences": len(self.calibration), "length": self.calibration.shape[1]})
+        save_file({"tokens": np.ascontiguousarray(self.calibration)}, folder / TOKENS)
+        write_json(folder / ABOUT, {"layers": layers, "curvature": curvature, "tokens": int(self.calibration.size), "seed": 0,
+                                    "sequences": len(self.calibration), "length": self.calibration.shape[1],
+                                    "text_sha256": sha256_json(self.calibration.tolist())})
         return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
 
     def ours(self, recipe: dict, calibration: Path) -> dict:

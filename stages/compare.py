@@ -11,7 +11,7 @@ from pathlib import Path
 from stages.config import Params
 from stages.evaluate import EXPORTS, METRICS, REFERENCE, check_bundle
 from stages.load import MODEL
-from stages.report import gates, memory, page, selection
+from stages.report import budgets, gates, memory, page, selection
 from stages.tracking import EVENTS, Failure, Reason, StageError, StageRun, sha256_json, stage_run, write_json, write_text
 
 REPORTS = Path("reports")
@@ -63,7 +63,8 @@ def row_of(name: str, params: Params) -> dict:
     variant = params.variants[name]
     row = {"variant": name, "recipe": variant.recipe, "format": variant.format, "runtime": variant.runtime,
            "status": "ok", "failure": None, "message": None, "pareto": False, "metrics": {}, "speed": {}, "gates": [], "lm_eval": {},
-           "flips": [], "smoke": [], "layers": [], "lineage": {}, "memory": {"mib": None}, "substituted_share": 0.0,
+           "flips": [], "smoke": [], "layers": [], "budget": None, "beside": None, "lineage": {}, "memory": {"mib": None},
+           "substituted_share": 0.0,
            "provenance": {"quality": "measured", "speed": "measured"}}
     paths = (METRICS / f"{name}.json", METRICS / f"{name}.speed.json", EXPORTS / name / "manifest.json")
     if not all(path.is_file() for path in paths):
@@ -84,7 +85,7 @@ def row_of(name: str, params: Params) -> dict:
                   "lm_eval": harness_of(name, manifest), "substituted_share": manifest["substituted_share"],
                   "flips": [item for item in items if item["correct"] != item["baseline_correct"]],
                   "smoke": read(EXPORTS / name / "smoke.json")["prompts"], "layers": worst_layers(manifest),
-                  "lineage": lineage(EXPORTS / name, manifest)}
+                  "lineage": lineage(EXPORTS / name, manifest), "budget": budgets.told(manifest)}
 
 
 def build(params: Params) -> dict:
@@ -94,6 +95,7 @@ def build(params: Params) -> dict:
     facts = memory.facts_of(MODEL)
     for row in rows:
         row["pareto"] = row["variant"] in front
+        row["beside"] = budgets.beside(row, rows)
         if row["status"] == "ok":
             row["memory"] = memory.memory(row, params.target, facts)
             row["provenance"] |= {"memory": row["memory"]["provenance"]}

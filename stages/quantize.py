@@ -17,6 +17,7 @@ from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint, stamp
 from stages.load import MODEL
 from stages.recipes import MODULES, PLAIN, round_block
+from stages.recipes.budget import fit
 from stages.recipes.work import Work
 from stages.tracking import StageRun, sha256_file, sha256_json, stage_run, versions
 
@@ -29,7 +30,7 @@ def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint | Converte
     Hashing the moments would take longer than most recipes, so they are told by size and time of change.
     """
     home = Path(__file__).parent
-    code = [path for room in ("recipes", "methods", "checkpoints", "formats") for path in (home / room).glob("*.py")]
+    code = [path for room in ("recipes", "methods", "checkpoints", "formats") for path in (home / room).rglob("*.py")]
     given = [path for path in (Path(recipe.get("importance_file") or "none"),) if path.is_file()]
     return {"recipe": recipe, "calibration": sha256_json(moments.info),
             "moments": stamp(moments.folder.glob("*.safetensors")), "model": checkpoint.stamp(), "importance": stamp(given),
@@ -44,7 +45,8 @@ def quantize(run: StageRun) -> None:
     facts, asked = architecture(checkpoint), {"name": name, **recipe.model_dump(mode="json")}
     parts = {f"block-{layer:03d}": layer for layer in range(facts.layers)} | ({"rest": None} if in_ggml else {})
     with run.resumable_output(QUANTIZED / name, inputs_key(asked, moments, checkpoint)) as folder:
-        work, layers, transforms = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder)), {}, []
+        work, transforms = fit(Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder)), asked, folder)
+        layers = {}
         for part, layer in tqdm(parts.items() if recipe.method != "none" else (), desc=name, unit="block", disable=None):
             done = work.writer.report_of(part)
             if done is None:

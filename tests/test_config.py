@@ -106,7 +106,7 @@ def test_variants_are_chosen_on_the_command_line(overrides, variants):
 
 @pytest.mark.parametrize("override, told", [
     ("+recipes.gptq-w4g128.bitts=3", (r"recipes\.gptq-w4g128\.bitts: unknown key \(did you mean bits\?\); valid keys "
-                                      r"here are act_order, bits, curvature, damping, group_size, method, ")),
+                                      r"here are act_order, bits, budget, curvature, damping, group_size, method, ")),
     ("recipes.gptq-w4g128.bitts=3", r"recipes\.gptq-w4g128\.bitts: unknown key \(did you mean bits\?\)"),
     ("model.pth=x", r"model\.pth: unknown key \(did you mean path\?\); valid keys here are .*revision"),
     ("+modle={}", r"modle: unknown key \(did you mean model\?\); valid keys here are calibration, "),
@@ -131,6 +131,15 @@ def test_variants_are_chosen_on_the_command_line(overrides, variants):
     ("evaluation.limits.memory_mib=-1", r"evaluation\.limits\.memory_mib: .*greater than 0, found -1"),
     ("+evaluation.limits.memory=1", r"evaluation\.limits\.memory: unknown key \(did you mean memory_mib\?\); valid keys here are memory_mib, seconds"),
     ("+evaluation.pythons.torch=python", r"evaluation\.pythons\.torch: .*'transformers'.*found 'torch'"),
+    ("+recipes.q4_k_m.budget={size_mib: 3, bits_per_weight: 4}", r"recipes\.q4_k_m\.budget: expected one limit, found size_mib and"),
+    ("+recipes.q4_k_m.budget={size: 3}", r"recipes\.q4_k_m\.budget\.size: unknown key .*valid keys here are bits_per_weight, size_mib, types"),
+    ("+recipes.gptq-w4g128.budget={types: [Q4_K]}", r"budget\.types: unknown key.*valid keys here are bits, bits_per_weight, group_sizes, size_mib"),
+    ("+recipes.q4_k_m.budget={types: [Q9]}", r"recipes\.q4_k_m\.budget\.types\.0: .*Q8_0.*found 'Q9'"),
+    ("+recipes.q4_k_m-curvature.budget={types: [IQ2_XXS]}", r"recipes\.q4_k_m-curvature\.budget\.types\.0: .*found 'IQ2_XXS'"),
+    ("+recipes.q4_k_m.budget={types: []}", r"recipes\.q4_k_m\.budget\.types: .*at least 1"),
+    ("+recipes.q4_k_m.budget={size_mib: 0}", r"recipes\.q4_k_m\.budget\.size_mib: .*greater than 0"),
+    ("+recipes.gptq-w4g128.budget={bits_per_weight: inf}", r"recipes\.gptq-w4g128\.budget\.bits_per_weight: .*finite"),
+    ("+recipes.int8.budget={}", r"recipes\.int8\.budget: unknown key"),
     ("calibration.part=[0.6,0.5]", r"calibration: .*0 <= from < to <= 1"),
     ("suite=quik", r"Could not find 'suite/quik'[\s\S]*quick"),
     ("model=local", r"model\.path has no value; give one: model\.path=\.\.\."),

@@ -165,4 +165,4 @@ def test_rows_that_are_one_group_by_chance_do_not_make_the_scheme_per_channel(tm
 
 def test_layers_of_unlike_schemes_are_refused(tmp_path):
     with pytest.raises(StageError, match="one width and group size"):
-        one_scheme({(4, False, 32, False), (8, False, 32, False)})
+        one_scheme({("int4", False, 32, False): ["a"], ("int8", False, 32, False): ["b"]})

@@ -108,7 +108,7 @@ def test_curvature_needs_a_calibration_with_gradients(ready, capsys):
     ready.compose("recipe=[none,gptq-w4g128-curvature,q4_k_m-curvature]", "variant=[bf16]", "calibration.curvature=false")
     ready.stage("calibrate")
     assert {path.name for path in (ready.root / "artifacts/calibration").iterdir()} == {
-        "calibration.json", "tokens.safetensors", "inputs-000.safetensors", "inputs-001.safetensors"}
+        "calibration.json", "tokens.safetensors", "final.safetensors", "inputs-000.safetensors", "inputs-001.safetensors"}
     for name in ("gptq-w4g128-curvature", "q4_k_m-curvature"):
         refused(ready, capsys, name, Failure.CALIBRATION_EMPTY, "set calibration.curvature=true")
 

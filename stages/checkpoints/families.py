@@ -41,6 +41,7 @@ class Family:
     keys: dict[str, str] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu",)
     norm_offset: float = 0.0  # a norm multiplies by its weight plus this
+    scaled_embedding: bool = False  # the first block is given the embedding times the root of the hidden size
     rotary_share: float = 1.0  # of a head that is rotated, where config.json does not say
     widening: int = 0  # times a hidden state that feed-forward layers are wide, where config.json does not say
     renamed: dict[str, str] = field(default_factory=dict)  # transformers' name for a module → the checkpoint's
@@ -76,7 +77,7 @@ GEMMA = Family(Block(
      "pre_feedforward_layernorm": "ffn_norm", **MLP, "post_feedforward_layernorm": "ffn_post_norm"},
     ((QKV, "input_layernorm"), (("self_attn.o_proj",), "self_attn.v_proj"), (GATE_UP, "pre_feedforward_layernorm"),
      (("mlp.down_proj",), "mlp.up_proj"))),
-    activations=("gelu_pytorch_tanh",), norm_offset=1.0, tied=True, normalized="gemma")
+    activations=("gelu_pytorch_tanh",), norm_offset=1.0, scaled_embedding=True, tied=True, normalized="gemma")
 # One matrix for queries, keys and values, and one for gate and up: nothing is folded into a part of a matrix.
 PHI3 = Family(Block(
     {"input_layernorm": "attn_norm", "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output",

@@ -95,7 +95,7 @@ class OutputMoments:
         """Listen to every linear layer of a block while it runs forward and backward."""
         def listen(name: str) -> Callable:
             def on_output(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
-                out.register_hook(lambda gradient: self._see(name, gradient))
+                out.register_hook(lambda gradient: self.add(name, gradient))
 
             return on_output
 
@@ -106,11 +106,16 @@ class OutputMoments:
         finally:
             for hook in hooks:
                 hook.remove()
+        self.close()
+
+    def close(self) -> None:
+        """Hand over the factors of all layers that were seen."""
         for name in sorted(self._sums):
             factors, intensity = (one.float().cpu().numpy() for one in shrunk(*self._sums.pop(name)))
             self.keep(name, factors, shrinkage=intensity)
 
-    def _see(self, name: str, gradient: torch.Tensor) -> None:
+    def add(self, name: str, gradient: torch.Tensor) -> None:
+        """See a gradient [..., out] at a layer's output."""
         width = gradient.shape[-1]
         size = widest(width, self.limit)
         rows = gradient.reshape(-1, width // size, size).transpose(0, 1)

@@ -134,6 +134,7 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
     Raises StageError: non_finite, calibration_empty (also for a linear layer of the blocks that saw nothing).
     """
     from stages.checkpoints.blocks import BlockRun
+    from stages.checkpoints.ends import keep_final
     from stages.checkpoints.experts import experts_in
     from stages.checkpoints.states import StoredStates
 
@@ -161,6 +162,7 @@ def collect(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int 
         states.put(0, run.hidden)
     run.forward("calibrating", inputs.watch, after, start, starve=True)
     check_seen(facts, inputs.layers, tokens.size)
+    keep_final(run, tokens.size, folder)
     if seed is not None:
         _collect_gradients(checkpoint, run, states, folder, seed, inputs.layers)
     (folder / "states").unlink()
@@ -188,6 +190,7 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
     import torch
 
     from stages.checkpoints.device import device
+    from stages.checkpoints.ends import keep_embedding
     from stages.checkpoints.experts import experts_in
     from stages.checkpoints.gradients import OutputMoments, backward, first_gradients, head_of
     from stages.checkpoints.states import StoredStates
@@ -211,6 +214,7 @@ def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredS
         leaving = run.hidden.like()
         leaving.fill(gradients.get(last + 1))
     backward(run, states, leaving, OutputMoments(WIDEST_FACTOR, parts.add), last, after)
+    keep_embedding(leaving, WIDEST_FACTOR, folder)
     (folder / "gradients").unlink()
 
 

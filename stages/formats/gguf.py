@@ -1,6 +1,7 @@
 """GGUF, written tensor by tensor with the gguf package: no 16-bit file in between, and no converter but a named one."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import gguf
@@ -24,16 +25,17 @@ from stages.formats.gguf_architectures import (
     row_order,
     tensor_names,
 )
+from stages.formats.gguf_rope import Rope
 from stages.formats.gguf_vocabulary import add_vocabulary, name_of
 from stages.tracking import Failure, StageError
 
-FILE = "model.gguf"
+FILE, ALIGNMENT = "model.gguf", gguf.GGUF_DEFAULT_ALIGNMENT
 FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def add_provenance(writer: gguf.GGUFWriter, quantized: Quantized, plain: str) -> None:
+def add_provenance(writer: gguf.GGUFWriter, report: dict, plain: str) -> None:
     """What the file says of its making: llama.cpp's own keys, and the whole recipe and calibration."""
-    recipe, importance = quantized.report["recipe"], quantized.report.get("importance")
+    recipe, importance = report["recipe"], report.get("importance")
     mix = recipe.get("mix", plain)
     writer.add_type("model")
     writer.add_file_type(LlamaFileType["ALL_F32" if mix == "F32" else f"MOSTLY_{mix}"])
@@ -44,7 +46,45 @@ def add_provenance(writer: gguf.GGUFWriter, quantized: Quantized, plain: str) ->
         writer.add_uint32("quantize.imatrix.entries_count", importance["entries"])
         writer.add_uint32("quantize.imatrix.chunks_count", importance["chunks"])
     writer.add_string("quantline.recipe", json.dumps(recipe, sort_keys=True))
-    writer.add_string("quantline.calibration", json.dumps(quantized.report["calibration"], sort_keys=True))
+    writer.add_string("quantline.calibration", json.dumps(report["calibration"], sort_keys=True))
+
+
+def begin(model: Checkpoint | Converted, facts: Architecture, report: dict, path: Path, plain: str,
+          largest: int = 0) -> tuple[gguf.GGUFWriter, Rope]:
+    """(a writer that is told all but the tensors, the rotary settings), for files of at most `largest` bytes."""
+    writer = gguf.GGUFWriter(path, container_of(facts).name, split_max_size=largest)
+    rope = add_settings(writer, model, facts)
+    add_provenance(writer, report, plain)
+    if not isinstance(model, Converted):  # whose settings have both already
+        writer.add_name(name_of(Tokenizer(model.folder), report["recipe"]["name"]))
+        add_vocabulary(writer, Tokenizer(model.folder), model.shape(facts.embedding)[0])
+    return writer, rope
+
+
+def header_bytes(model: Checkpoint | Converted, report: dict) -> int:
+    """The bytes of one file with the model that are no weights, whatever types those have: up to `ALIGNMENT` more than is
+    needed. `report` is as quantized.json: recipe, calibration, and importance where there is one.
+    """
+    facts = architecture(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE
+        writer, rope = begin(model, facts, report, path, "F32")
+        for place, names in by_place(tensor_names(model, facts)).items():
+            shape = model.shape(names[0])
+            whole = (len(names), *shape) if dimensions(model, names) > len(shape) else shape
+            writer.add_tensor_info(place, whole, np.dtype(np.float32), 4 * int(np.prod(whole)))
+        for place, values in rope.tensors.items():
+            writer.add_tensor_info(place, values.shape, values.dtype, values.nbytes)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        return path.stat().st_size + ALIGNMENT + sum(padded(values.nbytes) for values in rope.tensors.values())
+
+
+def padded(size: int) -> int:
+    """The bytes that a tensor of `size` bytes takes in a file."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def kind_of(quantized: Quantized, name: str, place: str, many: int, plain: str) -> str:
@@ -65,14 +105,7 @@ def write(model: Checkpoint | Converted, quantized: Quantized, folder: Path, var
     facts = architecture(model)
     places = by_place(tensor_names(model, facts))
     plain = FLOATS[variant.dtype] if variant.dtype else model.stored_dtype(facts.embedding)
-    largest = (variant.split_max_mib or 0) * 2**20
-    writer = gguf.GGUFWriter(folder / FILE, container_of(facts).name, split_max_size=largest)
-    rope = add_settings(writer, model, facts)
-    add_provenance(writer, quantized, plain)
-    if not isinstance(model, Converted):  # whose settings have both already
-        writer.add_name(name_of(Tokenizer(model.folder), variant.recipe))
-        add_vocabulary(writer, Tokenizer(model.folder), model.shape(facts.embedding)[0])
-
+    writer, rope = begin(model, facts, quantized.report, folder / FILE, plain, (variant.split_max_mib or 0) * 2**20)
     kinds = {}
     for place, names in places.items():
         many, shape = dimensions(model, names), model.shape(names[0])

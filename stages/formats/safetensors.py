@@ -16,7 +16,7 @@ from stages.checkpoints.reader import INDEX, SINGLE, Checkpoint
 from stages.checkpoints.source import SIDE_FILES
 from stages.config import Variant
 from stages.formats import StoredTensor
-from stages.formats.layouts import check_loadable, layout_of, load_layout
+from stages.formats.layouts import check_loadable, check_mixture, layout_of, load_layout
 from stages.tracking import write_json
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -29,7 +29,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     """Write the folder; returns source tensor name → requested type.
 
     Raises StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold), and as
-    `layouts.check_loadable` does.
+    `layouts.check_loadable` and `layouts.check_mixture` do.
     """
     facts, activations = architecture(model), quantized.report.get("activations") is not None
     for name in quantized.linears[:1]:
@@ -47,13 +47,13 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
         return kinds
 
     layout = load_layout(variant.layout, activations)
-    shards, schemes = _Shards(folder), set()
+    shards, schemes = _Shards(folder), {}
     for name in model.names:
         module, dtype = name.removesuffix(".weight"), DTYPES[kinds[name]]
         if module in quantized.linears:
             linear = quantized.linear(module)
             kinds[name] = linear.kind
-            schemes.add(linear.scheme)
+            schemes.setdefault(linear.scheme, []).append(module)
             shards.add(layout.tensors(module, linear, dtype))
         else:
             shards.add({name: model.as_stored(name, values(model, quantized, name, dtype))})
@@ -62,6 +62,7 @@ def write(model: Checkpoint, quantized: Quantized, folder: Path, variant: Varian
     kind = variant.dtype or LONG[model.stored_dtype(facts.embedding)]
     config["torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"] = kind
     if schemes:
+        check_mixture(facts, schemes)
         config["quantization_config"] = layout.config(schemes, facts.kept)
     write_json(folder / "config.json", config)
     return kinds
@@ -131,7 +132,7 @@ def read_back(folder: Path, model: Checkpoint) -> dict[str, StoredTensor]:
         parts = [one for one in layout.parts(module) if one in checkpoint.files] if layout else []
         if parts and parts[0] == layout.parts(module)[0]:
             found[name] = StoredTensor(
-                layout.kind(config), layout.shape_of(checkpoint, module), sum(checkpoint.raw(one).nbytes for one in parts),
+                layout.kind(config, module), layout.shape_of(checkpoint, module), sum(checkpoint.raw(one).nbytes for one in parts),
                 lambda module=module: layout.dequantize(checkpoint, module, config))
         elif name in checkpoint.files:
             kind, shape = checkpoint.stored_dtype(name), checkpoint.shape(name)

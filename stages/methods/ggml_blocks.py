@@ -86,6 +86,11 @@ def dequantize(data: np.ndarray, name: str) -> np.ndarray:
     return kind.dequantize(kind.unpack(data.reshape(-1, kind.bytes))).reshape(len(data), -1)
 
 
+def names() -> tuple[str, ...]:
+    """The types that have a codec."""
+    return tuple(_types())
+
+
 @cache
 def _types() -> dict[str, BlockType]:
     from stages.methods import ggml_plain, ggml_super

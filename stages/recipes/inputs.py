@@ -20,7 +20,7 @@ def output_changes(work: Work, name: str, scaled: torch.Tensor, weight: torch.Te
 
 def powers_of_two(work: Work, name: str, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Scales [in] of one layer, or their square roots, as powers of two; 1 where neither leaves less than no scaling."""
-    recipe, plain = work.recipe, torch.ones_like(scales)
+    recipe, plain = work.recipe_of(name), torch.ones_like(scales)
 
     def left(scales: torch.Tensor) -> float:
         if recipe.method == "smoothquant":
@@ -62,7 +62,8 @@ def round_block(work: Work, layer: int) -> dict:
             sample = work.on_device(work.moments.sample(linears[0]))
             found = smoothquant.search_scales(ours, peak, sample, recipe.grid, recipe.smoothing)
         else:
-            grid = (recipe.bits, check_width(linears[0], len(moment), recipe.group_size), recipe.symmetric, recipe.grid)
+            own = work.recipe_of(linears[0])
+            grid = (own.bits, check_width(linears[0], len(moment), own.group_size), own.symmetric, own.grid)
             importance = [work.importance(name) for name in linears]
             found = awq.search_scales(ours, moment, *grid, [rows[name] for name in linears], importance)
             if found is None:
@@ -91,7 +92,7 @@ def round_block(work: Work, layer: int) -> dict:
         moment = work.moment(linears[0])
         for name in linears:
             factors = work.factors(name)
-            linear, damping = rounded(name, recipe, weights[name] * columns[name] / rows[name][:, None],
+            linear, damping = rounded(name, work.recipe_of(name), weights[name] * columns[name] / rows[name][:, None],
                                       awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, rows[name]))
             work.writer.add_linear(name, linear)
             stored = dense(linear, weights[name]) * rows[name][:, None] / columns[name]

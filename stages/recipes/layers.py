@@ -39,7 +39,7 @@ def round_block(work: Work, layer: int) -> dict:
     reports = {}
     for name in work.facts.linears_of(layer):
         weight, moment, factors = work.weight(name), work.moment(name), work.factors(name)
-        linear, damping = rounded(name, work.recipe, weight, moment, factors)
+        linear, damping = rounded(name, work.recipe_of(name), weight, moment, factors)
         work.writer.add_linear(name, linear)
         reports[name] = layer_report(name, linear, weight, dense(linear, weight), moment, factors,
                                      work.moments.seen(name), damping)

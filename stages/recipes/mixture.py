@@ -48,6 +48,10 @@ class Mixture:
                                                      f"file, such as {matrices[0]}; it fits none")
         return compiled
 
+    def pinned(self, place: str) -> bool:
+        """Whether the overrides name a tensor of the file."""
+        return any(pattern.search(place) for pattern, _ in self.patterns)
+
     def types(self, name: str) -> tuple[str, str]:
         """(the type asked for, the type that the tensor's rows allow)."""
         place, width = self.places[name], self.checkpoint.shape(name)[-1]
@@ -117,11 +121,14 @@ class Mixture:
         seen = self.moments.seen(module)
         return self.moments.info["tokens"] if seen.get("starved") else seen["tokens"]
 
+    def about_importance(self) -> dict | None:
+        """What a file says of the importance matrix, if there is one."""
+        return self.matrix and {"file": self.recipe.importance_file or imatrix.FILE, "chunks": self.matrix.chunks,
+                                "dataset": ", ".join(self.matrix.datasets), "entries": len(self.matrix.entries)}
+
     def write_importance(self, folder: Path) -> dict | None:
         """Put the importance matrix into the folder as llama-imatrix would; returns what the report says of it."""
         if self.matrix is None:
             return None
         imatrix.write(folder / imatrix.FILE, self.matrix, container_of(self.facts).name)
-        return {"file": self.recipe.importance_file or imatrix.FILE, "dataset": ", ".join(self.matrix.datasets),
-                "entries": len(self.matrix.entries), "chunks": self.matrix.chunks,
-                "sha256": sha256_file(folder / imatrix.FILE)}
+        return self.about_importance() | {"sha256": sha256_file(folder / imatrix.FILE)}

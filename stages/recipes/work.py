@@ -1,6 +1,6 @@
 """What every recipe works with: the model, its calibration, and where the result goes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,11 @@ class Work:
     facts: Architecture
     moments: Moments
     writer: QuantizedWriter
+    grids: dict[str, dict] = field(default_factory=dict)  # of layers that have another grid than the recipe's
+
+    def recipe_of(self, name: str) -> AnyRecipe:
+        """The recipe with the grid of a layer."""
+        return self.recipe.model_copy(update=self.grids.get(name))
 
     @cached_property
     def mixture(self) -> "Mixture":

@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.report import budgets
 from stages.report.plots import DIVERGENCE, GOLD, pareto_svg
 from stages.report.tables import harness_columns, machines
 
@@ -40,6 +41,8 @@ def markdown(report: dict) -> str:
         lines.append(f"| {row['variant']} | {m['size_bytes'] / MIB:.1f} | {m['bits_per_weight']:.2f} | "
                      f"{m['mean_kld']:z.5f} ± {m['mean_kld_se']:.5f} | {m['perplexity']:.3f} | {gold} | "
                      f"{row['speed']['decode_tok_s']:.0f} |")
+    fitted = [f"- {budgets.said(row)}" for row in report["variants"] if row.get("beside")]
+    lines += ["", "Fitted to a budget:", "", *fitted] if fitted else []
     others = [f"- {row['variant']}: {'; '.join(row['why_not'])}" for row in report["variants"]
               if row["variant"] != report["pick"]]
     return "\n".join([*lines, *(["", "Why not the others:", "", *others] if others else [])]) + "\n"

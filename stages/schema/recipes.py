@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.schema.section import Section
 
@@ -19,13 +19,40 @@ CURVED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q
 CURVED_MIXES = tuple(mix for mix in MIXES[3:] if mix.startswith(("Q", "IQ4")))
 
 
+BITS, GROUP_SIZES = (2, 3, 4, 8), (32, 64, 128, -1)
+K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+
+
+class Budget(Section):
+    """A limit of size within which each tensor gets what the calibration says it is worth, instead of what the recipe's
+    mix or grid gives it. Without a limit of its own, the file is as large as the recipe would make it without a budget.
+    """
+
+    size_mib: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # of the file with the weights
+    bits_per_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # over all weights of the file
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Budget":
+        if self.size_mib is not None and self.bits_per_weight is not None:
+            raise ValueError("expected one limit, found size_mib and bits_per_weight; leave one of them out")
+        return self
+
+
+class GridBudget(Budget):
+    """Of layers of grouped integers: `bits` and `group_sizes` are what a layer can have."""
+
+    bits: tuple[Literal[BITS], ...] = Field(default=BITS, min_length=1)
+    group_sizes: tuple[Literal[GROUP_SIZES], ...] = Field(default=GROUP_SIZES[:3], min_length=1)
+
+
 class Recipe(Section):
     substitution: Literal["report", "fail"] = "report"
 
 
 class Grouped(Recipe):
-    bits: Literal[2, 3, 4, 8]
-    group_size: Literal[32, 64, 128, -1]
+    bits: Literal[BITS]
+    group_size: Literal[GROUP_SIZES]
+    budget: GridBudget | None = None
     symmetric: bool
     scales: Literal["minmax", "weighted"] = "weighted"  # weighted: the span with the least diag(H)-weighted error
     curvature: bool = False  # afterwards move integers and scales to where the KL divergence rises least
@@ -66,6 +93,16 @@ class Fp8(Recipe):
     method: Literal["fp8"]
 
 
+class TypeBudget(Budget):
+    """Of tensors in ggml's blocks: `types` are what a tensor can have."""
+
+    types: tuple[Literal[GGML_TYPES[1:]], ...] = Field(default=K_QUANTS, min_length=1)
+
+
+class CurvedTypeBudget(Budget):
+    types: tuple[Literal[CURVED_TYPES[1:]], ...] = Field(default=K_QUANTS, min_length=1)
+
+
 class KQuant(Recipe):
     method: Literal["kquant"]
     mix: Literal[MIXES]
@@ -77,6 +114,7 @@ class KQuant(Recipe):
     # Types that take precedence over the mix: regular expression → type. It is searched for in the names that tensors
     # have in the GGUF file (blk.0.attn_v.weight, output.weight), as that of llama-quantize's --tensor-type; the first fits.
     overrides: dict[str, Literal[GGML_TYPES]] = {}
+    budget: TypeBudget | None = None  # what the overrides name stays as they say
 
 
 class KQuantCurvature(Recipe):
@@ -85,6 +123,7 @@ class KQuantCurvature(Recipe):
     method: Literal["kquant-curvature"]
     mix: Literal[CURVED_MIXES]
     overrides: dict[str, Literal[CURVED_TYPES]] = {}  # as KQuant's
+    budget: CurvedTypeBudget | None = None
     damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     rounds: int = Field(default=4, ge=0)  # of scales and codes in turn
     importance: ClassVar[bool] = True  # ggml's part of the work is weighed by the calibration

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import get_args
 
 from pydantic import ValidationError
 
@@ -66,6 +67,7 @@ def _fields(where: tuple[str | int, ...]) -> list[str]:
             section = RECIPES[part]
         elif part == "gates":
             section = Gate
-        elif (field := section.model_fields.get(str(part))) and isinstance(field.annotation, type):
-            section = field.annotation
+        elif field := section.model_fields.get(str(part)):
+            inner = (field.annotation, *get_args(field.annotation))  # a section that may be left out is a union
+            section = next((one for one in inner if isinstance(one, type) and issubclass(one, Section)), section)
     return list(section.model_fields)

@@ -1,10 +1,12 @@
 """Layouts of quantized linear layers inside safetensors: how integers, scales and zero points become tensors.
 
-Each module has `tensors(module, linear, dtype)`, `config(schemes, kept)` for config.json's quantization_config, where `kept`
-are the linear layers that are not rounded, `parts(module)`, `kind(config)`, and `dequantize(checkpoint, module, config)`;
-`config` is the whole quantization_config and a scheme is (kind, symmetric, group size, whether a group is the whole row).
+Each module has `tensors(module, linear, dtype)`, `config(schemes, kept)` for config.json's quantization_config, where `schemes`
+has the rounded layers by scheme and `kept` are the linear layers that are not rounded, `parts(module)`,
+`kind(config, module)`, and `dequantize(checkpoint, module, config)`; `config` is the whole quantization_config and a scheme is
+(kind, symmetric, group size, whether a group is the whole row).
 """
 
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from types import ModuleType
 
@@ -13,6 +15,7 @@ from stages.tracking import Failure, StageError
 
 MODULES = {"compressed-tensors": "compressed", "gptq": "gptq", "awq": "awq"}
 Scheme = tuple[str, bool, int, bool]
+Grid = tuple[str, bool, int | None]
 
 
 def load_layout(name: str, activations: bool = False) -> ModuleType:
@@ -52,14 +55,29 @@ def check_loadable(facts: Architecture, layout: str, scheme: Scheme, activations
                       "not load there", "use recipe fp8 or int8")
 
 
-def one_scheme(schemes: set[Scheme]) -> tuple[str, bool, int | None]:
-    """(kind, symmetric, group size or None for whole rows) if all layers share it.
-
-    Only rows that are one group each may differ in length. Raises StageError(unsupported_width) otherwise.
+def check_mixture(facts: Architecture, schemes: Mapping[Scheme, Iterable[str]]) -> None:
+    """Raise StageError(unsupported_architecture) for several grids in a model with experts: transformers fuses those when it
+    loads them, and then finds no layers of the names that config.json lists.
     """
-    channel = all(whole for *_, whole in schemes)
-    found = sorted({(kind, symmetric, None if channel else size) for kind, symmetric, size, _ in schemes})
+    if facts.experts and len(grids := by_grid(schemes)) > 1:
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected one grid for all layers of {facts.model_type} in safetensors, "
+                         f"found {len(grids)}; use format onnx, or a recipe without a budget")
+
+
+def by_grid(schemes: Mapping[Scheme, Iterable[str]]) -> dict[Grid, list[str]]:
+    """(kind, symmetric, group size) → the layers stored so, sorted. The group size is None where all layers are of whole
+    rows, which may differ in length then.
+    """
+    channel, found = all(whole for *_, whole in schemes), {}
+    for (kind, symmetric, size, _), names in schemes.items():
+        found.setdefault((kind, symmetric, None if channel else size), []).extend(names)
+    return {grid: sorted(names) for grid, names in sorted(found.items())}
+
+
+def one_scheme(schemes: Mapping[Scheme, Iterable[str]]) -> Grid:
+    """The grid that all layers share. Raises StageError(unsupported_width) if there are several."""
+    found = list(by_grid(schemes))
     if len(found) != 1:
         raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected one width and group size for all layers, found {found}; "
-                                                    "quantize them with one recipe")
+                                                    "quantize them with one recipe without a budget, or use layout: compressed-tensors")
     return found[0]

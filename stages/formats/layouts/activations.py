@@ -15,8 +15,8 @@ from compressed_tensors.quantization import (
 from stages.checkpoints.canonical import FloatLinear, GroupedLinear
 from stages.checkpoints.reader import Checkpoint
 from stages.formats.layouts import Scheme, one_scheme
-from stages.formats.layouts.compressed import GROUP
 
+GROUP = "group_0"  # the one scheme, by which all quantized layers are stored
 TYPES = {"int8": ("int", "int-quantized"), "float8": ("float", "float-quantized")}
 MIDDLE = 128  # the zero point of symmetric integers of eight bits
 
@@ -33,7 +33,7 @@ def tensors(module: str, linear: GroupedLinear | FloatLinear, dtype: type) -> di
     return {weight: values, scale: linear.scales.astype(dtype)}
 
 
-def config(schemes: set[Scheme], kept: list[str]) -> dict:
+def config(schemes: dict[Scheme, list[str]], kept: list[str]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
     kind, *_ = one_scheme(schemes)
     number, layout = TYPES[kind]
@@ -45,7 +45,7 @@ def config(schemes: set[Scheme], kept: list[str]) -> dict:
     ).model_dump(mode="json")
 
 
-def kind(config: dict) -> str:
+def kind(config: dict, module: str) -> str:
     """What a weight is stored as by a quantization_config."""
     number = config["config_groups"][GROUP]["weights"]["type"]
     return next(kind for kind, (one, _) in TYPES.items() if one == number)

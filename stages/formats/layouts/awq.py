@@ -46,14 +46,14 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
             scales: half(module, linear.scales).T.copy()}
 
 
-def config(schemes: set[Scheme], kept: list[str]) -> dict:
+def config(schemes: dict[Scheme, list[str]], kept: list[str]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
     kind, _, size = one_scheme(schemes)
     return {"quant_method": "awq", "bits": int(kind.removeprefix("int")), "group_size": -1 if size is None else size, "zero_point": True,
             "version": "gemm", "modules_to_not_convert": None}
 
 
-def kind(config: dict) -> str:
+def kind(config: dict, module: str) -> str:
     """What a weight is stored as by a quantization_config."""
     return f"int{config['bits']}"
 

@@ -15,9 +15,8 @@ from compressed_tensors.quantization import (
 
 from stages.checkpoints.canonical import GroupedLinear
 from stages.checkpoints.reader import Checkpoint
-from stages.formats.layouts import Scheme, one_scheme
+from stages.formats.layouts import Scheme, by_grid
 
-GROUP = "group_0"  # the one scheme, by which all quantized layers are stored
 BITS = (2, 3, 4, 8)
 
 
@@ -38,20 +37,21 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
     return found if linear.symmetric else found | {zero: pack(linear.zeros, 0)}
 
 
-def config(schemes: set[Scheme], kept: list[str]) -> dict:
-    """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
-    kind, symmetric, size = one_scheme(schemes)
-    weights = QuantizationArgs(num_bits=int(kind.removeprefix("int")), type="int", symmetric=symmetric, group_size=size,
-                               strategy="channel" if size is None else "group")
-    return QuantizationConfig(
-        config_groups={GROUP: QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=kept,
-        format="pack-quantized", quantization_status=QuantizationStatus.COMPRESSED,
-    ).model_dump(mode="json")
+def config(schemes: dict[Scheme, list[str]], kept: list[str]) -> dict:
+    """The quantization_config: one scheme for all linear layers, or where there are several, layer by layer."""
+    grids = by_grid(schemes)
+    groups = {f"group_{number}": QuantizationScheme(targets=names if len(grids) > 1 else ["Linear"], weights=QuantizationArgs(
+        num_bits=int(kind.removeprefix("int")), type="int", symmetric=symmetric, group_size=size,
+        strategy="channel" if size is None else "group")) for number, ((kind, symmetric, size), names) in enumerate(grids.items())}
+    return QuantizationConfig(config_groups=groups, ignore=kept, format="pack-quantized",
+                              quantization_status=QuantizationStatus.COMPRESSED).model_dump(mode="json")
 
 
-def kind(config: dict) -> str:
-    """What a weight is stored as by a quantization_config."""
-    return f"int{config['config_groups'][GROUP]['weights']['num_bits']}"
+def kind(config: dict, module: str) -> str:
+    """What a weight of a layer is stored as by a quantization_config."""
+    groups = config["config_groups"].values()
+    own = next((one for one in groups if module in one["targets"]), None) or next(one for one in groups if "Linear" in one["targets"])
+    return f"int{own['weights']['num_bits']}"
 
 
 def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
@@ -62,7 +62,7 @@ def shape_of(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
 
 def dequantize(checkpoint: Checkpoint, module: str, config: dict) -> np.ndarray:
     """The weight float32 [out, in] that a stored layer stands for."""
-    shape, bits = shape_of(checkpoint, module), int(kind(config).removeprefix("int"))
+    shape, bits = shape_of(checkpoint, module), int(kind(config, module).removeprefix("int"))
 
     def unpack(part: str, size: tuple[int, ...], axis: int) -> np.ndarray:
         words = torch.from_numpy(checkpoint.raw(f"{module}.{part}"))

@@ -63,14 +63,14 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
             g_idx: (np.arange(linear.integers.shape[1]) // linear.group_size).astype(np.int32)}
 
 
-def config(schemes: set[Scheme], kept: list[str]) -> dict:
+def config(schemes: dict[Scheme, list[str]], kept: list[str]) -> dict:
     """The quantization_config. Raises StageError(unsupported_width) if the layers do not share one scheme."""
     kind, symmetric, size = one_scheme(schemes)
     return {"quant_method": "gptq", "bits": int(kind.removeprefix("int")), "group_size": -1 if size is None else size, "sym": symmetric,
             "desc_act": False, "checkpoint_format": OLDER if symmetric else NEWER, "lm_head": False}
 
 
-def kind(config: dict) -> str:
+def kind(config: dict, module: str) -> str:
     """What a weight is stored as by a quantization_config."""
     return f"int{config['bits']}"
 
