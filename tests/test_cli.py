@@ -135,7 +135,7 @@ def measured(folder) -> Path:
         bundle = folder / "artifacts/exports" / name
         bundle.mkdir(parents=True)
         (folder / "metrics/items").mkdir(parents=True, exist_ok=True)
-        about = {"artifact_sha256": "ab", "substituted_share": 0.0, "versions": {}, "files": {}, "layers": {}, "recipe": {},
+        about = {"artifact_sha256": "ab", "substituted_share": 0.0, "versions": {}, "files": {}, "layers": {}, "tensors": {}, "recipe": {},
                  "calibration": None, "created_by": "export-1", "source": {}}
         metrics = FIGURES | {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": 0.001, "tokens": 1000,
                              "artifact_sha256": "ab", "gold_accuracy_delta": 0.0, "gold_lost": 0, "gold_won": 0,

@@ -39,7 +39,7 @@ def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> 
     speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
              "device": "cpu"}
     made = {"variant": name, "recipe": "r", "format": "gguf", "runtime": "llama.cpp", "status": "ok", "failure": None,
-            "message": None, "pareto": False, "metrics": metrics, "speed": speed, "flips": [], "smoke": [],
+            "message": None, "pareto": False, "metrics": metrics, "speed": speed, "flips": [], "smoke": [], "estimated": {},
             "layers": [], "lineage": LINEAGE, "substituted_share": 0.0} | more
     made["gates"] = [gates.check_gate(gate, made["metrics"]) for gate in target.gates]
     made["memory"] = memory(made, target, FACTS)
@@ -125,7 +125,7 @@ def report(rows: list[dict]) -> dict:
     chosen, second, reasons = selection.pick(rows, TARGET)
     return {"model": "demo", "parameters": 5e6, "target": TARGET.model_dump(), "pick": chosen, "runner_up": second,
             "reasons": reasons, "tokens": 1000, "baseline": {"all": 0.9, "facts": 0.9}, "tasks": ["facts"],
-            "variants": rows}
+            "variants": rows, "commit": "c" * 40, "params": {"suite": "quick", "seed": 0}}
 
 
 def failed(message: str) -> dict:
@@ -151,7 +151,8 @@ def test_whatever_comes_from_a_model_or_a_file_is_text_on_the_page():
             "baseline_said": HOSTILE, "baseline_correct": True, "correct": False}
     lineage = LINEAGE | {"serve": HOSTILE, "source": {"path": HOSTILE}, "versions": {HOSTILE: HOSTILE}, "created_by": HOSTILE,
                          "files": {HOSTILE: {"sha256": HOSTILE, "bytes": 1}}, "calibration": {"text": HOSTILE}}
-    layers = [{"name": HOSTILE, "bits": 4, "error": 1.0, "rtn_error": 2.0}]
+    layers = [{"name": HOSTILE, "type": HOSTILE, "bits": 4, "measure": HOSTILE, "error": 1.0, "plain": HOSTILE,
+               "plain_error": 2.0}]
     smoke = [{"prompt": HOSTILE, "output": HOSTILE, "checks": {HOSTILE: True}}]
     made = report([row("a", 2, 0.01, flips=[flip], smoke=smoke, layers=layers, lineage=lineage)]) | {"model": HOSTILE}
     text = page.html(made)

@@ -7,7 +7,7 @@ from stages.methods import kquant, kquant_curvature
 from stages.methods.curvature import divergence
 from stages.methods.ggml_blocks import dequantize
 from stages.methods.grid import output_error
-from stages.recipes.report import check_gain
+from stages.recipes.report import blocks_report, check_gain
 from stages.recipes.work import Work
 
 
@@ -27,6 +27,7 @@ def round_block(work: Work, layer: int | None) -> dict:
         else:
             data, more = kquant.quantize(np.atleast_2d(tensor), actual, importance, kernel=work.recipe.kernel), {}
         work.writer.add_blocks(name, actual, data, tensor.shape)
+        more = more or blocks_report(work, name.removesuffix(".weight"), tensor, actual, data)
         reports[name] = {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
                          "importance": importance is not None} | more
     return {"layers": reports, "transforms": []}

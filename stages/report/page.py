@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.config import as_yaml
 from stages.report.plots import DIVERGENCE, GOLD, pareto_svg
 
 MIB = 2**20
@@ -20,7 +21,9 @@ def html(report: dict) -> str:
     # Made here from numbers and checked names, so no text of a model is in it.
     plots = [{"svg": Markup(pareto_svg(rows, axis)), "caption": f"{axis.title}; the line joins the Pareto front."}
              for rows, axis in ((measured, DIVERGENCE), (answered, GOLD)) if rows]
-    return environment.get_template("page.html.jinja").render(r=report, plots=plots, most_flips=MOST_FLIPS)
+    return environment.get_template("page.html.jinja").render(
+        r=report, plots=plots, most_flips=MOST_FLIPS, params_yaml=as_yaml(report["params"]),
+        at_commit="" if report["commit"] == "unknown" else f"git checkout {report['commit']}\n")
 
 
 def markdown(report: dict) -> str:

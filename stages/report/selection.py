@@ -3,6 +3,7 @@
 import math
 
 from stages.config import Target
+from stages.report.estimates import DECODE
 from stages.report.gates import CANNOT_TELL
 
 MIB = 2**20
@@ -53,7 +54,8 @@ def object_together(rows: list[dict], target: Target) -> None:
 
 def worth(row: dict, target: Target) -> float:
     """The figure that the target optimizes; NaN if it was not measured."""
-    value = {**row["speed"], **row["metrics"], "memory_mib": row["memory"]["mib"]}.get(target.optimize.metric)
+    value = {**row["speed"], **row["metrics"], "memory_mib": row["memory"]["mib"],
+             DECODE: row["estimated"].get("decode_tok_s")}.get(target.optimize.metric)
     return value if isinstance(value, int | float) else math.nan
 
 

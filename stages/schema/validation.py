@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import get_args
 
 from pydantic import ValidationError
 
@@ -64,6 +65,7 @@ def _fields(where: tuple[str | int, ...]) -> list[str]:
             section = RECIPES[part]
         elif part == "gates":
             section = Gate
-        elif (field := section.model_fields.get(str(part))) and isinstance(field.annotation, type):
-            section = field.annotation
+        elif field := section.model_fields.get(str(part)):
+            sections = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type) and issubclass(one, Section)]
+            section = (sections or [section])[0]
     return list(section.model_fields)
