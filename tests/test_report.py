@@ -154,10 +154,11 @@ def test_whatever_comes_from_a_model_or_a_file_is_text_on_the_page():
     layers = [{"name": HOSTILE, "type": HOSTILE, "bits": 4, "measure": HOSTILE, "error": 1.0, "plain": HOSTILE,
                "plain_error": 2.0}]
     smoke = [{"prompt": HOSTILE, "output": HOSTILE, "checks": {HOSTILE: True}}]
-    made = report([row("a", 2, 0.01, flips=[flip], smoke=smoke, layers=layers, lineage=lineage)]) | {"model": HOSTILE}
+    made = report([row("a", 2, 0.01, flips=[flip], smoke=smoke, layers=layers, lineage=lineage)])
+    made |= {"model": HOSTILE, "commit": HOSTILE, "params": {"suite": HOSTILE, "seed": 0}}
     text = page.html(made)
     assert "<script>alert" not in text and "<img" not in text
-    assert text.count("&lt;script&gt;alert(1)") == 20
+    assert text.count("&lt;script&gt;alert(1)") == 28
 
 
 def test_a_flip_opens_to_the_prompt_the_right_answer_and_both_answers():
