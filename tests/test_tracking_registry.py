@@ -95,18 +95,25 @@ def test_nothing_is_registered_from_a_queued_experiment_or_if_it_is_not_asked_fo
 def test_a_server_without_a_registry_is_said_and_one_that_refuses_is_a_failure(compared, monkeypatch):
     from mlflow.exceptions import MlflowException
     from mlflow.protos import databricks_pb2 as codes
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    def unsupported(*_):
+        raise UnsupportedModelRegistryStoreURIException("file:mlruns", ["sqlite"])
 
     def broken(code):
         def refuse(*_):
             raise MlflowException("no at https://ada:verysecret@example.org", error_code=code)
         return refuse
 
-    tracking = Tracking(uri="http://127.0.0.1:9", experiment="x", registry={"name": "n"})
+    tracking = Tracking(uri="http://127.0.0.1:9", experiment="x", registry={"name": "n", "upload": True})
     for code in (codes.ENDPOINT_NOT_FOUND, codes.FEATURE_DISABLED, codes.NOT_IMPLEMENTED):
         monkeypatch.setattr(registry, "_register", broken(code))
         with pytest.raises(NoRegistry) as error:
             registry.register(tracking, "run", Path("bundle"), {}, "")
         assert "verysecret" not in str(error.value)
+    with pytest.raises(NoRegistry, match="functionality is unavailable"):
+        monkeypatch.setattr(registry, "_register", unsupported)
+        registry.register(tracking, "run", Path("bundle"), {}, "")
     compared.stage("compare")
     assert (said(compared)["reason_code"], said(compared)["severity"]) == ("model_not_registered", "warning")
     assert "keeps no models" in said(compared)["summary"] and "verysecret" not in said(compared)["summary"]
@@ -118,7 +125,8 @@ def test_a_server_without_a_registry_is_said_and_one_that_refuses_is_a_failure(c
 
 @pytest.mark.parametrize(("override", "said"), [
     ("tracking.registry.alias=latest", "keeps latest for itself"), ("tracking.registry.alias=v1", "keeps v1 for itself"),
-    ("tracking.registry.name=a/b", "tracking.registry.name"), ("tracking.registry.nam=x", "did you mean name")])
+    ("tracking.registry.name=a/b", "tracking.registry.name"), ("tracking.uri=http://here", "takes no path of this machine"),
+    ("tracking.registry.nam=x", "did you mean name")])
 def test_a_name_or_alias_that_mlflow_would_refuse_is_told_before_anything_runs(project, override, said):
     with pytest.raises(ConfigError, match=said):
         compose([override])

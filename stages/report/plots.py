@@ -36,7 +36,7 @@ def spread(values: list[float]) -> float:
 
 DIVERGENCE = Axis(
     "mean_kld", "Size against mean KL divergence from full precision", "mean KL divergence (log)", "log", 1,
-    lambda row: max(row["metrics"]["mean_kld"], FLOOR), lambda values: (FLOOR / 3, max(values) * 8))
+    lambda row: max(row["metrics"]["mean_kld"], FLOOR), lambda values: (min(values) / 3, max(values) * 8))
 GOLD = Axis(
     "gold_accuracy", "Size against gold accuracy in per cent", "gold accuracy, %", "linear", -1,
     lambda row: 100 * row["metrics"]["gold_accuracy"],
@@ -63,6 +63,12 @@ def label_places(points: np.ndarray, labels: list[str]) -> list[tuple[float, flo
             x = points[index][0] + 2 * GAP
         placed[index] = (x, y)
     return [placed[index] for index in range(len(points))]
+
+
+def right_end(xs: list[float], labels: list[str], width: float) -> float:
+    """Where an axis from 0 of `width` pixels ends, so that the label beside each x is on it (if it is not too long)."""
+    shares = [min((3 * GAP + LETTER * len(label)) / width, 0.7) for label in labels]
+    return max(x / (1 - share) for x, share in zip(xs, shares, strict=True))
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -94,12 +100,14 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
         axes.set_ylim(*limits)
         axes.set_yticks([tick for tick in axes.get_yticks() if tick <= axis.most])
         axes.set_ylim(*limits)  # ticks beyond the axis would stretch it
-        axes.set_xlim(0, max(x for x, _ in points) * 1.3)
+        axes.set_xlim(0, max(x for x, _ in points))
         axes.set_xlabel("size on disk, MiB")
         axes.set_ylabel(axis.label)
         for name in sorted({row["format"] for row in rows}):
             axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=name)
         figure.legend(frameon=False, loc="outside upper right", ncols=3, fontsize=10)  # no point of the plot's
+        figure.canvas.draw()  # the width of the axes is known now, and so where the labels end
+        axes.set_xlim(0, right_end([x for x, _ in points], [row["variant"] for row in rows], axes.get_window_extent().width))
         figure.canvas.draw()  # labels are placed where the points now are
         places = label_places(axes.transData.transform(points), [row["variant"] for row in rows])
         for row, point, place in zip(rows, points, places, strict=True):

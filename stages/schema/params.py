@@ -178,6 +178,13 @@ class Tracking(Section):
                              "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN")
         return uri
 
+    @model_validator(mode="after")
+    def _reachable(self) -> "Tracking":
+        if self.uri.startswith("http") and self.registry and not self.registry.upload:
+            raise ValueError("registry.upload: a server takes no path of this machine as the source of a version; set it to "
+                             "true, or registry to null")
+        return self
+
 
 class Params(Section):
     seed: int
