@@ -12,7 +12,7 @@ from stages.checkpoints.architecture import Architecture
 from stages.config import Params
 from stages.evaluate import EXPORTS, METRICS, REFERENCE
 from stages.load import MODEL
-from stages.report import estimates, gates, layers, memory, page, promotion, selection
+from stages.report import estimates, gates, layers, memory, page, plots, promotion, selection
 from stages.tracking import EVENTS, Failure, Reason, StageRun, sha256_json, stage_run, write_json, write_text
 from stages.tracking.experiments import evaluation_datasets, git_commit, without_secrets
 
@@ -108,9 +108,7 @@ def build(params: Params) -> dict:
 
 def compare(run: StageRun) -> None:
     report = build(run.params)
-    points = [{"variant": row["variant"], "format": row["format"], "size_mib": row["metrics"]["size_bytes"] / 2**20,
-               "mean_kld": row["metrics"]["mean_kld"], "gold_accuracy": row["metrics"].get("gold_accuracy")}
-              for row in report["variants"] if row["status"] == "ok"]
+    points = plots.data([row for row in report["variants"] if row["status"] == "ok"])
     write_json(REPORTS / "plots" / "pareto.json", points)
     write_json(REPORTS / "compression.json", report)
     write_text(REPORTS / "compression.md", page.markdown(report))

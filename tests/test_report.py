@@ -1,6 +1,8 @@
 """Gates, the Pareto front, the pick, and the page."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
@@ -12,6 +14,7 @@ from stages.report import gates, page, plots, selection
 from stages.report.memory import kv_cache_bytes, memory
 from stages.report.plots import label_places
 
+ROOT = Path(__file__).resolve().parent.parent
 TARGET = Target(name="laptop", formats=["gguf", "onnx"], runtimes=["llama.cpp", "onnxruntime"], max_size_mib=None,
                 max_memory_mib=None, gates=[Gate(metric="mean_kld", operator="<=", threshold=0.1)],
                 optimize={"metric": "size_bytes", "direction": "min"})
@@ -193,6 +196,26 @@ def test_the_two_plots_share_no_id():
 
 def test_the_front_of_a_plot():
     assert plots.front([(1, 5), (2, 3), (2, 4), (3, 3), (4, 1)]) == [(1, 5), (2, 3), (4, 1)]
+
+
+def test_dvc_plots_get_the_points_and_the_fronts_of_both_plots():
+    rows = [row("a", 2, 0.3), row("b", 3, 0.1), row("c", 4, 0.2)]
+    rows[2]["metrics"] = {**rows[2]["metrics"], "gold_accuracy": 0.95}
+    rows[0]["metrics"] = {key: value for key, value in rows[0]["metrics"].items() if not key.startswith("gold_")}
+    told = plots.data(rows)
+    assert [one["mean_kld_front"] for one in told] == [True, True, False]
+    assert [one.get("gold_accuracy_front") for one in told] == [None, True, True]
+    assert told[0] == {"variant": "a", "format": "gguf", "size_mib": 2.0, "mean_kld": 0.3, "gold_accuracy": None,
+                       "mean_kld_front": True}
+
+
+def test_the_templates_of_dvc_plots_ask_for_what_there_is():
+    fields = {*plots.data([row("a", 2, 0.3)])[0], "shown", "rev"}
+    for name, metric in (("pareto_log", "mean_kld"), ("pareto", "gold_accuracy")):
+        text = (ROOT / f".dvc/plots/{name}.json").read_text()
+        assert json.loads(text)["data"] == {"values": "<DVC_METRIC_DATA>"}
+        text = text.replace("<DVC_METRIC_Y>", metric).replace("<DVC_METRIC_X>", "size_mib")
+        assert {*re.findall(r"datum\['(\w+)'\]", text), *re.findall(r'"field": "(\w+)"', text)} <= fields
 
 
 def test_the_page_appears_when_every_variant_failed():

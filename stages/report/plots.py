@@ -76,6 +76,29 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return sorted({(x, y) for x, y in points if not any(p <= x and q <= y and (p, q) != (x, y) for p, q in points)})
 
 
+def points_of(rows: list[dict], axis: Axis) -> list[tuple[float, float]]:
+    """(size in MiB, figure) of each measured variant."""
+    return [(row["metrics"]["size_bytes"] / MIB, axis.of(row)) for row in rows]
+
+
+def front_of(points: list[tuple[float, float]], axis: Axis) -> list[tuple[float, float]]:
+    """The points on the Pareto front of a plot, in the order of their size."""
+    return [(x, axis.sign * y) for x, y in front([(x, axis.sign * y) for x, y in points])]
+
+
+def data(rows: list[dict]) -> list[dict]:
+    """Both plots as rows for `dvc plots`: figures, and whether they are on the front (templates in .dvc/plots)."""
+    told = [{"variant": row["variant"], "format": row["format"], "size_mib": row["metrics"]["size_bytes"] / MIB}
+            | {axis.metric: row["metrics"].get(axis.metric) for axis in (DIVERGENCE, GOLD)} for row in rows]
+    for axis in (DIVERGENCE, GOLD):
+        able = [(row, one) for row, one in zip(rows, told, strict=True) if one[axis.metric] is not None]
+        points = points_of([row for row, _ in able], axis)
+        best = front_of(points, axis)
+        for (_, one), point in zip(able, points, strict=True):
+            one[f"{axis.metric}_front"] = point in best
+    return told
+
+
 def pareto_svg(rows: list[dict], axis: Axis) -> str:
     """An SVG element of size against a figure, for the variants that were measured; text follows the page's colour."""
     import matplotlib
@@ -86,8 +109,8 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"quantline {axis.metric}", "font.family": "sans-serif",
                 "font.size": 11}
     rows = sorted(rows, key=lambda row: (row["metrics"]["size_bytes"], row["variant"]))
-    points = [(row["metrics"]["size_bytes"] / MIB, axis.of(row)) for row in rows]
-    best = [(x, axis.sign * y) for x, y in front([(x, axis.sign * y) for x, y in points])]
+    points = points_of(rows, axis)
+    best = front_of(points, axis)
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(figsize=(5.2, 4.6), dpi=DPI, layout="constrained")
         for row, point in zip(rows, points, strict=True):
