@@ -42,6 +42,7 @@ def lineage(bundle: Path, manifest: dict) -> dict:
     """Where a bundle comes from: its source, recipe, calibration, versions and files, and the lines that serve it."""
     _, _, serve = (bundle / "README.md").read_text(encoding="utf-8").partition("## Serve it")
     source = {key: value for key, value in manifest["source"].items() if key != "files"}
+    source["files_sha256"] = sha256_json(manifest["source"].get("files", {}))
     return {**{key: manifest[key] for key in ("recipe", "calibration", "versions", "files", "created_by")},
             "source": source, "serve": serve.strip()}
 

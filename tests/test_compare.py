@@ -83,7 +83,8 @@ def test_the_report_holds_every_variant_and_the_same_run_writes_the_same_bytes(c
     assert [flip["id"] for flip in rows["gguf-q8_0"]["flips"]] == ["a"]
     assert [layer["name"] for layer in rows["gguf-q8_0"]["layers"]] == [
         "layer-6", "layer-5", "layer-11", "layer-4", "layer-10", "layer-3", "layer-2", "layer-9"][:layers.WORST]
-    assert (rows["gguf-q8_0"]["lineage"]["serve"], rows["gguf-q8_0"]["lineage"]["source"]) == ("llama-server", {"path": "here"})
+    assert (rows["gguf-q8_0"]["lineage"]["serve"], rows["gguf-q8_0"]["lineage"]["source"]) == (
+        "llama-server", {"path": "here", "files_sha256": sha256_json({"a": "b"})})
     assert rows["gguf-q8_0"]["substituted_share"] == 0.25 and rows["gguf-q8_0"]["pareto"]
     assert (rows["gguf-q4_k_m"]["status"], rows["gguf-q4_k_m"]["failure"]) == ("failed", "smoke_failed")
     assert rows["gguf-q8_0"]["provenance"] == {"quality": "measured", "speed": "measured", "memory": "estimated"}

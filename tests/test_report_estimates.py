@@ -9,7 +9,7 @@ from test_report import FACTS, TARGET, report, row
 
 from stages import compare as stage
 from stages.config import ConfigError, compose, load_params
-from stages.report import estimates, page
+from stages.report import estimates, page, selection
 from stages.report.gates import check_gate
 from stages.schema.params import Gate, Hardware, Optimize
 
@@ -56,10 +56,9 @@ def test_an_estimate_ranks_and_gates_under_its_own_name_alone():
     slow, fast = ({"decode_tok_s": speed, "hardware": "small board", "provenance": "estimated", "formula": "f"}
                   for speed in (10.0, 20.0))
     target = DEVICE.model_copy(update={"optimize": Optimize(metric="estimated_decode_tok_s", direction="max")})
-    from stages.report import selection
-
     rows = [row("slow", 1, 0.01, target, estimated=slow), row("fast", 2, 0.01, target, estimated=fast)]
-    assert selection.pick(rows, target)[0] == "fast"
+    chosen, _, reasons = selection.pick(rows, target)
+    assert chosen == "fast" and "decoding on small board, estimated: f" in reasons
     measured_first = DEVICE.model_copy(update={"optimize": Optimize(metric="decode_tok_s", direction="max")})
     assert {selection.worth(one, measured_first) for one in rows} == {90.0}
     gate = Gate(metric="estimated_decode_tok_s", operator=">=", threshold=15)

@@ -85,6 +85,8 @@ def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list
     if target.max_memory_mib is not None or target.context is not None:
         known = "unknown" if best["memory"]["mib"] is None else f"{best['memory']['mib']:.0f} MiB"
         reasons.append(f"memory: {known}, {best['memory']['provenance']}: {best['memory']['formula']}")
+    if best["estimated"]:
+        reasons.append(f"decoding on {best['estimated']['hardware']}, estimated: {best['estimated']['formula']}")
     reasons += [gate["said"] for gate in best["gates"] if gate["verdict"] == CANNOT_TELL]
     if len(able) > 1:
         reasons.append(f"runner-up: {able[1]['variant']}, {key} {_nice(key, worth(able[1], target))}")
