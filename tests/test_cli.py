@@ -155,7 +155,7 @@ def test_pick_answers_for_any_target_from_what_is_measured(measured):
     assert "bf16: format safetensors is not among gguf, onnx" in done.output
     done = quantline("pick", "target=gpu-server")
     assert "Ship for gpu-server: gptq-w4g128" in done.output
-    assert "bf16: meets the target; size_bytes 10.0 MiB, 8.0 MiB (400%) more than the pick" in done.output
+    assert "bf16: meets the target; size 10.0 MiB, 8.0 MiB (400%) more than the pick" in done.output
     done = quantline("pick", "target=any", "target.max_size_mib=1")
     assert done.exit_code == 0 and "none of them" in done.output
     assert not (measured / "reports").exists() and load_params().target.name == "laptop-cpu"

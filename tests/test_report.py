@@ -60,7 +60,7 @@ def test_the_pick_is_the_best_among_those_that_meet_the_target():
             row("wrong format", 0.5, 0.0, format="safetensors", runtime="transformers")]
     chosen, second, reasons = selection.pick(rows, TARGET)
     assert (chosen, second) == ("good", "better")
-    assert "smallest size_bytes: 2.0 MiB" in reasons[0]
+    assert "smallest size: 2.0 MiB" in reasons[0]
     assert rows[0]["objections"] == ["mean_kld is 0.3, the gate wants <= 0.1"]
     assert "format safetensors" in rows[3]["objections"][0]
 
@@ -119,8 +119,8 @@ def test_every_other_variant_is_told_why_it_lost():
     rows = [row("pick", 2, 0.05), row("larger", 3, 0.01), row("as large", 2, 0.06), row("bad", 1, 0.3)]
     selection.pick(rows, TARGET)
     assert [one["why_not"] for one in rows] == [
-        [], ["meets the target; size_bytes 3.0 MiB, 1.0 MiB (50%) more than the pick"],
-        ["meets the target; size_bytes is the pick's, its mean KL divergence 0.06 to the pick's 0.05"],
+        [], ["meets the target; size 3.0 MiB, 1.0 MiB (50%) more than the pick"],
+        ["meets the target; size is the pick's, its mean KL divergence 0.06 to the pick's 0.05"],
         ["mean_kld is 0.3, the gate wants <= 0.1"]]
 
 

@@ -37,7 +37,7 @@ def layer_report(name: str, linear: GroupedLinear | FloatLinear, weight: torch.T
 
 def blocks_report(work: Work, module: str, weight: np.ndarray, kind: str, data: np.ndarray) -> dict:
     """What is told of a weight [out, in] in ggml's blocks: the error Σ Δ² diag(H), which is what an importance matrix
-    lowers, held against that of round-to-nearest with as many bits and groups as large (None for a type that is no grid).
+    lowers, held against that of round-to-nearest with as many bits and groups as large (None if the type is no grid).
 
     Nothing is told of a tensor that has no calibration, as the embedding, or whose type is a plain float.
     """

@@ -1,5 +1,5 @@
-"""Speed on hardware that is not here: what its memory lets through, as the roofline model has it (Williams, Waterman and
-Patterson, CACM 52, 2009).
+"""Speed on hardware that is not here: what its memory lets through, as the roofline model has it (Williams, Waterman
+and Patterson, CACM 52, 2009).
 
 Decoding one sequence reads every weight once for each token, and the keys and values of all tokens before it, and does
 little with either; so the bandwidth of the memory bounds it from above. It is an estimate, never mixed with what was

@@ -18,6 +18,7 @@ def worst(manifest: dict) -> list[dict]:
             continue
         plain = next(one for one in PLAIN if f"{one}_{measure}" in about)
         stored = manifest["tensors"].get(name) or manifest["tensors"][f"{name}.weight"]
-        told.append({"name": name, "type": stored["actual"], "bits": stored["bits_per_weight"], "measure": MEASURES[measure],
-                     "error": about[measure], "plain": PLAIN[plain], "plain_error": about[f"{plain}_{measure}"]})
+        told.append({"name": name, "type": stored["actual"], "bits": stored["bits_per_weight"],
+                     "measure": MEASURES[measure], "error": about[measure],
+                     "plain": PLAIN[plain], "plain_error": about[f"{plain}_{measure}"]})
     return sorted(told, key=lambda layer: (-layer["error"], layer["name"]))[:WORST]

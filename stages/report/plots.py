@@ -130,9 +130,10 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
             axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=name)
         figure.legend(frameon=False, loc="outside upper right", ncols=3, fontsize=10)  # no point of the plot's
         figure.canvas.draw()  # the width of the axes is known now, and so where the labels end
-        axes.set_xlim(0, right_end([x for x, _ in points], [row["variant"] for row in rows], axes.get_window_extent().width))
+        names, width = [row["variant"] for row in rows], axes.get_window_extent().width
+        axes.set_xlim(0, right_end([x for x, _ in points], names, width))
         figure.canvas.draw()  # labels are placed where the points now are
-        places = label_places(axes.transData.transform(points), [row["variant"] for row in rows])
+        places = label_places(axes.transData.transform(points), names)
         for row, point, place in zip(rows, points, places, strict=True):
             line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3,
                     "relpos": (0, 0.5)}

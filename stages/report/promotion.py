@@ -38,12 +38,11 @@ def obstacle(params: Params, report: dict) -> str | None:
     row = next((row for row in report["variants"] if row["variant"] == report["pick"]), None)
     if row is None:
         return f"no variant meets the target {params.target.name}; the alias stays where it is"
-    passed = [{key: gate[key] for key in one.model_dump()} for one in params.target.gates for gate in row["gates"]
-              if gate["passed"] and all(gate[key] == value for key, value in one.model_dump().items())]
-    missing = [one for one in params.target.gates if one.required and one.model_dump() not in passed]
-    if missing:
-        return f"the required gate {missing[0].metric} {missing[0].operator} {missing[0].threshold:g} was not checked or " \
-               "does not pass"
+    for one in params.target.gates:
+        asked = one.model_dump()
+        passed = any(gate["passed"] and {key: gate[key] for key in asked} == asked for gate in row["gates"])
+        if one.required and not passed:
+            return f"the required gate {one.metric} {one.operator} {one.threshold:g} was not checked or does not pass"
     if in_queued_copy():
         return "this is a queued experiment; apply it, and run `python -m stages.compare`"
     return None
@@ -54,14 +53,17 @@ def promote(run: StageRun, report: dict, exports: Path, ids: dict[str, str]) -> 
     why, registry = obstacle(run.params, report), run.params.tracking.registry
     if why is None:
         row = next(row for row in report["variants"] if row["variant"] == report["pick"])
-        m, gates = row["metrics"], [gate for gate in row["gates"] if gate["required"]]
+        m = row["metrics"]
+        gates = [f"{gate['metric']} {gate['operator']} {gate['threshold']:g} {gate['verdict']}"
+                 for gate in row["gates"] if gate["required"]]
         tags = {key: row[key] for key in ("variant", "recipe", "format", "runtime")} | {
             SHA256: m[SHA256], "target": run.params.target.name, "git_commit": git_commit(),
-            "gates": "; ".join(f"{gate['metric']} {gate['operator']} {gate['threshold']:g} {gate['verdict']}" for gate in gates),
+            "gates": "; ".join(gates),
             **{key: f"{m[key]:.6g}" for key in ("mean_kld", "gold_accuracy", "size_bytes") if key in m}}
         description = "\n".join(f"- {reason}" for reason in report["reasons"]) + "\n\n" + row["lineage"]["serve"]
         try:
-            version, new = register(run.params.tracking, ids[report["pick"]], exports / report["pick"], tags, description)
+            bundle = exports / report["pick"]
+            version, new = register(run.params.tracking, ids[report["pick"]], bundle, tags, description)
         except NoRegistry as error:
             why = f"the MLflow server keeps no models: {error}"
         else:

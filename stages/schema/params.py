@@ -124,7 +124,8 @@ class Hardware(Section):
     """A device that is not this machine; what it would do is estimated."""
 
     name: str
-    bandwidth_gb_s: float = Field(gt=0, allow_inf_nan=False)  # of the memory that holds the weights, in 10^9 bytes a second
+    # Of the memory that holds the weights, in 10^9 bytes a second.
+    bandwidth_gb_s: float = Field(gt=0, allow_inf_nan=False)
 
 
 class Target(Section):
@@ -153,8 +154,7 @@ class Registry(Section):
 
     name: str = Field(pattern=r"^[^/:]+$")  # MLflow's rule
     alias: str = Field(default="champion", pattern=r"^[A-Za-z0-9_-]+$", max_length=255)
-    # The version's source: the bundle in artifacts/exports/, or a copy of it among the run's artifacts. A server takes no
-    # path of another machine.
+    # The version's source: the bundle in artifacts/exports/, or a copy of it among the run's artifacts.
     upload: bool = False
 
     @field_validator("alias")
@@ -174,15 +174,15 @@ class Tracking(Section):
     @classmethod
     def _no_secret(cls, uri: str) -> str:
         if re.match(r"https?://[^/]*@", uri):
-            raise ValueError("no credentials in the address: params.yaml is kept in git; set MLFLOW_TRACKING_USERNAME and "
-                             "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN")
+            raise ValueError("no credentials in the address: params.yaml is kept in git; set MLFLOW_TRACKING_USERNAME "
+                             "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN")
         return uri
 
     @model_validator(mode="after")
     def _reachable(self) -> "Tracking":
         if self.uri.startswith("http") and self.registry and not self.registry.upload:
-            raise ValueError("registry.upload: a server takes no path of this machine as the source of a version; set it to "
-                             "true, or registry to null")
+            raise ValueError("registry.upload: a server takes no path of this machine as the source of a version; set "
+                             "it to true, or registry to null")
         return self
 
 

@@ -66,6 +66,6 @@ def _fields(where: tuple[str | int, ...]) -> list[str]:
         elif part == "gates":
             section = Gate
         elif field := section.model_fields.get(str(part)):
-            sections = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type) and issubclass(one, Section)]
-            section = (sections or [section])[0]
+            kinds = (field.annotation, *get_args(field.annotation))  # itself, or what may be null
+            section = next((one for one in kinds if isinstance(one, type) and issubclass(one, Section)), section)
     return list(section.model_fields)

@@ -62,7 +62,7 @@ def git_commit() -> str:
 
 def of_variant(manifest: dict) -> dict[str, Any]:
     """The run of a variant's bytes, as `record` takes it: the same for every stage that adds to it."""
-    recipe = {("recipe" if key == "name" else key): value for key, value in manifest["recipe"].items()}
+    recipe = {"recipe" if key == "name" else key: value for key, value in manifest["recipe"].items()}
     about = {key: manifest[key] for key in ("variant", "format", "runtime", "artifact_sha256")}
     return {
         "key": f"{manifest['variant']}:{manifest['artifact_sha256']}", "name": manifest["variant"],
@@ -97,7 +97,10 @@ def without_secrets(text: object) -> str:
 
 
 def with_client(tracking: Tracking, work: Callable[["MlflowClient"], Result]) -> Result:
-    """What `work` returns, given a client of the tracking store. Raises StageError(network_unavailable) if a server fails."""
+    """What `work` returns, given a client of the tracking store.
+
+    Raises StageError(network_unavailable) if a server does not answer or refuses.
+    """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A server that is down should stop a stage within seconds, not after MLflow's minutes of trying.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
