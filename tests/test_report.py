@@ -32,7 +32,8 @@ LINEAGE = {"source": {"path": "demo", "revision": None}, "recipe": {"name": "r",
 
 def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> dict:
     """A measured variant of `size` MiB."""
-    metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "perplexity": 3.0, "tokens": 100,
+    metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "p999_kld": 9 * kld,
+               "p999_kld_se": kld, "max_kld": 20 * kld, "rms_delta_p": 0.02, "rms_delta_p_se": 0.001, "perplexity": 3.0, "tokens": 100,
                "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
                "same_top_p_se": 0.01, "gold_accuracy_delta_interval": [-0.04, 0.02],
                "gold_tasks": {"facts": {"accuracy": 0.9, "lost": 2, "won": 1, "items": 100}}, "gold_accuracy": 0.9,
@@ -176,7 +177,7 @@ def test_a_flip_opens_to_the_prompt_the_right_answer_and_both_answers():
 def test_the_table_says_the_noise_beside_each_difference():
     text = page.html(report([row("a", 2, 0.01)]))
     for told in ("0.01000<small>± 0.00100</small>", "3.000<small>+0.100 ± 0.010</small>",
-                 "90.0<small>~ -1.0, -4.0 to +2.0</small>", "97.0<small>± 1.0</small>"):
+                 "90.0<small>~ -1.0, -4.0 to +2.0</small>", "97.0<small>± 1.0</small>", "<td>0.09<small>± 0.01</small></td><td>0.2</td>", "<td>2<small>± 0.1</small></td>"):
         assert told in text
     assert "~ +0.100" not in text
 
