@@ -19,7 +19,8 @@ def html(report: dict) -> str:
     measured = [row for row in report["variants"] if row["status"] == "ok"]
     answered = [row for row in measured if "gold_accuracy" in row["metrics"]]
     # Made here from numbers and checked names, so no text of a model is in it.
-    plots = [{"svg": Markup(pareto_svg(rows, axis)), "caption": f"{axis.title}; the line joins the Pareto front."}
+    plots = [{"svg": Markup(pareto_svg(rows, axis, report["pick"])),
+              "caption": f"{axis.title}; the line joins the Pareto front, the pick is bold."}
              for rows, axis in ((measured, DIVERGENCE), (answered, GOLD)) if rows]
     return environment.get_template("page.html.jinja").render(
         r=report, plots=plots, most_flips=MOST_FLIPS, params_yaml=as_yaml(report["params"]),

@@ -99,8 +99,10 @@ def data(rows: list[dict]) -> list[dict]:
     return told
 
 
-def pareto_svg(rows: list[dict], axis: Axis) -> str:
-    """An SVG element of size against a figure, for the variants that were measured; text follows the page's colour."""
+def pareto_svg(rows: list[dict], axis: Axis, pick: str | None = None) -> str:
+    """An SVG element of size against a figure, for the variants that were measured, with the name of the pick in bold;
+    text follows the page's colour.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -138,7 +140,7 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
             line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3,
                     "relpos": (0, 0.5)}
             axes.annotate(row["variant"], point, xytext=place, textcoords="figure pixels", fontsize=10, va="center",
-                          arrowprops=line).set_in_layout(False)
+                          fontweight="bold" if row["variant"] == pick else "normal", arrowprops=line).set_in_layout(False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         text = io.StringIO()
