@@ -8,14 +8,15 @@ A variant that failed upstream stands in the report with its named failure.
 import json
 from pathlib import Path
 
+from stages.checkpoints.architecture import Architecture
 from stages.config import Params
 from stages.evaluate import EXPORTS, METRICS, REFERENCE, check_bundle
 from stages.load import MODEL
-from stages.report import budgets, gates, memory, page, selection
+from stages.report import budgets, estimates, gates, layers, memory, page, plots, promotion, selection
 from stages.tracking import EVENTS, Failure, Reason, StageError, StageRun, sha256_json, stage_run, write_json, write_text
+from stages.tracking.experiments import evaluation_datasets, git_commit, without_secrets
 
 REPORTS = Path("reports")
-WORST_LAYERS = 8  # of a variant in the report; the manifest has all
 
 
 def read(path: Path):
@@ -41,14 +42,9 @@ def lineage(bundle: Path, manifest: dict) -> dict:
     """Where a bundle comes from: its source, recipe, calibration, versions and files, and the lines that serve it."""
     _, _, serve = (bundle / "README.md").read_text(encoding="utf-8").partition("## Serve it")
     source = {key: value for key, value in manifest["source"].items() if key != "files"}
+    source["files_sha256"] = sha256_json(manifest["source"].get("files", {}))
     return {**{key: manifest[key] for key in ("recipe", "calibration", "versions", "files", "created_by")},
             "source": source, "serve": serve.strip()}
-
-
-def worst_layers(manifest: dict) -> list[dict]:
-    """The layers with the largest output error, first; none for a method that tells no errors."""
-    told = [{"name": name, **about} for name, about in manifest["layers"].items() if "error" in about]
-    return sorted(told, key=lambda layer: (-layer["error"], layer["name"]))[:WORST_LAYERS]
 
 
 def harness_of(name: str, manifest: dict) -> dict:
@@ -58,12 +54,13 @@ def harness_of(name: str, manifest: dict) -> dict:
     return found["tasks"] if found.get("artifact_sha256") == manifest["artifact_sha256"] else {}
 
 
-def row_of(name: str, params: Params) -> dict:
-    """One variant's row of the report."""
+def row_of(name: str, params: Params, facts: Architecture | None = None) -> dict:
+    """One variant's row of the report; `facts` of the model are what its estimated figures are made from."""
     variant = params.variants[name]
     row = {"variant": name, "recipe": variant.recipe, "format": variant.format, "runtime": variant.runtime,
            "status": "ok", "failure": None, "message": None, "pareto": False, "metrics": {}, "speed": {}, "gates": [], "lm_eval": {},
            "flips": [], "smoke": [], "layers": [], "budget": None, "beside": None, "lineage": {}, "memory": {"mib": None},
+           "estimated": {},
            "substituted_share": 0.0,
            "provenance": {"quality": "measured", "speed": "measured"}}
     paths = (METRICS / f"{name}.json", METRICS / f"{name}.speed.json", EXPORTS / name / "manifest.json")
@@ -78,21 +75,31 @@ def row_of(name: str, params: Params) -> dict:
     if metrics["artifact_sha256"] != manifest["artifact_sha256"]:
         return row | {"status": "failed", "failure": Failure.ARTIFACT_CHANGED,
                       "message": "the metrics belong to other bytes than the bundle on disk; run dvc repro"}
-    checked = [gates.check_gate(gate, metrics | speed) for gate in params.target.gates
+    estimated = estimates.decode(manifest["tensors"], variant.runtime, params.target, facts)
+    figures = metrics | speed | {estimates.DECODE: estimated.get("decode_tok_s")}
+    checked = [gates.check_gate(gate, figures) for gate in params.target.gates
              if "gold_accuracy" in metrics or not gate.metric.startswith("gold_")]
     items = read(METRICS / "items" / f"{name}.json")
-    return row | {"metrics": metrics, "speed": speed, "gates": checked,
+    if estimated:
+        row["provenance"] = row["provenance"] | {estimates.DECODE: "estimated"}
+    return row | {"metrics": metrics, "speed": speed, "gates": checked, "estimated": estimated,
                   "lm_eval": harness_of(name, manifest), "substituted_share": manifest["substituted_share"],
                   "flips": [item for item in items if item["correct"] != item["baseline_correct"]],
-                  "smoke": read(EXPORTS / name / "smoke.json")["prompts"], "layers": worst_layers(manifest),
+                  "smoke": read(EXPORTS / name / "smoke.json")["prompts"], "layers": layers.worst(manifest),
                   "lineage": lineage(EXPORTS / name, manifest), "budget": budgets.told(manifest)}
+
+
+def published(params: Params) -> dict:
+    """The parameters as anybody may see them: a database's address may hold a password."""
+    values = params.model_dump(mode="json")
+    return values | {"tracking": values["tracking"] | {"uri": without_secrets(params.tracking.uri)}}
 
 
 def build(params: Params) -> dict:
     """The whole report, as reports/compression.json has it."""
-    rows = [row_of(name, params) for name in params.variants]
-    front = selection.on_front([row for row in rows if row["status"] == "ok"])
     facts = memory.facts_of(MODEL)
+    rows = [row_of(name, params, facts) for name in params.variants]
+    front = selection.on_front([row for row in rows if row["status"] == "ok"])
     for row in rows:
         row["pareto"] = row["variant"] in front
         row["beside"] = budgets.beside(row, rows)
@@ -109,24 +116,27 @@ def build(params: Params) -> dict:
         "target": params.target.model_dump(mode="json"), "pick": chosen, "runner_up": second, "reasons": reasons,
         "tokens": truth["tokens"], "baseline": truth["gold_accuracy"],
         "tasks": [task for task in sorted(truth["gold_accuracy"]) if task != "all"], "variants": rows,
+        "commit": git_commit(), "params": published(params),
     }
 
 
 def compare(run: StageRun) -> None:
     report = build(run.params)
-    points = [{"variant": row["variant"], "format": row["format"], "size_mib": row["metrics"]["size_bytes"] / 2**20,
-               "mean_kld": row["metrics"]["mean_kld"], "gold_accuracy": row["metrics"].get("gold_accuracy")}
-              for row in report["variants"] if row["status"] == "ok"]
+    points = plots.data([row for row in report["variants"] if row["status"] == "ok"])
     write_json(REPORTS / "plots" / "pareto.json", points)
     write_json(REPORTS / "compression.json", report)
     write_text(REPORTS / "compression.md", page.markdown(report))
     write_text(REPORTS / "compression.html", page.html(report))
     failed = sum(row["status"] != "ok" for row in report["variants"])
-    run.track(key=f"compare:{sha256_json(report)}", name="compare", files=[REPORTS / "compression.html"],
-              params={"target": report["target"]["name"], "pick": report["pick"]},
+    reference = REFERENCE / "reference.json"
+    datasets = evaluation_datasets(run.params.evaluation, read(reference)) if reference.is_file() else []
+    run.track(key=f"compare:{sha256_json(report)}", name="compare", datasets=datasets,
+              files=[REPORTS / f"compression.{kind}" for kind in ("html", "json", "md")],
+              params={"target": report["target"], "pick": report["pick"]},
               metrics={"variants": len(report["variants"]), "failed": failed})
+    promoted = promotion.promote(run, report, EXPORTS, promotion.log_variants(run, report, EXPORTS, datasets))
     run.finish(f"{len(points)} variants measured, {failed} failed; for {report['target']['name']} ship "
-               f"{report['pick'] or 'none of them'}; page: {REPORTS / 'compression.html'}")
+               f"{report['pick'] or 'none of them'}, {promoted}; page: {REPORTS / 'compression.html'}")
 
 
 if __name__ == "__main__":

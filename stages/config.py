@@ -17,7 +17,7 @@ from stages.schema.validation import unknown_key, validate
 
 __all__ = ["RECIPES", "AnyRecipe", "Calibration", "ConfigError", "Evaluation", "Gate", "Limits", "Model", "Optimize", "Params", "Recipe",
            "Speed", "StaleError", "Target", "Text", "Tracking", "Variant", "as_yaml", "check_fresh", "compose", "conf_digest",
-           "differences", "load_params", "missing_inputs", "project_root", "register_resolvers", "validate"]
+           "differences", "flat", "load_params", "missing_inputs", "project_root", "register_resolvers", "validate"]
 
 ABSENT = "absent"  # a value that no key of params.yaml has
 MEND = "run `quantline compose` (with your overrides, if any), then `dvc repro`"
@@ -132,14 +132,15 @@ def check_fresh(params: Params, root: Path | None = None) -> None:
 
 def differences(before: Params, after: Params) -> list[str]:
     """What changes from one set of parameters to another, as `key: old -> new` lines."""
-    old, new = (_flat(params.model_dump(mode="json", exclude={"conf_sha256"})) for params in (before, after))
+    old, new = (flat(params.model_dump(mode="json", exclude={"conf_sha256"})) for params in (before, after))
     return [f"{key}: {old.get(key, ABSENT)!r} -> {new.get(key, ABSENT)!r}"
             for key in sorted(old.keys() | new.keys()) if old.get(key, ABSENT) != new.get(key, ABSENT)]
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
-    """Nested values by dotted key."""
-    flat = {}
+def flat(values: dict, separator: str = ".", prefix: str = "") -> dict:
+    """Nested values by the path to each, such as `model.id`."""
+    found = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        place = f"{prefix}{key}"
+        found |= flat(value, separator, place + separator) if isinstance(value, dict) else {place: value}
+    return found

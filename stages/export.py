@@ -30,6 +30,7 @@ from stages.tracking import (
     write_json,
     write_text,
 )
+from stages.tracking.experiments import of_variant
 from stages.tracking.process import ask
 
 EXPORTS = Path("artifacts/exports")
@@ -118,7 +119,7 @@ def export(run: StageRun) -> None:
                            *quantized.report["transforms"],
                            {"step": "export", **variant.model_dump(mode="json")},
                            *({"step": "substitute", **one} for one in replaced)],
-            "tensors": tensors, "layers": quantized.report.get("layers", {}), "substituted_share": sum(one["share"] for one in replaced),
+            "tensors": tensors, "layers": quantized.report.get("layers", quantized.report.get("tensors", {})), "substituted_share": sum(one["share"] for one in replaced),
             "bits_per_weight": 8 * sum(about["bytes"] for about in tensors.values()) / weights,
             "size_bytes": sum(about["bytes"] for about in files.values()), "files": files,
             "artifact_sha256": sha256_json({path: about["sha256"] for path, about in files.items()}),
@@ -127,14 +128,8 @@ def export(run: StageRun) -> None:
         write_json(folder / "manifest.json", manifest)
         write_json(folder / "smoke.json", trace)
         write_text(folder / "README.md", readme(manifest))
-    run.track(
-        key=f"{name}:{manifest['artifact_sha256']}", name=name,
-        params={**recipe, "format": variant.format, "runtime": variant.runtime},
-        metrics={key: manifest[key] for key in ("size_bytes", "bits_per_weight", "substituted_share")},
-        tags={"variant": name, "recipe": variant.recipe, "recipe_sha256": sha256_json(recipe), "format": variant.format,
-              "runtime": variant.runtime, "artifact_sha256": manifest["artifact_sha256"]},
-        files=[EXPORTS / name / "manifest.json", EXPORTS / name / "smoke.json"],
-    )
+    run.track(**of_variant(manifest), files=[EXPORTS / name / "manifest.json", EXPORTS / name / "smoke.json"],
+              metrics={key: manifest[key] for key in ("size_bytes", "bits_per_weight", "substituted_share")})
     told = "".join(f", {one['share']:.0%} of the weights in {one['actual']} instead of {one['requested']}"
                    for one in replaced)
     run.finish(f"{manifest['size_bytes'] / 2**20:.1f} MiB, {manifest['bits_per_weight']:.2f} bits per weight{told}")

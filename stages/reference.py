@@ -32,6 +32,7 @@ from stages.tracking import (
     write_json,
     write_text,
 )
+from stages.tracking.experiments import evaluation_datasets
 
 REFERENCE = Path("artifacts/reference")
 CHUNK_VALUES = 1 << 24  # log-probabilities held at once, so that a large vocabulary needs no gigabytes
@@ -153,9 +154,10 @@ def reference(run: StageRun) -> None:
         write_json(folder / "baseline.json", [result.as_dict() for result in baseline])
         write_json(folder / "reference.json", info)
     run.track(key=f"reference:{sha256_json(info)}", name="reference", files=[REFERENCE / "reference.json"],
+              datasets=evaluation_datasets(evaluation, info),
               params={"text_sha256": info["text_sha256"], "gold_sha256": info["gold_sha256"]},
               metrics={"perplexity": info["perplexity"], "tokens": tokens.size,
-                       **{f"gold/{task}": share for task, share in accuracy.items()}})
+                       "gold": accuracy})
     told = f", gold accuracy {accuracy['all']:.3f} on {len(items)} items" if items else ", no gold set"
     run.finish(f"perplexity {info['perplexity']:.3f} on {tokens.size} tokens{told}, {hidden.nbytes / 2**20:.1f} MiB")
 

@@ -135,7 +135,7 @@ def measured(folder) -> Path:
         bundle = folder / "artifacts/exports" / name
         bundle.mkdir(parents=True)
         (folder / "metrics/items").mkdir(parents=True, exist_ok=True)
-        about = {"variant": name, "artifact_sha256": "ab", "substituted_share": 0.0, "versions": {}, "files": {}, "layers": {}, "recipe": {},
+        about = {"variant": name, "artifact_sha256": "ab", "substituted_share": 0.0, "versions": {}, "files": {}, "layers": {}, "tensors": {}, "recipe": {},
                  "calibration": None, "created_by": "export-1", "source": {}}
         metrics = FIGURES | {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": 0.001, "tokens": 1000,
                              "artifact_sha256": "ab", "gold_accuracy_delta": 0.0, "gold_lost": 0, "gold_won": 0,
@@ -155,7 +155,7 @@ def test_pick_answers_for_any_target_from_what_is_measured(measured):
     assert "bf16: format safetensors is not among gguf, onnx" in done.output
     done = quantline("pick", "target=gpu-server")
     assert "Ship for gpu-server: gptq-w4g128" in done.output
-    assert "bf16: meets the target; size_bytes 10.0 MiB, 8.0 MiB (400%) more than the pick" in done.output
+    assert "bf16: meets the target; size 10.0 MiB, 8.0 MiB (400%) more than the pick" in done.output
     done = quantline("pick", "target=any", "target.max_size_mib=1")
     assert done.exit_code == 0 and "none of them" in done.output
     assert not (measured / "reports").exists() and load_params().target.name == "laptop-cpu"

@@ -6,6 +6,7 @@ import pytest
 
 from stages import compare as stage
 from stages.config import load_params
+from stages.report import layers
 from stages.tracking import EVENTS, Failure, sha256_json, write_json, write_text
 
 
@@ -37,16 +38,17 @@ def test_the_failure_of_a_variant_is_the_newest_that_was_not_mended(project, lin
     assert stage.last_failure("bf16", "none")[0] == failure
 
 
-LAYERS = {f"layer-{n}": {"bits": 4, "error": float(n % 7), "rtn_error": 8.0} for n in range(12)} | {"copied": {"bits": 16}}
+LAYERS = {f"layer-{n}": {"error": float(n % 7), "rtn_error": 8.0} for n in range(12)} | {"copied": {}}
+TENSORS = {f"{name}.weight": {"actual": "int4", "bits_per_weight": 4.5, "weights": 64, "bytes": 36} for name in LAYERS}
 
 
-def figures(name: str, size: float, kld: float, **more) -> None:
+def figures(name: str, size: float, kld: float, sha256: str = "ab" * 32, **more) -> None:
     """What evaluate leaves of a variant of `size` MiB."""
     metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "p999_kld": kld, "perplexity": 3.0,
                "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
                "same_top_p_se": 0.01, "gold_accuracy_delta_interval": [-0.04, 0.02], "gold_tasks": {},
                "gold_accuracy": 0.9, "gold_accuracy_delta": -0.01, "gold_flips": 3, "gold_lost": 2, "gold_won": 1,
-               "gold_p_value": 0.6, "gold_items": 100, "gold_open": 0.9, "artifact_sha256": "ab" * 32,
+               "gold_p_value": 0.6, "gold_items": 100, "gold_open": 0.9, "artifact_sha256": sha256,
                "runtime_version": "1.0", "tokens": 100} | more
     speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
              "device": "cpu"}
@@ -57,11 +59,12 @@ def figures(name: str, size: float, kld: float, **more) -> None:
     write_json(stage.METRICS / "items" / f"{name}.json", items)
 
 
-def measured(name: str, size: float, kld: float, **more) -> None:
+def measured(name: str, size: float, kld: float, sha256: str = "ab" * 32, **more) -> None:
     """What evaluate and export leave of a variant of `size` MiB."""
-    figures(name, size, kld, **more)
+    figures(name, size, kld, sha256, **more)
     write_json(stage.EXPORTS / name / "manifest.json", {
-        "variant": name, "artifact_sha256": "ab" * 32, "substituted_share": 0.25, "layers": LAYERS, "recipe": {"name": "q8_0"}, "calibration": None,
+        "artifact_sha256": sha256, "substituted_share": 0.25, "layers": LAYERS, "recipe": {"name": "q8_0"}, "calibration": None,
+        "variant": name, "format": "gguf", "runtime": "llama.cpp", "tensors": TENSORS,
         "versions": {}, "files": {}, "created_by": "export-1", "source": {"path": "here", "files": {"a": "b"}}})
     write_text(stage.EXPORTS / name / "README.md", "# A bundle\n\n## Serve it\n\nllama-server\n")
     write_json(stage.EXPORTS / name / "smoke.json", {"prompts": [{"prompt": "One", "output": " day"}]})
@@ -84,8 +87,9 @@ def test_the_report_holds_every_variant_and_the_same_run_writes_the_same_bytes(c
     assert report["pick"] == "gguf-q8_0" and set(rows) == {"bf16", "gguf-q8_0", "gguf-q4_k_m"}
     assert [flip["id"] for flip in rows["gguf-q8_0"]["flips"]] == ["a"]
     assert [layer["name"] for layer in rows["gguf-q8_0"]["layers"]] == [
-        "layer-6", "layer-5", "layer-11", "layer-4", "layer-10", "layer-3", "layer-2", "layer-9"][:stage.WORST_LAYERS]
-    assert (rows["gguf-q8_0"]["lineage"]["serve"], rows["gguf-q8_0"]["lineage"]["source"]) == ("llama-server", {"path": "here"})
+        "layer-6", "layer-5", "layer-11", "layer-4", "layer-10", "layer-3", "layer-2", "layer-9"][:layers.WORST]
+    assert (rows["gguf-q8_0"]["lineage"]["serve"], rows["gguf-q8_0"]["lineage"]["source"]) == (
+        "llama-server", {"path": "here", "files_sha256": sha256_json({"a": "b"})})
     assert rows["gguf-q8_0"]["substituted_share"] == 0.25 and rows["gguf-q8_0"]["pareto"]
     assert (rows["gguf-q4_k_m"]["status"], rows["gguf-q4_k_m"]["failure"]) == ("failed", "smoke_failed")
     assert rows["gguf-q8_0"]["provenance"] == {"quality": "measured", "speed": "measured", "memory": "estimated"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("stages", "conf", "hydra_plugins", "dvc.yaml", "pyproject.toml", ".dvc/config", ".dvcignore", ".gitignore")
+FILES = ("stages", "conf", "hydra_plugins", "dvc.yaml", "pyproject.toml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore")
 VARIANTS = ("bf16", "gguf-q8_0", "gptq-w4g128", "onnx-int4-gptq")
 
 
@@ -109,6 +109,8 @@ def test_from_a_checkpoint_to_the_page(clone):
     assert rows["bf16"]["metrics"] == figures["bf16"]
     assert "three-bits" in clone.dvc("exp", "show", "--csv")
     assert "gptq-w4g128" in clone.dvc("metrics", "show")
+    shown = clone.dvc("plots", "show", "--json")
+    assert "size against divergence" in shown and "mean_kld_front" in shown and "error" not in shown
 
     # An edit of conf/ that was not composed is noticed before anything runs on old settings.
     recipe = clone.root / "conf/recipe/q8_0.yaml"

@@ -1,6 +1,8 @@
 """Gates, the Pareto front, the pick, and the page."""
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given
@@ -12,6 +14,7 @@ from stages.report import gates, page, plots, selection
 from stages.report.memory import kv_cache_bytes, memory
 from stages.report.plots import label_places
 
+ROOT = Path(__file__).resolve().parent.parent
 TARGET = Target(name="laptop", formats=["gguf", "onnx"], runtimes=["llama.cpp", "onnxruntime"], max_size_mib=None,
                 max_memory_mib=None, gates=[Gate(metric="mean_kld", operator="<=", threshold=0.1)],
                 optimize={"metric": "size_bytes", "direction": "min"})
@@ -29,7 +32,8 @@ LINEAGE = {"source": {"path": "demo", "revision": None}, "recipe": {"name": "r",
 
 def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> dict:
     """A measured variant of `size` MiB."""
-    metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "perplexity": 3.0, "tokens": 100,
+    metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "p999_kld": 9 * kld,
+               "p999_kld_se": kld, "max_kld": 20 * kld, "rms_delta_p": 0.02, "rms_delta_p_se": 0.001, "perplexity": 3.0, "tokens": 100,
                "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
                "same_top_p_se": 0.01, "gold_accuracy_delta_interval": [-0.04, 0.02],
                "gold_tasks": {"facts": {"accuracy": 0.9, "lost": 2, "won": 1, "items": 100}}, "gold_accuracy": 0.9,
@@ -39,7 +43,7 @@ def row(name: str, size: float, kld: float, target: Target = TARGET, **more) -> 
     speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
              "device": "cpu"}
     made = {"variant": name, "recipe": "r", "format": "gguf", "runtime": "llama.cpp", "status": "ok", "failure": None,
-            "message": None, "pareto": False, "metrics": metrics, "speed": speed, "flips": [], "smoke": [],
+            "message": None, "pareto": False, "metrics": metrics, "speed": speed, "flips": [], "smoke": [], "estimated": {},
             "layers": [], "lineage": LINEAGE, "substituted_share": 0.0} | more
     made["gates"] = [gates.check_gate(gate, made["metrics"]) for gate in target.gates]
     made["memory"] = memory(made, target, FACTS)
@@ -57,7 +61,7 @@ def test_the_pick_is_the_best_among_those_that_meet_the_target():
             row("wrong format", 0.5, 0.0, format="safetensors", runtime="transformers")]
     chosen, second, reasons = selection.pick(rows, TARGET)
     assert (chosen, second) == ("good", "better")
-    assert "smallest size_bytes: 2.0 MiB" in reasons[0]
+    assert "smallest size: 2.0 MiB" in reasons[0]
     assert rows[0]["objections"] == ["mean_kld is 0.3, the gate wants <= 0.1"]
     assert "format safetensors" in rows[3]["objections"][0]
 
@@ -116,8 +120,8 @@ def test_every_other_variant_is_told_why_it_lost():
     rows = [row("pick", 2, 0.05), row("larger", 3, 0.01), row("as large", 2, 0.06), row("bad", 1, 0.3)]
     selection.pick(rows, TARGET)
     assert [one["why_not"] for one in rows] == [
-        [], ["meets the target; size_bytes 3.0 MiB, 1.0 MiB (50%) more than the pick"],
-        ["meets the target; size_bytes is the pick's, its mean KL divergence 0.06 to the pick's 0.05"],
+        [], ["meets the target; size 3.0 MiB, 1.0 MiB (50%) more than the pick"],
+        ["meets the target; size is the pick's, its mean KL divergence 0.06 to the pick's 0.05"],
         ["mean_kld is 0.3, the gate wants <= 0.1"]]
 
 
@@ -125,7 +129,7 @@ def report(rows: list[dict]) -> dict:
     chosen, second, reasons = selection.pick(rows, TARGET)
     return {"model": "demo", "parameters": 5e6, "target": TARGET.model_dump(), "pick": chosen, "runner_up": second,
             "reasons": reasons, "tokens": 1000, "baseline": {"all": 0.9, "facts": 0.9}, "tasks": ["facts"],
-            "variants": rows}
+            "variants": rows, "commit": "c" * 40, "params": {"suite": "quick", "seed": 0}}
 
 
 def failed(message: str) -> dict:
@@ -151,12 +155,14 @@ def test_whatever_comes_from_a_model_or_a_file_is_text_on_the_page():
             "baseline_said": HOSTILE, "baseline_correct": True, "correct": False}
     lineage = LINEAGE | {"serve": HOSTILE, "source": {"path": HOSTILE}, "versions": {HOSTILE: HOSTILE}, "created_by": HOSTILE,
                          "files": {HOSTILE: {"sha256": HOSTILE, "bytes": 1}}, "calibration": {"text": HOSTILE}}
-    layers = [{"name": HOSTILE, "bits": 4, "error": 1.0, "rtn_error": 2.0}]
+    layers = [{"name": HOSTILE, "type": HOSTILE, "bits": 4, "measure": HOSTILE, "error": 1.0, "plain": HOSTILE,
+               "plain_error": 2.0}]
     smoke = [{"prompt": HOSTILE, "output": HOSTILE, "checks": {HOSTILE: True}}]
-    made = report([row("a", 2, 0.01, flips=[flip], smoke=smoke, layers=layers, lineage=lineage)]) | {"model": HOSTILE}
+    made = report([row("a", 2, 0.01, flips=[flip], smoke=smoke, layers=layers, lineage=lineage)])
+    made |= {"model": HOSTILE, "commit": HOSTILE, "params": {"suite": HOSTILE, "seed": 0}}
     text = page.html(made)
     assert "<script>alert" not in text and "<img" not in text
-    assert text.count("&lt;script&gt;alert(1)") == 20
+    assert text.count("&lt;script&gt;alert(1)") == 28
 
 
 def test_a_flip_opens_to_the_prompt_the_right_answer_and_both_answers():
@@ -171,7 +177,7 @@ def test_a_flip_opens_to_the_prompt_the_right_answer_and_both_answers():
 def test_the_table_says_the_noise_beside_each_difference():
     text = page.html(report([row("a", 2, 0.01)]))
     for told in ("0.01000<small>± 0.00100</small>", "3.000<small>+0.100 ± 0.010</small>",
-                 "90.0<small>~ -1.0, -4.0 to +2.0</small>", "97.0<small>± 1.0</small>"):
+                 "90.0<small>~ -1.0, -4.0 to +2.0</small>", "97.0<small>± 1.0</small>", "<td>0.09<small>± 0.01</small></td><td>0.2</td>", "<td>2<small>± 0.1</small></td>"):
         assert told in text
     assert "~ +0.100" not in text
 
@@ -191,6 +197,26 @@ def test_the_two_plots_share_no_id():
 
 def test_the_front_of_a_plot():
     assert plots.front([(1, 5), (2, 3), (2, 4), (3, 3), (4, 1)]) == [(1, 5), (2, 3), (4, 1)]
+
+
+def test_dvc_plots_get_the_points_and_the_fronts_of_both_plots():
+    rows = [row("a", 2, 0.3), row("b", 3, 0.1), row("c", 4, 0.2)]
+    rows[2]["metrics"] = {**rows[2]["metrics"], "gold_accuracy": 0.95}
+    rows[0]["metrics"] = {key: value for key, value in rows[0]["metrics"].items() if not key.startswith("gold_")}
+    told = plots.data(rows)
+    assert [one["mean_kld_front"] for one in told] == [True, True, False]
+    assert [one.get("gold_accuracy_front") for one in told] == [None, True, True]
+    assert told[0] == {"variant": "a", "format": "gguf", "size_mib": 2.0, "mean_kld": 0.3, "gold_accuracy": None,
+                       "mean_kld_front": True}
+
+
+def test_the_templates_of_dvc_plots_ask_for_what_there_is():
+    fields = {*plots.data([row("a", 2, 0.3)])[0], "shown", "rev"}
+    for name, metric in (("pareto_log", "mean_kld"), ("pareto", "gold_accuracy")):
+        text = (ROOT / f".dvc/plots/{name}.json").read_text()
+        assert json.loads(text)["data"] == {"values": "<DVC_METRIC_DATA>"}
+        text = text.replace("<DVC_METRIC_Y>", metric).replace("<DVC_METRIC_X>", "size_mib")
+        assert {*re.findall(r"datum\['(\w+)'\]", text), *re.findall(r'"field": "(\w+)"', text)} <= fields
 
 
 def test_the_page_appears_when_every_variant_failed():

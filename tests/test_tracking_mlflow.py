@@ -1,14 +1,27 @@
 """MLflow: one run a key, in the main repository's database, with nothing in it that should stay private."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from stages.config import Tracking, as_yaml, compose
+from stages.config import ConfigError, Tracking, as_yaml, compose, load_params
 from stages.tracking import Failure, StageError, stage_run
-from stages.tracking.experiments import KEY, git_commit, main_root, record, tracking_uri
+from stages.tracking.experiments import (
+    KEY,
+    MAX_DIGEST,
+    Dataset,
+    evaluation_datasets,
+    git_commit,
+    main_root,
+    numbers,
+    of_variant,
+    record,
+    tracking_uri,
+    without_secrets,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,6 +103,59 @@ def test_a_server_that_does_not_answer_is_named(folder, monkeypatch):
     with pytest.raises(StageError, match="tracking=local") as error:
         record(Tracking(uri="http://127.0.0.1:9", experiment="x"), "a", "a", {}, {}, {}, [])
     assert error.value.failure is Failure.NETWORK_UNAVAILABLE
+
+
+def test_no_credentials_are_said_or_kept(folder):
+    said = without_secrets("API request to https://ada:verysecret@example.org/api failed")
+    assert said == "API request to https://example.org/api failed"
+    with pytest.raises(StageError) as error:
+        record(Tracking.model_construct(uri="http://ada:verysecret@127.0.0.1:9", experiment="x", registry=None), "a", "a",
+               {}, {}, {}, [])
+    assert "verysecret" not in str(error.value)
+    with pytest.raises(ConfigError, match="no credentials in the address") as error:
+        compose(["tracking=server", "tracking.uri=https://ada:verysecret@example.org"], folder)
+    assert "verysecret" not in str(error.value)
+
+
+def test_nested_parameters_and_figures_are_logged_flat_and_under_names_that_mlflow_takes(folder):
+    with stage_run("load") as run:
+        run.track("a", "a", params={"method": "kquant", "overrides": {"attn_v": "Q8_0"}},
+                  metrics={"mean_kld": 0.5, "runtime": "1.0", "finite": True, "gold_tasks": {"sums (hard)": {"accuracy": 1}}})
+    (one,) = runs(folder)
+    assert one.data.params == {"method": "kquant", "overrides.attn_v": "Q8_0"}
+    assert one.data.metrics == {"mean_kld": 0.5, "gold_tasks/sums _hard_/accuracy": 1.0}
+    assert one.data.tags["suite"] == "quick" and numbers({"a": None, "b": [1, 2]}) == {}
+
+
+def test_the_run_of_a_variant_has_its_recipe_and_the_hashes_of_what_it_is_made_from():
+    manifest = {"variant": "v", "artifact_sha256": "0a", "recipe": {"name": "r", "method": "rtn", "bits": 4}, "format": "gguf",
+                "runtime": "llama.cpp", "source": {"path": "p", "files": {"a": {"sha256": "1"}}}, "calibration": None}
+    about = of_variant(manifest)
+    assert (about["key"], about["name"]) == ("v:0a", "v")
+    assert about["params"] == {"recipe": "r", "method": "rtn", "bits": 4, "format": "gguf", "runtime": "llama.cpp"}
+    other = of_variant(manifest | {"source": {"path": "p", "files": {"a": {"sha256": "2"}}},
+                                   "calibration": {"text_sha256": "cc"}})
+    assert about["tags"]["source_sha256"] != other["tags"]["source_sha256"]
+    assert (about["tags"]["calibration_sha256"], other["tags"]["calibration_sha256"]) == ("none", "cc")
+
+
+def test_the_gold_set_and_the_evaluation_text_are_data_sets_with_their_digests(folder):
+    from mlflow.tracking import MlflowClient
+
+    evaluation = load_params().evaluation
+    info = {"text_sha256": "a" * 64, "gold_sha256": "b" * 64, "tokens": 9, "gold_items": 3}
+    for _ in range(2):
+        with stage_run("load") as run:
+            key = run.track("a", "a", datasets=evaluation_datasets(evaluation, info))
+    inputs = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_run(key).inputs.dataset_inputs
+    found = {one.dataset.name: one for one in inputs}
+    assert len(inputs) == 2 and set(found) == {"evaluation", "gold"}
+    assert found["gold"].dataset.digest == ("b" * 64)[:MAX_DIGEST]
+    assert json.loads(found["gold"].dataset.profile) == {"items": 3, "sha256": "b" * 64}
+    assert json.loads(found["gold"].dataset.source) == {"source": "file", "path": evaluation.gold}
+    assert [(tag.key, tag.value) for tag in found["gold"].tags] == [("mlflow.data.context", "gold")]
+    assert [one.name for one in evaluation_datasets(evaluation, info | {"gold_sha256": None})] == ["evaluation"]
+    assert isinstance(evaluation_datasets(evaluation, info)[0], Dataset)
 
 
 def test_the_commit_is_unknown_outside_git(tmp_path, monkeypatch):

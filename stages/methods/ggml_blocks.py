@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,19 @@ def dequantize(data: np.ndarray, name: str) -> np.ndarray:
 def names() -> tuple[str, ...]:
     """The types that have a codec."""
     return tuple(_types())
+
+
+def blocks_values(data: np.ndarray, name: str) -> np.ndarray:
+    """As `dequantize`, for every type that ggml rounds to."""
+    if name in _types():
+        return dequantize(data, name)
+    return quants.dequantize(data, GGMLQuantizationType[name])
+
+
+def grid_like(name: str) -> tuple[int, int, bool] | None:
+    """(bits, group size, symmetric) of the plain grid that a type refines; None for one of a codebook."""
+    kind = _types().get(name)
+    return (int(kind.levels.size).bit_length() - 1, kind.sub, kind.minima is None) if kind and kind.uniform else None
 
 
 @cache

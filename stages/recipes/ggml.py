@@ -23,6 +23,10 @@ def round_block(work: Work, layer: int | None) -> dict:
         else:
             rows = tensor.reshape(-1, tensor.shape[-1])
             data, more = kquant.quantize(rows, actual, importance, kernel=work.recipe.kernel), {}
+            if tokens:
+                from stages.recipes.report import blocks_report
+
+                more = blocks_report(work, work.mixture.layer(name), tensor, actual, data)
         work.writer.add_blocks(name, actual, data, tensor.shape)
         reports[name] = {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
                          "importance": importance is not None} | more

@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.config import as_yaml
 from stages.report import budgets
 from stages.report.plots import DIVERGENCE, GOLD, pareto_svg
 from stages.report.tables import harness_columns, machines
@@ -20,10 +21,13 @@ def html(report: dict) -> str:
     measured = [row for row in report["variants"] if row["status"] == "ok"]
     answered = [row for row in measured if "gold_accuracy" in row["metrics"]]
     # Made here from numbers and checked names, so no text of a model is in it.
-    plots = [{"svg": Markup(pareto_svg(rows, axis)), "caption": f"{axis.title}; the line joins the Pareto front."}
+    plots = [{"svg": Markup(pareto_svg(rows, axis, report["pick"])),
+              "caption": f"{axis.title}; the line joins the Pareto front, the pick is bold."}
              for rows, axis in ((measured, DIVERGENCE), (answered, GOLD)) if rows]
     return environment.get_template("page.html.jinja").render(
-        r=report, plots=plots, most_flips=MOST_FLIPS, harness=harness_columns(measured), machines=machines(measured))
+        r=report, plots=plots, most_flips=MOST_FLIPS, harness=harness_columns(measured), machines=machines(measured),
+        params_yaml=as_yaml(report["params"]),
+        at_commit="" if report["commit"] == "unknown" else f"git checkout {report['commit']}\n")
 
 
 def markdown(report: dict) -> str:

@@ -36,7 +36,7 @@ def spread(values: list[float]) -> float:
 
 DIVERGENCE = Axis(
     "mean_kld", "Size against mean KL divergence from full precision", "mean KL divergence (log)", "log", 1,
-    lambda row: max(row["metrics"]["mean_kld"], FLOOR), lambda values: (FLOOR / 3, max(values) * 8))
+    lambda row: max(row["metrics"]["mean_kld"], FLOOR), lambda values: (min(values) / 3, max(values) * 8))
 GOLD = Axis(
     "gold_accuracy", "Size against gold accuracy in per cent", "gold accuracy, %", "linear", -1,
     lambda row: 100 * row["metrics"]["gold_accuracy"],
@@ -65,13 +65,44 @@ def label_places(points: np.ndarray, labels: list[str]) -> list[tuple[float, flo
     return [placed[index] for index in range(len(points))]
 
 
+def right_end(xs: list[float], labels: list[str], width: float) -> float:
+    """Where an axis from 0 of `width` pixels ends, so that the label beside each x is on it (if it is not too long)."""
+    shares = [min((3 * GAP + LETTER * len(label)) / width, 0.7) for label in labels]
+    return max(x / (1 - share) for x, share in zip(xs, shares, strict=True))
+
+
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points (x, y) that no other beats with less of x and of y, in the order of x."""
     return sorted({(x, y) for x, y in points if not any(p <= x and q <= y and (p, q) != (x, y) for p, q in points)})
 
 
-def pareto_svg(rows: list[dict], axis: Axis) -> str:
-    """An SVG element of size against a figure, for the variants that were measured; text follows the page's colour."""
+def points_of(rows: list[dict], axis: Axis) -> list[tuple[float, float]]:
+    """(size in MiB, figure) of each measured variant."""
+    return [(row["metrics"]["size_bytes"] / MIB, axis.of(row)) for row in rows]
+
+
+def front_of(points: list[tuple[float, float]], axis: Axis) -> list[tuple[float, float]]:
+    """The points on the Pareto front of a plot, in the order of their size."""
+    return [(x, axis.sign * y) for x, y in front([(x, axis.sign * y) for x, y in points])]
+
+
+def data(rows: list[dict]) -> list[dict]:
+    """Both plots as rows for `dvc plots`: figures, and whether they are on the front (templates in .dvc/plots)."""
+    told = [{"variant": row["variant"], "format": row["format"], "size_mib": row["metrics"]["size_bytes"] / MIB}
+            | {axis.metric: row["metrics"].get(axis.metric) for axis in (DIVERGENCE, GOLD)} for row in rows]
+    for axis in (DIVERGENCE, GOLD):
+        able = [(row, one) for row, one in zip(rows, told, strict=True) if one[axis.metric] is not None]
+        points = points_of([row for row, _ in able], axis)
+        best = front_of(points, axis)
+        for (_, one), point in zip(able, points, strict=True):
+            one[f"{axis.metric}_front"] = point in best
+    return told
+
+
+def pareto_svg(rows: list[dict], axis: Axis, pick: str | None = None) -> str:
+    """An SVG element of size against a figure, for the variants that were measured, with the name of the pick in bold;
+    text follows the page's colour.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -80,8 +111,8 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"quantline {axis.metric}", "font.family": "sans-serif",
                 "font.size": 11}
     rows = sorted(rows, key=lambda row: (row["metrics"]["size_bytes"], row["variant"]))
-    points = [(row["metrics"]["size_bytes"] / MIB, axis.of(row)) for row in rows]
-    best = [(x, axis.sign * y) for x, y in front([(x, axis.sign * y) for x, y in points])]
+    points = points_of(rows, axis)
+    best = front_of(points, axis)
     with matplotlib.rc_context(settings):
         figure, axes = plt.subplots(figsize=(5.2, 4.6), dpi=DPI, layout="constrained")
         for row, point in zip(rows, points, strict=True):
@@ -94,19 +125,22 @@ def pareto_svg(rows: list[dict], axis: Axis) -> str:
         axes.set_ylim(*limits)
         axes.set_yticks([tick for tick in axes.get_yticks() if tick <= axis.most])
         axes.set_ylim(*limits)  # ticks beyond the axis would stretch it
-        axes.set_xlim(0, max(x for x, _ in points) * 1.3)
+        axes.set_xlim(0, max(x for x, _ in points))
         axes.set_xlabel("size on disk, MiB")
         axes.set_ylabel(axis.label)
         for name in sorted({row["format"] for row in rows}):
             axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=name)
         figure.legend(frameon=False, loc="outside upper right", ncols=3, fontsize=10)  # no point of the plot's
+        figure.canvas.draw()  # the width of the axes is known now, and so where the labels end
+        names, width = [row["variant"] for row in rows], axes.get_window_extent().width
+        axes.set_xlim(0, right_end([x for x, _ in points], names, width))
         figure.canvas.draw()  # labels are placed where the points now are
-        places = label_places(axes.transData.transform(points), [row["variant"] for row in rows])
+        places = label_places(axes.transData.transform(points), names)
         for row, point, place in zip(rows, points, places, strict=True):
             line = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3,
                     "relpos": (0, 0.5)}
             axes.annotate(row["variant"], point, xytext=place, textcoords="figure pixels", fontsize=10, va="center",
-                          arrowprops=line).set_in_layout(False)
+                          fontweight="bold" if row["variant"] == pick else "normal", arrowprops=line).set_in_layout(False)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         text = io.StringIO()

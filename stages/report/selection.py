@@ -3,9 +3,13 @@
 import math
 
 from stages.config import Target
+from stages.report.estimates import DECODE
 from stages.report.gates import CANNOT_TELL
 
 MIB = 2**20
+WORDS = {"size_bytes": "size", "memory_mib": "memory", "mean_kld": "mean KL divergence", "gold_accuracy": "gold accuracy",
+         "decode_tok_s": "decoding speed in tokens/s", "prefill_tok_s": "prefill speed in tokens/s",
+         DECODE: "estimated decoding speed in tokens/s"}  # of figures that a target ranks by
 
 
 def on_front(rows: list[dict]) -> set[str]:
@@ -53,7 +57,8 @@ def object_together(rows: list[dict], target: Target) -> None:
 
 def worth(row: dict, target: Target) -> float:
     """The figure that the target optimizes; NaN if it was not measured."""
-    value = {**row["speed"], **row["metrics"], "memory_mib": row["memory"]["mib"]}.get(target.optimize.metric)
+    value = {**row["speed"], **row["metrics"], "memory_mib": row["memory"]["mib"],
+             DECODE: row["estimated"].get("decode_tok_s")}.get(target.optimize.metric)
     return value if isinstance(value, int | float) else math.nan
 
 
@@ -71,10 +76,10 @@ def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list
         row["why_not"] = row["objections"] or ([] if row is able[0] else [_lost_by(row, able[0], target)])
     if not able:
         return None, None, [f"no variant meets the target {target.name}; each row says why"]
-    best, m = able[0], able[0]["metrics"]
+    best, m, what = able[0], able[0]["metrics"], WORDS.get(key, key)
     word = "smallest" if sign > 0 else "largest"
-    reasons = [(f"of {len(able)} variants that meet the target {target.name}, it has the {word} {key}" if len(able) > 1
-                else f"no other variant meets the target {target.name}; its {key}")
+    reasons = [(f"of {len(able)} variants that meet the target {target.name}, it has the {word} {what}" if len(able) > 1
+                else f"no other variant meets the target {target.name}; its {what}")
                + f": {_nice(key, worth(best, target))}"]
     reasons.append(f"its mean KL divergence from full precision is {m['mean_kld']:.4g} ± {m['mean_kld_se']:.2g}")
     if "gold_accuracy" in m:
@@ -83,20 +88,23 @@ def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list
     if target.max_memory_mib is not None or target.context is not None:
         known = "unknown" if best["memory"]["mib"] is None else f"{best['memory']['mib']:.0f} MiB"
         reasons.append(f"memory: {known}, {best['memory']['provenance']}: {best['memory']['formula']}")
+    if best["estimated"]:
+        reasons.append(f"decoding on {best['estimated']['hardware']}, estimated: {best['estimated']['formula']}")
     reasons += [gate["said"] for gate in best["gates"] if gate["verdict"] == CANNOT_TELL]
     if len(able) > 1:
-        reasons.append(f"runner-up: {able[1]['variant']}, {key} {_nice(key, worth(able[1], target))}")
+        reasons.append(f"runner-up: {able[1]['variant']}, {what} {_nice(key, worth(able[1], target))}")
     return best["variant"], able[1]["variant"] if len(able) > 1 else None, reasons
 
 
 def _lost_by(row: dict, best: dict, target: Target) -> str:
     """By how much a variant that meets the target is behind the pick."""
     key, mine, its = target.optimize.metric, worth(row, target), worth(best, target)
+    what = WORDS.get(key, key)
     if mine == its:
-        return (f"meets the target; {key} is the pick's, its mean KL divergence {row['metrics']['mean_kld']:.4g} to "
+        return (f"meets the target; {what} is the pick's, its mean KL divergence {row['metrics']['mean_kld']:.4g} to "
                 f"the pick's {best['metrics']['mean_kld']:.4g}")
     more, share = "more" if mine > its else "less", f" ({abs(mine / its - 1):.0%})" if its else ""
-    return f"meets the target; {key} {_nice(key, mine)}, {_nice(key, abs(mine - its))}{share} {more} than the pick"
+    return f"meets the target; {what} {_nice(key, mine)}, {_nice(key, abs(mine - its))}{share} {more} than the pick"
 
 
 def _nice(key: str, value: float) -> str:

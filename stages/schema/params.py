@@ -1,9 +1,10 @@
 """The typed schema of params.yaml: what each key may be, and what fits together."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.schema.recipes import ACTIVATION_METHODS, INTEGER_METHODS, AnyRecipe, Recipe
 from stages.schema.section import Name, Section
@@ -132,6 +133,14 @@ class Optimize(Section):
     direction: Literal["min", "max"]
 
 
+class Hardware(Section):
+    """A device that is not this machine; what it would do is estimated."""
+
+    name: str
+    # Of the memory that holds the weights, in 10^9 bytes a second.
+    bandwidth_gb_s: float = Field(gt=0, allow_inf_nan=False)
+
+
 class Target(Section):
     name: str
     formats: list[Literal["safetensors", "gguf", "onnx"]]
@@ -141,13 +150,53 @@ class Target(Section):
     context: int | None = Field(default=None, gt=0)  # tokens whose KV cache counts as memory
     memory: Literal["measured", "size"] = "measured"  # what it is added to: this machine's peak, or the size on disk
     min_runtimes: int = Field(default=1, ge=1)  # in which the recipe has to meet the target
+    hardware: Hardware | None = None
     gates: list[Gate] = []
     optimize: Optimize
+
+    @model_validator(mode="after")
+    def _described(self) -> "Target":
+        asked = [one.metric for one in (*self.gates, self.optimize) if one.metric.startswith("estimated_")]
+        if asked and self.hardware is None:
+            raise ValueError(f"{asked[0]} needs hardware: {{name: ..., bandwidth_gb_s: ...}}, found none")
+        return self
+
+
+class Registry(Section):
+    """Where the variant to ship becomes a version of a registered model, if the required gates of its target pass."""
+
+    name: str = Field(pattern=r"^[^/:]+$")  # MLflow's rule
+    alias: str = Field(default="champion", pattern=r"^[A-Za-z0-9_-]+$", max_length=255)
+    # The version's source: the bundle in artifacts/exports/, or a copy of it among the run's artifacts.
+    upload: bool = False
+
+    @field_validator("alias")
+    @classmethod
+    def _free(cls, alias: str) -> str:
+        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+            raise ValueError(f"MLflow keeps {alias} for itself; choose another alias, such as champion")
+        return alias
 
 
 class Tracking(Section):
     uri: str
     experiment: str
+    registry: Registry | None = None
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, uri: str) -> str:
+        if re.match(r"https?://[^/]*@", uri):
+            raise ValueError("no credentials in the address: params.yaml is kept in git; set MLFLOW_TRACKING_USERNAME "
+                             "and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN")
+        return uri
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "Tracking":
+        if self.uri.startswith("http") and self.registry and not self.registry.upload:
+            raise ValueError("registry.upload: a server takes no path of this machine as the source of a version; set "
+                             "it to true, or registry to null")
+        return self
 
 
 class Params(Section):

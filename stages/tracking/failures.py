@@ -18,6 +18,8 @@ class Reason(StrEnum):
     EVAL_RUNTIME_ERROR = "eval_runtime_error"
     EVAL_DATASET_MISSING = "eval_dataset_missing"
     COMPARE_FAILED = "compare_failed"
+    MODEL_REGISTERED = "model_registered"
+    MODEL_NOT_REGISTERED = "model_not_registered"
     CONFIG_INVALID = "config_invalid"
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,10 +124,12 @@ class StageRun:
         outputs.write_json(Path(target), value)
 
     def track(self, key: str, name: str, params: dict | None = None, metrics: dict | None = None,
-              tags: dict | None = None, files: list[Path] | None = None) -> None:
-        """Log to MLflow, in the run whose key is `key`."""
-        tags = {"stage": self.stage, "model": self.params.model.id or self.params.model.path, **(tags or {})}
-        experiments.record(self.params.tracking, key, name, params or {}, metrics or {}, tags, files or [])
+              tags: dict | None = None, files: list[Path] | None = None,
+              datasets: Sequence[experiments.Dataset] = ()) -> str:
+        """Log to MLflow, in the run whose key is `key`. Returns that run's id there."""
+        tags = {"stage": self.stage, "model": self.params.model.id or self.params.model.path, "suite": self.params.suite,
+                **(tags or {})}
+        return experiments.record(self.params.tracking, key, name, params or {}, metrics or {}, tags, files or [], datasets)
 
     def finish(self, summary: str) -> None:
         """Say what the stage made; printed, with the seconds that it took, when the stage has ended well."""
