@@ -1,44 +1,93 @@
 """kquant and kquant-curvature: tensors in ggml's blocks."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 
-from stages.methods import kquant, kquant_curvature
+from stages.methods import awq, kquant, kquant_curvature, kquant_inputs, mixes
 from stages.methods.curvature import divergence
 from stages.methods.ggml_blocks import dequantize
 from stages.methods.grid import output_error
+from stages.recipes.inputs import divided
 from stages.recipes.report import check_gain
 from stages.recipes.work import Work
+
+
+@dataclass
+class Folds:
+    """The scales of a block: `columns` [in] multiply a module's weight, `rows` [out] divide it, `tensors` are what stands in
+    the place of norms and biases.
+    """
+
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    transforms: list[dict] = field(default_factory=list)
+
+    def of(self, module: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """(columns [in], rows [out]) of a module's weight; 1 where there are none."""
+        return self.columns.get(module, np.ones(shape[1], np.float32)), self.rows.get(module, np.ones(shape[0], np.float32))
 
 
 def round_block(work: Work, layer: int | None) -> dict:
     """The report of a block, or of what lies outside of all blocks, whose tensors go to the writer in the types that the
     mix and their widths give. Without calibration a tensor is rounded by ggml in either method.
     """
-    reports = {}
+    reports, curved = {}, work.recipe.method == "kquant-curvature"
+    folds = fold(work, layer) if curved and work.recipe.scaling and layer is not None else Folds()
     for name in work.checkpoint.names:
         if work.facts.layer_index(name) != layer:
             continue
-        tensor, (wanted, actual) = work.checkpoint.tensor(name), work.mixture.types(name)
+        tensor, (wanted, actual) = folds.tensors.get(name, work.checkpoint.tensor(name)), work.mixture.types(name)
         importance, tokens = work.mixture.importance(name, actual)
-        if work.recipe.method == "kquant-curvature" and importance is not None:
-            data, more = curved_blocks(work, name.removesuffix(".weight"), tensor, actual)
+        if curved and importance is not None:
+            data, more = curved_blocks(work, name.removesuffix(".weight"), tensor, actual, folds)
             check_gain(name, more, "ggml")
         else:
             data, more = kquant.quantize(np.atleast_2d(tensor), actual, importance, kernel=work.recipe.kernel), {}
         work.writer.add_blocks(name, actual, data, tensor.shape)
         reports[name] = {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
                          "importance": importance is not None} | more
-    return {"layers": reports, "transforms": []}
+    return {"layers": reports, "transforms": folds.transforms}
 
 
-def curved_blocks(work: Work, module: str, weight: np.ndarray, kind: str) -> tuple[np.ndarray, dict]:
+def fold(work: Work, layer: int) -> Folds:
+    """AWQ's scales of a block, from its last input to its first, as a scale may divide the rows of a layer before.
+
+    A tensor that is kept in floats stays what it is in the source, and so does all that would have to be scaled with it.
+    """
+    folds = Folds()
+    for linears, before in reversed(work.facts.input_groups(layer)):
+        kinds = {name: work.mixture.types(f"{name}.weight")[1] for name in linears}
+        norm = before not in work.moments.layers
+        if before is None or set(mixes.FLOATS) & {*kinds.values(), *([] if norm else [work.mixture.types(f"{before}.weight")[1]])}:
+            continue
+        weights = [work.checkpoint.tensor(f"{name}.weight") for name in linears]
+        divisors = [folds.of(name, weight.shape)[1] for name, weight in zip(linears, weights, strict=True)]
+        statistics = [work.moments.factors(name) for name in linears]
+        scales, reach = kquant_inputs.search_scales(
+            *([torch.from_numpy(one) for one in weights], list(kinds.values()), torch.from_numpy(work.moments.moment(linears[0]))),
+            *([torch.from_numpy(one) for one in parts] for parts in (statistics, divisors)))
+        scales = scales.numpy()
+        folds.columns |= dict.fromkeys(linears, scales)
+        folds.rows |= {} if norm else {before: scales}
+        folds.tensors |= divided(work, before, scales, norm)
+        folds.transforms.insert(0, {"step": "fold_scales", "into": before, "of": linears, "reach": reach})
+    return folds
+
+
+def curved_blocks(work: Work, module: str, weight: np.ndarray, kind: str, folds: Folds) -> tuple[np.ndarray, dict]:
     """(ggml blocks of a weight [out, in] by kquant-curvature, what is told of them, held against ggml's own rounding)."""
-    moment, factors, recipe = work.moments.moment(module), work.moments.factors(module), work.recipe
-    data, damping = kquant_curvature.quantize(weight, kind, moment, factors, recipe.damping, recipe.rounds)
-    report, metric = {"damping": damping}, [torch.from_numpy(one) for one in (weight, moment, factors)]
-    for plain, blocks in (("", data), ("ggml_", kquant.quantize(weight, kind, np.diagonal(moment), kernel="numba"))):
-        stored = torch.from_numpy(dequantize(blocks, kind))
-        report |= {f"{plain}error": output_error(metric[0], stored, metric[1]),
-                   f"{plain}divergence": divergence(stored - metric[0], *metric[1:])}
+    weight, moment, factors = (torch.from_numpy(one) for one in
+                               (weight, work.moments.moment(module), work.moments.factors(module)))
+    columns, rows = (torch.from_numpy(one) for one in folds.of(module, weight.shape))
+    data, damping = kquant_curvature.quantize(
+        (weight * columns / rows[:, None]).numpy(), kind, awq.scaled_moment(moment, columns).numpy(),
+        awq.scaled_factors(factors, rows).numpy(), work.recipe.damping, work.recipe.rounds)
+    plain, report = kquant.quantize(weight.numpy(), kind, moment.diagonal().numpy(), kernel="numba"), {"damping": damping}
+    for what, stored in (("", torch.from_numpy(dequantize(data, kind)) * rows[:, None] / columns),
+                         ("ggml_", torch.from_numpy(dequantize(plain, kind)))):
+        report |= {f"{what}error": output_error(weight, stored, moment),
+                   f"{what}divergence": divergence(stored - weight, moment, factors)}
     return data, report
