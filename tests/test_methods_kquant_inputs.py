@@ -55,7 +55,8 @@ def test_it_is_the_reach_that_leaves_the_least_among_those_that_harm_no_layer():
     plain = [left(*parts, torch.ones(WIDTH), torch.ones(len(parts[0])))
              for parts in zip(weights, kinds, [moment] * 2, factors, strict=True)]
     for share in REACHES:
-        scales = (logs * share).exp() / (logs * share).exp().aminmax().max.mul((logs * share).exp().min()).sqrt()
+        scales = (logs * share).exp()
+        scales = scales / (scales.max() * scales.min()).sqrt()
         each = [left(*parts[:4], scales, parts[4]) for parts in zip(weights, kinds, [moment] * 2, factors, divisors, strict=True)]
         if share == 0 or all(one <= limit for one, limit in zip(each, plain, strict=True)):
             totals[share] = sum(each)
@@ -65,7 +66,7 @@ def test_it_is_the_reach_that_leaves_the_least_among_those_that_harm_no_layer():
 
 
 def test_outputs_count_by_their_gradients_and_by_the_step_of_their_grid(monkeypatch):
-    """Two bits make steps 255 / 3 times as wide as eight, and errors the square of that; groups are the wider sub-blocks."""
+    """Two bits make steps 254 / 3 times as wide as eight, and errors the square of that; groups are the wider sub-blocks."""
     weights, moment, factors = group(3)
     told = []
     monkeypatch.setattr(awq, "expected_scales", lambda *given: told.append(given) or torch.ones(WIDTH))
