@@ -1,11 +1,13 @@
-"""k-quants rounded by curvature beside ggml's own with the importance matrix, and our kernel's speed beside ggml's.
+"""k-quants rounded by curvature beside ggml's own with the importance matrix; and our kernel's speed beside ggml's.
 
     python -m benchmarks.kquants                                         # the demo model
     python -m benchmarks.kquants --model /path --calibration a.txt --evaluation b.txt
     python -m benchmarks.kquants --calibration other.txt --name unlike   # calibration text unlike the evaluation text
+    python -m benchmarks.kquants --kernels                               # the speeds alone
 
-Both roundings of a mix have the same types, so the same size to the byte. Divergence and perplexity are those of the
-dequantized weights. Writes benchmarks/results/kquants-<model>[-<name>].json and prints the tables.
+Both roundings of a mix have the same types, so the same size to the byte. Divergence, perplexity and answers are those of
+the dequantized weights. Writes benchmarks/results/kquants-<model>[-<name>].json, with --kernels kquants-kernels.json, and
+prints the tables.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
 from rich.console import Console
@@ -21,39 +24,89 @@ from rich.table import Table
 
 from benchmarks.quality import HERE, Bench
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.moments import Moments
+from stages.checkpoints.moments import ABOUT, Moments
+from stages.checkpoints.tokenization import Tokenizer
 from stages.config import RECIPES
 from stages.methods import kquant
-from stages.methods.ggml_blocks import dequantize
+from stages.metrics.gold import GoldResult, TokenizedItem, load_gold
+from stages.metrics.scoring import score
+from stages.metrics.significance import compare_gold
 from stages.recipes import round_block
 from stages.recipes.work import Work
+from stages.reference import tokenize
+from stages.runtimes import greedy
 from stages.tracking import write_json
 
 WEIGHTS = (1024, 4096)  # rows and width of the weight that the kernels are timed on
 
 
-def rounded(bench: Bench, recipe: dict, calibration: Path) -> dict:
-    """Divergence, perplexity, bytes and seconds of a recipe that makes ggml blocks."""
-    with tempfile.TemporaryDirectory() as folder:
-        started, used = time.perf_counter(), time.process_time()
-        work = Work(RECIPES[recipe["method"]](**recipe), bench.checkpoint, bench.facts, Moments(calibration),
-                    QuantizedWriter(Path(folder)))
-        for layer in [*range(bench.facts.layers), None]:
-            work.writer.close_part("rest" if layer is None else f"block-{layer:03d}", round_block(work, layer))
-        work.writer.close({})
-        took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
-        quantized, parameters, size = Quantized(folder), dict(bench.model.named_parameters()), 0
-        with torch.no_grad():
-            for name in quantized.blocks_names:
-                kind, data, shape = quantized.blocks(name)
-                size += data.nbytes
-                if kind not in ("F32", "F16"):
-                    parameters[name].copy_(torch.from_numpy(dequantize(data, kind)).reshape(shape))
-            logprobs = bench.logprobs()
-            for name, value in bench.original.items():
-                parameters[name].copy_(value)
+class Answers:
+    """The bench's model with the weights that it has now, as scoring asks for it, and the gold set's questions."""
+
+    def __init__(self, bench: Bench, gold: Path) -> None:
+        tokenizer = Tokenizer(bench.checkpoint.folder)
+        self.model, self.decode = bench.model, tokenizer.decode
+        self.items: list[TokenizedItem] = [tokenize(item, tokenizer) for item in load_gold(gold)]
+        self.baseline: list[GoldResult] = score(self, self.items)
+
+    @torch.inference_mode()
+    def logprobs(self, tokens: np.ndarray) -> np.ndarray:
+        return torch.log_softmax(self.model(torch.from_numpy(tokens).long()).logits, -1).numpy()
+
+    def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
+        so_far = list(prompt)
+
+        def step(token: int | None) -> np.ndarray:
+            so_far.extend([] if token is None else [token])
+            return self.logprobs(np.array([so_far], np.int32))[0, -1]
+
+        return greedy(step(None), step, max_new_tokens, stop)
+
+    def compared(self) -> dict:
+        """The gold figures beside the unquantized model's."""
+        return compare_gold(self.baseline, score(self, self.items))
+
+
+def made(bench: Bench, recipe: dict, calibration: Path, folder: Path) -> dict[str, float]:
+    """The seconds of a recipe that makes ggml blocks, which it writes to a folder."""
+    started, used = time.perf_counter(), time.process_time()
+    work = Work(RECIPES[recipe["method"]](**recipe), bench.checkpoint, bench.facts, Moments(calibration), QuantizedWriter(folder))
+    for layer in [*range(bench.facts.layers), None]:
+        work.writer.close_part("rest" if layer is None else f"block-{layer:03d}", round_block(work, layer))
+    work.writer.close({})
+    return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
+
+
+def measured(bench: Bench, folder: Path, answers: Answers | None) -> dict:
+    """Divergence, perplexity, gold figures and bytes of a rounded model."""
+    quantized, parameters, size = Quantized(folder), dict(bench.model.named_parameters()), 0
+    with torch.no_grad():
+        for name in quantized.blocks_names:
+            kind, data, shape = quantized.blocks(name)
+            size += data.nbytes
+            values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind])
+            parameters[name].copy_(torch.from_numpy(np.float32(values)).reshape(shape))
+        logprobs, gold = bench.logprobs(), answers.compared() if answers else {}
+        for name, value in bench.original.items():
+            parameters[name].copy_(value)
     kld, error = bench.divergence(logprobs)
-    return {"kld": kld, "se": error, "perplexity": perplexity(bench, logprobs), "bytes": size, **took}
+    return {"kld": kld, "se": error, "perplexity": perplexity(bench, logprobs), "bytes": size, **gold}
+
+
+def compared(bench: Bench, mixes: list[str], calibration: Path, answers: Answers | None) -> list[dict]:
+    """The rows of both roundings of each mix."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        made(bench, {"method": "kquant-curvature", "mix": "Q2_K", "rounds": 1}, calibration, Path(folder))  # compiles
+    for mix in mixes:
+        for method in ("kquant", "kquant-curvature"):
+            with tempfile.TemporaryDirectory() as folder:
+                took = made(bench, {"method": method, "mix": mix}, calibration, Path(folder))
+                rows.append({"mix": mix, "method": method, **took, **measured(bench, Path(folder), answers)})
+            print({key: rows[-1][key] for key in ("mix", "method", "kld", "gold_flips") if key in rows[-1]}, flush=True)
+        if rows[-1]["bytes"] != rows[-2]["bytes"]:
+            raise SystemExit(f"expected equal sizes at {mix}, found {rows[-1]['bytes']} and {rows[-2]['bytes']}")
+    return rows
 
 
 def perplexity(bench: Bench, logprobs: torch.Tensor) -> float:
@@ -102,38 +155,39 @@ def main() -> None:
     parser.add_argument("--mixes", nargs="+", default=["Q4_K_M", "Q3_K_M", "Q2_K"])
     parser.add_argument("--sequences", type=int, nargs=2, default=[128, 100], help="of calibration and evaluation")
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--gold", type=Path, help="gold set of the model; the demo model has its own")
     parser.add_argument("--name", help="of this run, in the name of the results")
+    parser.add_argument("--work", type=Path, help="folder that keeps the calibration, for another run with the same texts")
+    parser.add_argument("--kernels", action="store_true", help="time the kernels instead")
     asked = parser.parse_args()
-    console, threads = Console(width=110), os.cpu_count()
+    console, threads = Console(width=120), os.cpu_count()
     torch.set_num_threads(threads)
+    if asked.kernels:
+        timed = speeds(threads)
+        console.print(table(["type", "importance", "M weights/s", "ggml's", "ratio", "equal blocks"],
+                            [[row["type"], "yes" if row["importance"] else "no", f"{row['mweights_s']:.1f}",
+                              f"{row['ggml_mweights_s']:.1f}", f"{row['ratio']:.2f}", f"{row['equal']:.4%}"] for row in timed]))
+        write_json(HERE / "results" / "kquants-kernels.json", {"threads": threads, "kernels": timed})
+        return
     bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length)
-    rows = []
-    with tempfile.TemporaryDirectory() as work:
-        calibration = bench.calibrate(Path(work) / "curvature", True)
-        rounded(bench, {"method": "kquant-curvature", "mix": "Q2_K", "rounds": 1}, Path(work) / "curvature")  # compiles
-        for mix in asked.mixes:
-            for method in ("kquant", "kquant-curvature"):
-                found = rounded(bench, {"method": method, "mix": mix}, Path(work) / "curvature")
-                rows.append({"mix": mix, "method": method, **found})
-            if rows[-1]["bytes"] != rows[-2]["bytes"]:
-                raise SystemExit(f"expected equal sizes at {mix}, found {rows[-1]['bytes']} and {rows[-2]['bytes']}")
+    gold = asked.gold or (Path("demo/data/gold.jsonl") if asked.model == Path("demo/model") else None)
+    with tempfile.TemporaryDirectory() as temporary:
+        calibration = (asked.work or Path(temporary)) / "curvature"
+        took = None if (calibration / ABOUT).is_file() else bench.calibrate(calibration, True)
+        rows = compared(bench, asked.mixes, calibration, Answers(bench, gold) if gold else None)
     ratios = {one["mix"]: other["kld"] / one["kld"] for one, other in zip(rows[::2], rows[1::2], strict=True)}
     plain = perplexity(bench, bench.reference)
-    console.print(table(["mix", "rounded by", "mean KL divergence", "±", "of kquant's", "perplexity", "bytes", "seconds"],
-                        [[row["mix"], row["method"], f"{row['kld']:.6f}", f"{row['se']:.6f}",
-                          "" if row["method"] == "kquant" else f"{ratios[row['mix']]:.3f}",
-                          f"{row['perplexity']:.4f}", str(row["bytes"]), f"{row['seconds']:.1f}"] for row in rows]))
-    console.print(f"full precision has perplexity {plain:.4f}; our calibration took {calibration['seconds']:.1f} s")
-    timed = speeds(threads)
-    console.print(table(["type", "importance", "M weights/s", "ggml's", "ratio", "equal blocks"],
-                        [[row["type"], "yes" if row["importance"] else "no", f"{row['mweights_s']:.1f}",
-                          f"{row['ggml_mweights_s']:.1f}", f"{row['ratio']:.2f}", f"{row['equal']:.4%}"] for row in timed]))
+    console.print(table(
+        ["mix", "rounded by", "mean KL divergence", "±", "of kquant's", "perplexity", "gold flips", "bytes", "seconds"],
+        [[row["mix"], row["method"], f"{row['kld']:.6f}", f"{row['se']:.6f}",
+          "" if row["method"] == "kquant" else f"{ratios[row['mix']]:.3f}", f"{row['perplexity']:.4f}",
+          str(row.get("gold_flips", "")), str(row["bytes"]), f"{row['seconds']:.1f}"] for row in rows]))
+    console.print(f"full precision has perplexity {plain:.4f}" + (f"; our calibration took {took['seconds']:.1f} s" if took else ""))
     name = f"kquants-{asked.model.resolve().parent.name}-{asked.model.name}" + (f"-{asked.name}" if asked.name else "")
     write_json(HERE / "results" / f"{name}.json", {
         "model": asked.model.name, "calibration": asked.calibration.name, "evaluation": asked.evaluation.name,
         "calibration_tokens": int(bench.calibration.size), "evaluation_tokens": int(bench.evaluation.size),
-        "perplexity": plain, "calibration_seconds": calibration, "threads": threads, "rows": rows, "ratios": ratios,
-        "kernels": timed})
+        "perplexity": plain, "calibration_seconds": took, "threads": threads, "rows": rows, "ratios": ratios})
 
 
 if __name__ == "__main__":

@@ -141,10 +141,18 @@ def _in_file(model: Checkpoint | Converted, quantized: Quantized, facts: Archite
     if name in quantized.blocks_names and not offset(facts, name):
         data = quantized.blocks(name)[1]
     else:
-        data = _floats(model.tensor(name) + offset(facts, name), kind)
+        data = _floats(_values(model, quantized, name) + offset(facts, name), kind)
     order = row_order(facts, name, shape[0])
     data = data.reshape(shape[0], -1)
     return np.ascontiguousarray(data if order is None else data[order])
+
+
+def _values(model: Checkpoint, quantized: Quantized, name: str) -> np.ndarray:
+    """A tensor that stays in floats, float32: the source's, or what the recipe put in its place."""
+    if name not in quantized.blocks_names:
+        return model.tensor(name)
+    kind, data, shape = quantized.blocks(name)
+    return gguf.quants.dequantize(data, GGMLQuantizationType[kind]).reshape(shape)
 
 
 def _floats(tensor: np.ndarray, kind: str) -> np.ndarray:
@@ -186,7 +194,6 @@ def expected(model: Checkpoint | Converted, quantized: Quantized, name: str, kin
     """The values, float32, that a tensor stored as `kind` has to have."""
     more = offset(architecture(model), name)
     if name in quantized.blocks_names and not more:
-        kind, data, shape = quantized.blocks(name)
-        return gguf.quants.dequantize(data, GGMLQuantizationType[kind]).reshape(shape)
-    data = gguf.quants.quantize(model.tensor(name) + more, GGMLQuantizationType[kind])
+        return _values(model, quantized, name)
+    data = gguf.quants.quantize(_values(model, quantized, name) + more, GGMLQuantizationType[kind])
     return gguf.quants.dequantize(data, GGMLQuantizationType[kind]) - more

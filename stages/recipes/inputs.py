@@ -18,6 +18,18 @@ def output_changes(work: Work, name: str, scaled: torch.Tensor, weight: torch.Te
             "rtn_output_change": smoothquant.output_change(weight, dense(int8.quantize(weight), weight), sample, scales**0)}
 
 
+def divided(work: Work, before: str, divisor: np.ndarray, norm: bool) -> dict[str, np.ndarray]:
+    """{tensor: values} of what makes up for scales [in] in the module before them: of a `norm` the weight, and the bias
+    where there is one. The weight of a linear layer is rounded, and so its rows are divided where that is done.
+    """
+    found, offset = {}, np.float32(work.facts.family.norm_offset)
+    if norm:
+        found[f"{before}.weight"] = (work.checkpoint.tensor(f"{before}.weight") + offset) / divisor - offset
+    if f"{before}.bias" in work.checkpoint.files:
+        found[f"{before}.bias"] = work.checkpoint.tensor(f"{before}.bias") / divisor
+    return found
+
+
 def powers_of_two(work: Work, name: str, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Scales [in] of one layer, or their square roots, as powers of two; 1 where neither leaves less than no scaling."""
     recipe, plain = work.recipe_of(name), torch.ones_like(scales)
@@ -82,12 +94,8 @@ def round_block(work: Work, layer: int) -> dict:
     for before, (linears, exponent) in reversed(folds.items()):
         transforms.append({"step": "fold_scales", "into": before, "of": linears, strength: exponent,
                            **({"powers_of_two": True} if before in bare else {})})
-        divisor = columns[linears[0]].cpu().numpy()
-        if before not in weights:
-            offset = np.float32(work.facts.family.norm_offset)
-            work.writer.add_override(f"{before}.weight", (work.checkpoint.tensor(f"{before}.weight") + offset) / divisor - offset)
-        if f"{before}.bias" in work.checkpoint.files:
-            work.writer.add_override(f"{before}.bias", work.checkpoint.tensor(f"{before}.bias") / divisor)
+        for tensor, values in divided(work, before, columns[linears[0]].cpu().numpy(), before not in weights).items():
+            work.writer.add_override(tensor, values)
     for linears, _ in groups:
         moment = work.moment(linears[0])
         for name in linears:

@@ -126,6 +126,8 @@ class KQuantCurvature(Recipe):
     budget: CurvedTypeBudget | None = None
     damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     rounds: int = Field(default=4, ge=0)  # of scales and codes in turn
+    # Scale inputs as awq does, which norms make up for; not for a file to which LoRA adapters are to be applied.
+    scaling: bool = True
     importance: ClassVar[bool] = True  # ggml's part of the work is weighed by the calibration
     importance_file: ClassVar[None] = None
     kernel: ClassVar[str] = "numba"
