@@ -13,7 +13,17 @@ from stages.config import Params
 from stages.evaluate import EXPORTS, METRICS, REFERENCE, check_bundle
 from stages.load import MODEL
 from stages.report import budgets, estimates, gates, layers, memory, page, plots, promotion, selection
-from stages.tracking import EVENTS, Failure, Reason, StageError, StageRun, sha256_json, stage_run, write_json, write_text
+from stages.tracking import (
+    EVENTS,
+    Failure,
+    Reason,
+    StageError,
+    StageRun,
+    sha256_json,
+    stage_run,
+    write_json,
+    write_text,
+)
 from stages.tracking.experiments import evaluation_datasets, git_commit, without_secrets
 
 REPORTS = Path("reports")

@@ -10,7 +10,20 @@ from pathlib import Path
 
 import yaml
 
-from stages.schema.params import Calibration, Evaluation, Gate, Limits, Model, Optimize, Params, Speed, Target, Text, Tracking, Variant
+from stages.schema.params import (
+    Calibration,
+    Evaluation,
+    Gate,
+    Limits,
+    Model,
+    Optimize,
+    Params,
+    Speed,
+    Target,
+    Text,
+    Tracking,
+    Variant,
+)
 from stages.schema.recipes import RECIPES, AnyRecipe, Recipe
 from stages.schema.section import ConfigError
 from stages.schema.validation import unknown_key, validate

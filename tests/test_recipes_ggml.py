@@ -15,7 +15,7 @@ from stages.methods import kquant
 from stages.methods.curvature import divergence
 from stages.methods.ggml_blocks import dequantize
 from stages.methods.grid import output_error
-from stages.recipes import ggml, ggml_curved
+from stages.recipes import ggml
 from stages.recipes.work import Work
 from stages.runtimes import open_runtime
 from stages.schema.recipes import KQuantCurvature

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from stages.formats.safetensors import DTYPES
 from stages.recipes.costs import Costs
