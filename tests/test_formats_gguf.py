@@ -5,7 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from rounded import differing, rounded, tokens_of, torch_logprobs, torch_model
+import yaml
+from conftest import ROOT
+from rounded import differing, rounded, tokens_of, torch_greedy, torch_logprobs, torch_model
 
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
@@ -110,6 +112,21 @@ def test_generation_is_greedy_decoding_by_torch(tmp_path, tiny_model):
         ids.append(int(torch_logprobs(torch_model_, np.array([ids], np.int32))[0, -1].argmax()))
     assert new == ids[3:]
     assert runtime.generate(prompt, 6, {new[2]}) == new[:new.index(new[2])]
+
+
+def test_the_demos_f32_file_writes_the_text_that_torch_writes(tmp_path):
+    """Greedily, on the pipeline's smoke prompts, up to the token that ends a text."""
+    evaluation = yaml.safe_load((ROOT / "conf/evaluation/demo.yaml").read_text())
+    model, quantized, bundle, _ = write_plain(tmp_path, ROOT / "demo/model", "float32")
+    runtime, made, source = open_runtime("llama.cpp", bundle, 1), torch_model(model, quantized), Tokenizer(model.folder)
+    end, count = source.special("eos_token"), evaluation["smoke_tokens"]
+    for prompt in evaluation["smoke_prompts"]:
+        ids = source.prompt(prompt)
+        wanted = torch_greedy(made, np.array([ids], np.int32), count)
+        wanted = wanted[:wanted.index(end)] if end in wanted else wanted
+        found = runtime.generate(ids, count, {end})
+        assert found == wanted and len(found) > 2, prompt
+        assert runtime.decode(found) == source.decode(wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", None])

@@ -1,6 +1,7 @@
 """ggml's quantizer and the mixes, against the gguf package and llama.cpp's own quantize."""
 
 import llama_quantize
+import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, quants
@@ -54,6 +55,16 @@ def test_threads_do_not_show_in_the_bytes(monkeypatch):
     one, three = (kquant.quantize(weight, "Q4_K", importance, threads) for threads in (1, 3))
     assert np.array_equal(one, three)
     assert np.array_equal(one[4:5], kquant.quantize(weight[4:5], "Q4_K", importance))
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_weights_in_half_precision_are_taken_as_they_are(dtype):
+    weight = rows(5, 6).astype(dtype)
+    whole = kquant.as_float32(weight)
+    assert whole.dtype == np.float32 and np.array_equal(whole, weight.astype(np.float32))
+    assert np.array_equal(kquant.as_float32(weight.T), weight.T.astype(np.float32))
+    for kind in ("Q4_K", "Q8_0"):
+        assert np.array_equal(kquant.quantize(weight, kind), kquant.quantize(whole, kind))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
