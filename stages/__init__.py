@@ -1,7 +1,7 @@
 """The stages of the pipeline and the rooms that they use.
 
 The settings below belong to the process, so they come before any other import: idle OpenMP threads sleep instead of
-spinning (two processes on two cores stall each other otherwise), and nothing reports home.
+spinning (two processes on two cores stall each other otherwise), and so do OpenBLAS's, and nothing reports home.
 """
 
 import os
@@ -9,6 +9,7 @@ import os
 for name, value in {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
+    "OPENBLAS_THREAD_TIMEOUT": "4",
     "TOKENIZERS_PARALLELISM": "false",
     "DVC_NO_ANALYTICS": "true",
     "DO_NOT_TRACK": "true",

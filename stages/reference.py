@@ -111,6 +111,15 @@ def perplexity(head: OutputHead, hidden: np.ndarray, tokens: np.ndarray) -> floa
     return found
 
 
+def store(folder: Path, checkpoint: Checkpoint, tokens: np.ndarray, hidden: np.ndarray) -> None:
+    """Write what the distribution after each of `tokens` int32 [n, length] is rebuilt from: hidden float32 [n, length, D] and
+    the head, as the checkpoint has it.
+    """
+    facts, bias = architecture(checkpoint), checkpoint.optional(architecture(checkpoint).head_bias)
+    save_file({"hidden": hidden, "tokens": tokens}, folder / "hidden.safetensors")
+    save_file({"weight": checkpoint.raw(facts.head)} | ({} if bias is None else {"bias": bias}), folder / FILE)
+
+
 def check_texts(run: StageRun, documents: list[texts.Document], questions: list[gold.GoldItem]) -> None:
     """The texts are disjoint, and the calibration text is still the one that was calibrated on.
 
@@ -147,9 +156,7 @@ def reference(run: StageRun) -> None:
             "gold_accuracy": accuracy, "perplexity": perplexity(head, hidden, tokens),
             "versions": versions("torch", "transformers", "tokenizers")}
     with run.output(REFERENCE) as folder:
-        save_file({"hidden": hidden, "tokens": tokens}, folder / "hidden.safetensors")
-        bias = {} if head.bias is None else {"bias": head.bias}
-        save_file({"weight": checkpoint.raw(facts.head), **bias}, folder / FILE)
+        store(folder, checkpoint, tokens, hidden)
         write_text(folder / "gold.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in items))
         write_json(folder / "baseline.json", [result.as_dict() for result in baseline])
         write_json(folder / "reference.json", info)

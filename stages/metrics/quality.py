@@ -22,7 +22,7 @@ def divergence(runtime: Runtime, reference: Path, first: int = 0) -> Divergence:
     collected = Divergence(open_head(reference, json.loads((reference / "reference.json").read_text(encoding="utf-8"))))
     with safe_open(reference / "hidden.safetensors", "np") as file:
         tokens, hidden = file.get_tensor("tokens"), file.get_slice("hidden")
-        for rows, places, logits in pieces(runtime, tokens[:, :-1], first):
+        for rows, places, logits in pieces(runtime, tokens, first, tokens.shape[1] - 1):
             if logits.shape[-1] < len(collected.head):
                 raise StageError(Failure.TOKENIZER_MISMATCH, f"expected at least {len(collected.head)} logits from "
                                                              f"{runtime.name}, found {logits.shape[-1]}")

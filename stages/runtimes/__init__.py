@@ -57,21 +57,21 @@ def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime
     return engine(name)(bundle, threads)
 
 
-def pieces(runtime: Runtime, tokens: np.ndarray, first: int = 0) -> Iterator[Piece]:
+def pieces(runtime: Runtime, tokens: np.ndarray, first: int, end: int) -> Iterator[Piece]:
     """(sequences, positions, logits float32 [b, m, V] or log-probabilities) that cover `tokens` int32 [n, length] from
-    position `first` on. What is handed over holds until the next piece is asked for.
+    position `first` to before `end`. What is handed over holds until the next piece is asked for.
     """
     if hasattr(runtime, "pieces"):
-        yield from runtime.pieces(tokens, first)
+        yield from runtime.pieces(tokens, first, end)
         return
     count, length = tokens.shape
     step = max(1, PIECE_TOKENS // length)
     for start in range(0, count, step):
         rows = slice(start, min(count, start + step))
-        yield rows, slice(first, length), runtime.logprobs(tokens[rows])[:, first:]
+        yield rows, slice(first, end), runtime.logprobs(tokens[rows])[:, first:end]
 
 
-def continued(tokens: np.ndarray, first: int, size: int, run) -> Iterator[Piece]:
+def continued(tokens: np.ndarray, first: int, end: int, size: int, run) -> Iterator[Piece]:
     """Pieces of a runtime that goes on where it stopped: `run(ids, cache)` gives the logits [b, m, V] of `ids` int32 [b, m]
     and a cache, None at a sequence's begin; `size` is V.
     """
@@ -80,10 +80,10 @@ def continued(tokens: np.ndarray, first: int, size: int, run) -> Iterator[Piece]
     for start in range(0, count, step):
         rows, cache, places = slice(start, min(count, start + step)), None, max(1, PIECE_VALUES // (step * size))
         for place in range(0, length, places):
-            stop = min(length, place + places)
-            logits, cache = run(tokens[rows, place:stop], cache)
-            if stop > first:
-                yield rows, slice(max(place, first), stop), logits[:, max(0, first - place):]
+            logits, cache = run(tokens[rows, place:place + places], cache)
+            inside = slice(max(place, first), min(place + places, end))
+            if inside.start < inside.stop:
+                yield rows, inside, logits[:, inside.start - place:inside.stop - place]
 
 
 def greedy(first: np.ndarray, step, max_new_tokens: int, stop: set[int]) -> list[int]:

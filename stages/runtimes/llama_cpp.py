@@ -60,16 +60,17 @@ class Engine:
                 raise StageError(Failure.OUT_OF_MEMORY, f"llama.cpp cannot make a context of {settings.n_ctx} tokens")
         llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
 
-    def _decode(self, tokens: np.ndarray, start: int, skip: int) -> np.ndarray:
-        """Logits float32 [b, n - skip, V] for tokens int32 [b, n] at positions from `start`, without those of the first
-        `skip`. They lie in llama.cpp's own memory, where the next call overwrites them.
+    def _decode(self, tokens: np.ndarray, start: int, inside: slice) -> np.ndarray:
+        """Logits float32 [b, m, V] of the m positions `inside` tokens int32 [b, n], whose first is at position `start`. They
+        lie in llama.cpp's own memory, where the next call overwrites them.
         """
         (sequences, count), pointer = tokens.shape, ctypes.POINTER
         ids = np.ascontiguousarray(tokens, np.int32)
         places = np.tile(np.arange(start, start + count, dtype=np.int32), sequences)
         numbers = np.repeat(np.arange(sequences, dtype=np.int32), count)
         ones = np.ones(ids.size, np.int32)
-        wanted = np.tile(np.arange(count) >= skip, sequences).astype(np.int8)
+        wanted = np.zeros((sequences, count), np.int8)
+        wanted[:, inside] = 1
         owners = numbers.ctypes.data + 4 * np.arange(ids.size, dtype=np.uint64)  # where each token's sequence stands
         batch = llama.llama_batch(
             n_tokens=ids.size, token=ids.ctypes.data_as(pointer(llama.llama_token)),
@@ -79,28 +80,30 @@ class Engine:
         status = llama.llama_decode(self.context, batch)
         if status:
             raise StageError(Failure.RUNTIME_CRASHED, f"llama_decode returned {status} for {ids.size} tokens")
-        if skip == count:
+        kept = len(range(count)[inside])
+        if not kept:
             return np.empty((sequences, 0, self.size), np.float32)
-        return np.ctypeslib.as_array(llama.llama_get_logits(self.context), (sequences, count - skip, self.size))
+        return np.ctypeslib.as_array(llama.llama_get_logits(self.context), (sequences, kept, self.size))
 
-    def pieces(self, tokens: np.ndarray, first: int) -> Iterator[Piece]:
+    def pieces(self, tokens: np.ndarray, first: int, end: int) -> Iterator[Piece]:
         count, length = tokens.shape
-        step = max(1, BATCH_TOKENS // max(length, CELLS))
+        step = max(1, min(BATCH_TOKENS // max(length, CELLS), PIECE_VALUES // self.size))
         most = max(1, PIECE_VALUES // (step * self.size))  # positions with logits
         for begin in range(0, count, step):
             rows, start = slice(begin, min(count, begin + step)), 0
             self._prepare(step, length)
             while start < length:
-                skipped = max(0, first - start)
-                stop = min(length, start + BATCH_TOKENS // step, start + skipped + most)
-                logits = self._decode(tokens[rows, start:stop], start, min(skipped, stop - start))
-                if stop > first:
-                    yield rows, slice(start + skipped, stop), logits
+                place = max(start, first)
+                stop = min(length, start + BATCH_TOKENS // step, place + most)
+                inside = slice(place, max(place, min(stop, end)))
+                logits = self._decode(tokens[rows, start:stop], start, slice(place - start, inside.stop - start))
+                if logits.size:
+                    yield rows, inside, logits
                 start = stop
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         found = np.empty((*tokens.shape, self.size), np.float32)
-        for rows, places, logits in self.pieces(tokens, 0):
+        for rows, places, logits in self.pieces(tokens, 0, tokens.shape[1]):
             found[rows, places] = log_softmax(logits, axis=-1)
         return found
 
@@ -112,7 +115,7 @@ class Engine:
             nonlocal position
             for start in range(0, len(ids), BATCH_TOKENS):
                 part = np.array([ids[start:start + BATCH_TOKENS]], np.int32)
-                logits = self._decode(part, position, part.size - 1)
+                logits = self._decode(part, position, slice(part.size - 1, part.size))
                 position += part.size
             return logits[0, 0]
 

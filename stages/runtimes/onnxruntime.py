@@ -55,12 +55,12 @@ class Engine:
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         return log_softmax(self._run(tokens)[0], axis=-1)
 
-    def pieces(self, tokens: np.ndarray, first: int) -> Iterator[Piece]:
+    def pieces(self, tokens: np.ndarray, first: int, end: int) -> Iterator[Piece]:
         def run(ids: np.ndarray, cache: list[np.ndarray] | None) -> tuple[np.ndarray, list[np.ndarray]]:
             logits, *cache = self._run(ids, cache)
             return logits, cache
 
-        return continued(tokens, first, self.size, run)
+        return continued(tokens, first, end, self.size, run)
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
         logits, *cache = self._run(np.array([prompt]))

@@ -58,14 +58,14 @@ class Engine:
         logits = self.model(input_ids=ids, use_cache=False).logits
         return torch.log_softmax(logits.float(), -1).cpu().numpy()
 
-    def pieces(self, tokens: np.ndarray, first: int) -> Iterator[Piece]:
+    def pieces(self, tokens: np.ndarray, first: int, end: int) -> Iterator[Piece]:
         @torch.inference_mode()
         def run(ids: np.ndarray, cache: object) -> tuple[np.ndarray, object]:
             out = self.model(input_ids=torch.from_numpy(ids.astype(np.int64)).to(self.device), past_key_values=cache,
                              use_cache=True)
             return out.logits.float().cpu().numpy(), out.past_key_values
 
-        return continued(tokens, first, self.model.config.get_text_config().vocab_size, run)
+        return continued(tokens, first, end, self.model.config.get_text_config().vocab_size, run)
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
