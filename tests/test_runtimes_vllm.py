@@ -10,7 +10,7 @@ import pytest
 from stages.runtimes import open_runtime
 from stages.tracking import StageError
 
-SIZE = 7
+SIZE = 32
 
 
 def row(context: list[int]) -> np.ndarray:
