@@ -83,3 +83,10 @@ def test_a_limit_below_the_smallest_is_refused():
 def test_costs_that_are_not_finite_are_refused(wrong):
     with pytest.raises(ValueError, match="finite costs"):
         choose({"one": [Option("a", 1, wrong)]}, 1)
+
+
+def test_an_excess_that_the_solver_tolerates_is_no_choice():
+    """One part in a billion is within HiGHS' tolerance, but not within the limit."""
+    items = {f"{number}": [Option("small", 1, 1.0), Option("large", 10**9 + 1, 0.0)] for number in range(3)}
+    chosen, _ = choose(items, 2 * 10**9)
+    assert size(chosen.values()) <= 2 * 10**9 and cost(chosen.values()) == 2.0
