@@ -1,6 +1,6 @@
 """The knapsack: what is chosen fits, and costs no more than the best of all choices, which small cases can try out."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_the_order_of_items_and_options_does_not_matter(drawn, share):
 def test_dominant_options_are_those_that_no_other_beats(drawn):
     options = items_of([drawn])["item-0"]
     left = dominant(options)
-    assert all(a.size < b.size and a.cost > b.cost for a, b in zip(left, left[1:], strict=False))
+    assert all(a.size < b.size and a.cost > b.cost for a, b in pairwise(left))
     assert all(any(one.size <= other.size and one.cost <= other.cost for one in left) for other in options)
 
 

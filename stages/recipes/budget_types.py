@@ -21,7 +21,7 @@ class Types:
 
     def __init__(self, work: Work, asked: dict) -> None:
         self.work, self.mixture, self.items, self.before, self.tensors = work, work.mixture, {}, {}, 0
-        self.rounding = "ggml, after gptq's error feedback in the blocks" if work.recipe.method == "kquant-curvature" else "ggml"
+        self.rounding = "ggml" + (", with gptq's error feedback in the blocks" if work.recipe.method == "kquant-curvature" else "")
         for place, names in self.mixture.groups.items():
             before = self.mixture.types(names[0])[1]
             fixed = (not mixes.is_quantized(place, dimensions(work.checkpoint, names)) or self.mixture.pinned(place)
