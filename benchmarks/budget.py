@@ -29,6 +29,7 @@ from stages.recipes.budget import fit, plan_of
 from stages.recipes.work import Work
 from stages.tracking import write_json
 
+TOLD = ("predicted", "predicted_without", "bytes", "fixed_bytes", "price_per_mib", "chosen")
 GROUPED = {"rtn": {}, "gptq": {}, "gptq-curvature": {"curvature": True}, "awq": {}, "awq-gptq": {"rounding": "gptq"}}
 
 
@@ -71,7 +72,7 @@ def measure(bench: Bench, asked: dict, calibration: Path) -> tuple[dict, torch.T
     each = (bench.reference.exp() * (bench.reference - logprobs)).sum(-1, dtype=torch.float64).reshape(-1)
     found |= {"kld": float(each.mean()), "se": float(each.std() / len(each)**0.5)}
     if told:
-        found |= {key: told[0][key] for key in ("predicted", "predicted_without", "bytes", "fixed_bytes", "price_per_mib", "chosen")}
+        found |= {key: told[0][key] for key in TOLD}
     else:
         plan = plan_of(Work(RECIPES[asked["method"]](**asked, budget={}), bench.checkpoint, bench.facts, Moments(calibration),
                             work.writer), {"name": "uniform", **asked})

@@ -1,9 +1,15 @@
 """What a budget chose on the page, and the uniform variant that stands beside it."""
 
+import json
+
 import pytest
+from test_compare import measured
 from test_report import LINEAGE, TARGET, row
 
+from stages import compare
+from stages.config import load_params
 from stages.report import budgets, page, selection
+from stages.tracking import write_json
 
 BUDGET = {"predicted": 0.02, "price_per_mib": 0.004, "unit": "nats of KL divergence per token", "rounding": "kquant",
           "counts": {"Q3_K": 5, "Q6_K": 2}}
@@ -57,3 +63,20 @@ def test_the_page_has_a_table_of_budgets_where_there_are_some(unit):
     assert "- fitted beside <near> of 3.10 MiB: KL divergence -60 %" in text
     plain = page.html(report | {"variants": rows[1:]})
     assert "Fitted to a budget" not in plain and "#budgets" not in plain
+
+
+def test_the_report_has_both_of_a_pair(project):
+    project.compose("suite=quick", "+recipe=[q4_k_m-budget]", "+variant=[gguf-q4_k_m-budget]")
+    step = {"step": "budget", "predicted": 0.3, "price_per_mib": 0.01, "unit": "nats", "rounding": "ggml",
+            "chosen": {"a": {"what": "Q6_K", "cost": 0.1, "bytes": 1}}}
+    params = load_params()
+    for name, size, kld, steps in (("gguf-q4_k_m", 3.1, 0.04, []), ("gguf-q4_k_m-budget", 3.0, 0.02, [step])):
+        measured(name, size, kld)
+        path = compare.EXPORTS / name / "manifest.json"
+        recipe = {"name": params.variants[name].recipe} | params.recipes[params.variants[name].recipe].model_dump(mode="json")
+        write_json(path, json.loads(path.read_text()) | {"transforms": steps, "recipe": recipe})
+    rows = {one["variant"]: one for one in compare.build(params)["variants"]}
+    fitted = rows["gguf-q4_k_m-budget"]
+    assert fitted["budget"]["counts"] == {"Q6_K": 1} and fitted["beside"]["variant"] == "gguf-q4_k_m"
+    assert fitted["beside"]["kld_change"] == pytest.approx(-0.5)
+    assert rows["gguf-q4_k_m"]["budget"] is None and rows["gguf-q4_k_m"]["beside"] is None

@@ -22,8 +22,8 @@ MIB = 2**20
 class Plan(Protocol):
     """What can be chosen, for one kind of recipe. Sizes are bytes.
 
-    `items`: name → what it can be; `before`: name → what the recipe without a budget makes it. `tensors` is the size of all
-    tensors that are no items, `around` what the file holds besides tensors, and `more` by how much that is more than
+    `items`: name → what it can be; `before`: name → what the recipe without a budget makes it. `tensors` is the size of
+    all tensors that are no items, `around` what the file holds besides tensors, and `more` by how much that is more than
     without a budget.
     """
 
@@ -116,5 +116,5 @@ def too_small(work: Work, plan: Plan, lacking: int) -> str:
     else:
         what, found = "size_mib", (room_of(work, plan) + plan.tensors + plan.around) / MIB
         least = found + lacking / MIB
-    return (f"expected a budget of at least {what}: {least + 5e-4:.3f}, which the smallest of all choices need, found {found:.3f}; "
-            "raise it, or allow smaller ones")
+    return (f"expected a budget of at least {what}: {least + 5e-4:.3f}, which the smallest of all choices need, "
+            f"found {found:.3f}; raise it, or allow smaller ones")

@@ -14,7 +14,7 @@ from stages.recipes.work import Work
 from stages.tracking import Failure, StageError
 
 HEADER = 120  # bytes at most that a safetensors file says of a tensor besides its name
-LISTED = 40  # bytes at most that config.json takes to list a layer, besides its name, and that larger numbers take in the header
+LISTED = 40  # bytes at most that it takes to list a layer in config.json, besides its name, and for larger numbers in the header
 GROUP = 400  # bytes at most that config.json takes to describe a grid
 
 
@@ -50,11 +50,12 @@ class Grids:
     def _grids(self, linears: list[str]) -> Iterator[tuple[int, int]]:
         """(bits, group size) that fit all of some layers. Raises StageError(unsupported_width) if there are none."""
         widths = {self.work.checkpoint.shape(f"{name}.weight")[1] for name in linears}
-        sizes = [size for size in self.work.recipe.budget.group_sizes if size == -1 or all(width % size == 0 for width in widths)]
+        asked = self.work.recipe.budget.group_sizes
+        sizes = [size for size in asked if size == -1 or all(width % size == 0 for width in widths)]
         if not sizes:
-            raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected group sizes in the budget that divide the rows of {linears[0]}, "
-                             f"found {', '.join(map(str, self.work.recipe.budget.group_sizes))} for {min(widths)} weights; "
-                             "add 32, or -1 for whole rows")
+            raise StageError(Failure.UNSUPPORTED_WIDTH, "expected group sizes in the budget that divide the rows of "
+                             f"{linears[0]}, found {', '.join(map(str, asked))} for {min(widths)} weights; add 32, or -1 for "
+                             "whole rows")
         return ((bits, size) for bits in self.work.recipe.budget.bits for size in sizes)
 
     def size(self, item: str, what: str) -> int:
@@ -86,7 +87,7 @@ class Grids:
         grids = {}
         for item, what in choice.items():
             bits, size = _grid(what)
-            grids |= dict.fromkeys(self.members[item], {"bits": bits, "group_size": size})
+            grids |= {name: {"bits": bits, "group_size": size} for name in self.members[item]}
         return replace(self.work, grids=grids)
 
 

@@ -8,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from stages.formats.gguf import header_bytes, padded
 from stages.formats.gguf_architectures import dimensions
-from stages.methods import kquant, mixes
+from stages.methods import kquant, kquant_curvature, mixes
 from stages.recipes.costs import Costs, known
 from stages.recipes.work import Work
 
@@ -19,10 +19,9 @@ class Types:
     A tensor without a cost, or that the overrides name, keeps the type that the recipe gives it.
     """
 
-    rounding = "kquant"
-
     def __init__(self, work: Work, asked: dict) -> None:
         self.work, self.mixture, self.items, self.before, self.tensors = work, work.mixture, {}, {}, 0
+        self.rounding = "ggml" + (", with gptq's error feedback in the blocks" if work.recipe.method == "kquant-curvature" else "")
         for place, names in self.mixture.groups.items():
             before = self.mixture.types(names[0])[1]
             fixed = (not mixes.is_quantized(place, dimensions(work.checkpoint, names)) or self.mixture.pinned(place)
@@ -52,7 +51,7 @@ class Types:
         return padded(self._bytes(self.mixture.groups[item], what))
 
     def costs(self, costs: Costs, layer: int | None) -> dict[str, dict[str, float]]:
-        """By ggml's rounding, also for a recipe that goes on to the curvature, which takes off a like share everywhere."""
+        """By the recipe's rounding; where it goes on to the curvature, as it is before the rounds that go down that."""
         found = {}
         for place, kinds in self.items.items():
             names = self.mixture.groups[place]
@@ -62,10 +61,16 @@ class Types:
         return found
 
     def _costs_of(self, costs: Costs, name: str, kinds: list[str]) -> dict[str, float]:
-        weight, found = self.work.checkpoint.tensor(name), {}
-        cost = costs.of(name, self.work.on_device(weight))
+        weight, module = self.work.checkpoint.tensor(name), name.removesuffix(".weight")
+        cost, found = costs.of(name, self.work.on_device(weight)), {}
+        moments, recipe = self.work.moments, self.work.recipe
+        fed_back = recipe.method == "kquant-curvature" and module in moments.layers
+        statistics = (moments.moment(module), moments.factors(module)) if fed_back else ()
         for kind in kinds:
-            blocks = kquant.quantize(weight, kind, self.mixture.importance(name, kind)[0], kernel=self.work.recipe.kernel)
+            if fed_back and kind not in mixes.FLOATS:
+                blocks, _ = kquant_curvature.quantize(weight, kind, *statistics, recipe.damping, rounds=0)
+            else:
+                blocks = kquant.quantize(weight, kind, self.mixture.importance(name, kind)[0], kernel=recipe.kernel)
             found[kind] = cost(self.work.on_device(kquant.dequantize(blocks, kind)))
         return found
 

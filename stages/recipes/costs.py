@@ -56,8 +56,8 @@ class Costs:
         def cost(stored: torch.Tensor) -> float:
             found = sum(part(weight, stored) for part in parts)
             if not np.isfinite(found):
-                raise StageError(Failure.NON_FINITE, f"expected a finite cost of rounding {tensor}, found {found}; look at its "
-                                                     "weights and at the calibration text")
+                raise StageError(Failure.NON_FINITE, f"expected a finite cost of rounding {tensor}, found {found}; look at "
+                                                     "its weights and at the calibration text")
             return found
 
         return cost
@@ -99,7 +99,7 @@ class Costs:
                 one, other = (torch.log_softmax(values, -1) for values in (ours, theirs))
                 total += (one.exp() * (one - other)).sum(dtype=torch.float64) / len(states)
             else:
-                total += torch.stack([(theirs - ours).square().sum(dtype=torch.float64), ours.square().sum(dtype=torch.float64)])
+                total += torch.stack([one.square().sum(dtype=torch.float64) for one in (theirs - ours, ours)])
         return float(total[0]) if self.whole else float(total[0] / total[1].clamp(min=1e-30))
 
     @cached_property

@@ -11,7 +11,8 @@ def told(manifest: dict) -> dict | None:
     if found is None:
         return None
     counts = Counter(one["what"] for one in found["chosen"].values())
-    return {key: found[key] for key in ("predicted", "price_per_mib", "unit", "rounding")} | {"counts": dict(sorted(counts.items()))}
+    told_ = {key: found[key] for key in ("predicted", "price_per_mib", "unit", "rounding")}
+    return told_ | {"counts": dict(sorted(counts.items()))}
 
 
 def beside(row: dict, rows: list[dict]) -> dict | None:

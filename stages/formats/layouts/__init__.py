@@ -60,8 +60,8 @@ def check_mixture(facts: Architecture, schemes: Mapping[Scheme, Iterable[str]]) 
     loads them, and then finds no layers of the names that config.json lists.
     """
     if facts.experts and len(grids := by_grid(schemes)) > 1:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected one grid for all layers of {facts.model_type} in safetensors, "
-                         f"found {len(grids)}; use format onnx, or a recipe without a budget")
+        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected one grid for all layers of {facts.model_type} in "
+                         f"safetensors, found {len(grids)}; use format onnx, or a recipe without a budget")
 
 
 def by_grid(schemes: Mapping[Scheme, Iterable[str]]) -> dict[Grid, list[str]]:
@@ -79,5 +79,6 @@ def one_scheme(schemes: Mapping[Scheme, Iterable[str]]) -> Grid:
     found = list(by_grid(schemes))
     if len(found) != 1:
         raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected one width and group size for all layers, found {found}; "
-                                                    "quantize them with one recipe without a budget, or use layout: compressed-tensors")
+                                                    "quantize them with one recipe without a budget, or use layout: "
+                                                    "compressed-tensors")
     return found[0]

@@ -40,17 +40,19 @@ def tensors(module: str, linear: GroupedLinear, dtype: type) -> dict[str, np.nda
 def config(schemes: dict[Scheme, list[str]], kept: list[str]) -> dict:
     """The quantization_config: one scheme for all linear layers, or where there are several, layer by layer."""
     grids = by_grid(schemes)
-    groups = {f"group_{number}": QuantizationScheme(targets=names if len(grids) > 1 else ["Linear"], weights=QuantizationArgs(
-        num_bits=int(kind.removeprefix("int")), type="int", symmetric=symmetric, group_size=size,
-        strategy="channel" if size is None else "group")) for number, ((kind, symmetric, size), names) in enumerate(grids.items())}
+    groups = {}
+    for (kind, symmetric, size), names in grids.items():
+        weights = QuantizationArgs(num_bits=int(kind.removeprefix("int")), type="int", symmetric=symmetric, group_size=size,
+                                   strategy="channel" if size is None else "group")
+        targets = names if len(grids) > 1 else ["Linear"]
+        groups[f"group_{len(groups)}"] = QuantizationScheme(targets=targets, weights=weights)
     return QuantizationConfig(config_groups=groups, ignore=kept, format="pack-quantized",
                               quantization_status=QuantizationStatus.COMPRESSED).model_dump(mode="json")
 
 
 def kind(config: dict, module: str) -> str:
     """What a weight of a layer is stored as by a quantization_config."""
-    groups = config["config_groups"].values()
-    own = next((one for one in groups if module in one["targets"]), None) or next(one for one in groups if "Linear" in one["targets"])
+    own = next(one for one in config["config_groups"].values() if {module, "Linear"} & set(one["targets"]))
     return f"int{own['weights']['num_bits']}"
 
 
