@@ -142,7 +142,9 @@ def test_a_k_quant_names_the_type_asked_and_got_for_every_tensor(ready):
     quantized = Quantized("artifacts/quantized/q4_k_m")
     tensors = quantized.report["tensors"]
     assert set(tensors) == set(quantized.blocks_names) == set(Checkpoint("artifacts/model").names)
-    assert tensors["model.layers.0.mlp.gate_proj.weight"] | {"tokens": 512} == {
+    told = dict(tensors["model.layers.0.mlp.gate_proj.weight"])
+    assert 0 < told.pop("diagonal_error") < told.pop("rtn_diagonal_error") and told.pop("error_rows") == 512
+    assert told | {"tokens": 512} == {
         "requested": "Q4_K", "actual": "Q4_K", "shape": [512, 256], "tokens": 512, "importance": True}
     assert tensors["model.embed_tokens.weight"]["actual"] == "Q6_K" and tensors["model.norm.weight"]["actual"] == "F32"
 

@@ -162,7 +162,7 @@ def test_whatever_comes_from_a_model_or_a_file_is_text_on_the_page():
     made |= {"model": HOSTILE, "commit": HOSTILE, "params": {"suite": HOSTILE, "seed": 0}}
     text = page.html(made)
     assert "<script>alert" not in text and "<img" not in text
-    assert text.count("&lt;script&gt;alert(1)") == 28
+    assert text.count("&lt;script&gt;alert(1)") == 29
 
 
 def test_a_flip_opens_to_the_prompt_the_right_answer_and_both_answers():
@@ -197,6 +197,14 @@ def test_the_two_plots_share_no_id():
 
 def test_the_front_of_a_plot():
     assert plots.front([(1, 5), (2, 3), (2, 4), (3, 3), (4, 1)]) == [(1, 5), (2, 3), (4, 1)]
+
+
+def test_the_lines_that_serve_a_bundle_are_words_and_code():
+    text = "```\nvllm serve .\n```\n\nIn Python (`pip install x`):\n\n```python\nimport x\n\nx()\n```"
+    assert page.serve_parts(text) == [("", "vllm serve ."), ("In Python (`pip install x`):", "import x\n\nx()"), ("", "")]
+    assert page.serve_parts("llama-server") == [("llama-server", "")]
+    shown = page.html(report([row("a", 2, 0.01, lineage=LINEAGE | {"serve": text})]))
+    assert "<pre>vllm serve .</pre>" in shown and "```" not in shown
 
 
 def test_dvc_plots_get_the_points_and_the_fronts_of_both_plots():

@@ -6,7 +6,8 @@ import torch
 
 from stages.methods import kquant, rtn
 from stages.methods.ggml_blocks import blocks_values, grid_like
-from stages.recipes.report import CHUNK_VALUES, blocks_report
+from stages.recipes import report
+from stages.recipes.report import blocks_report
 from stages.report import layers
 
 
@@ -43,7 +44,7 @@ class Calibrated:
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "IQ4_NL", "IQ3_XXS"])
-def test_the_error_of_blocks_is_that_of_what_they_stand_for(kind, monkeypatch):
+def test_the_error_of_blocks_is_that_of_what_they_stand_for(kind):
     draw = np.random.default_rng(1)
     weight = draw.standard_normal((6, 512), np.float32)
     squares = draw.exponential(size=512).astype(np.float32) ** 2
@@ -51,14 +52,23 @@ def test_the_error_of_blocks_is_that_of_what_they_stand_for(kind, monkeypatch):
     told = blocks_report(Calibrated(squares), "q_proj", weight, kind, data)
     expected = float((((blocks_values(data, kind) - weight).astype(np.float64)) ** 2 * squares).sum())
     assert told["diagonal_error"] == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr("stages.recipes.report.CHUNK_VALUES", 1024)  # rows in parts give the same
-    parts = blocks_report(Calibrated(squares), "q_proj", weight, kind, data)
-    assert parts["diagonal_error"] == pytest.approx(told["diagonal_error"], rel=1e-6) and CHUNK_VALUES > 1024
+    assert told["error_rows"] == 6
     if kind.startswith("IQ"):
         assert told["rtn_diagonal_error"] is None and grid_like(kind) is None
     else:
         naive = rtn.quantize(torch.from_numpy(weight), *grid_like(kind)).dequantize()
         assert told["rtn_diagonal_error"] == pytest.approx(float(((naive - weight) ** 2 @ squares).sum()), rel=1e-4)
+
+
+def test_of_a_tall_matrix_some_rows_stand_for_all(monkeypatch):
+    weight, squares = np.random.default_rng(3).standard_normal((400, 256), np.float32), np.ones(256, np.float32)
+    data = kquant.quantize(weight, "Q4_K", squares)
+    whole = blocks_report(Calibrated(squares), "q_proj", weight, "Q4_K", data)
+    monkeypatch.setattr(report, "ERROR_ROWS", 100)
+    some = blocks_report(Calibrated(squares), "q_proj", weight, "Q4_K", data)
+    assert (whole["error_rows"], some["error_rows"]) == (400, 100)
+    for figure in ("diagonal_error", "rtn_diagonal_error"):
+        assert some[figure] == pytest.approx(whole[figure], rel=0.05) and some[figure] != whole[figure]
 
 
 def test_importance_lowers_the_error_that_is_told():

@@ -1,5 +1,7 @@
 """The report as one self-contained HTML file and as Markdown."""
 
+import re
+from itertools import zip_longest
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -25,9 +27,15 @@ def html(report: dict) -> str:
               "caption": f"{axis.title}; the line joins the Pareto front, the pick is bold."}
              for rows, axis in ((measured, DIVERGENCE), (answered, GOLD)) if rows]
     return environment.get_template("page.html.jinja").render(
-        r=report, plots=plots, most_flips=MOST_FLIPS, harness=harness_columns(measured), machines=machines(measured),
+        r=report, plots=plots, serve_parts=serve_parts, most_flips=MOST_FLIPS, harness=harness_columns(measured), machines=machines(measured),
         params_yaml=as_yaml(report["params"]),
         at_commit="" if report["commit"] == "unknown" else f"git checkout {report['commit']}\n")
+
+
+def serve_parts(text: str) -> list[tuple[str, str]]:
+    """(words, code) by turns, of the lines in a bundle's README that serve it; either may be empty."""
+    parts = [part.strip("\n") for part in re.split(r"^```\w*$", text, flags=re.MULTILINE)]
+    return list(zip_longest((words.strip() for words in parts[::2]), parts[1::2], fillvalue=""))
 
 
 def markdown(report: dict) -> str:

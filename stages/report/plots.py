@@ -132,7 +132,9 @@ def pareto_svg(rows: list[dict], axis: Axis, pick: str | None = None) -> str:
             axes.scatter([], [], color=COLOURS[name], marker=MARKERS[name], label=name)
         figure.legend(frameon=False, loc="outside upper right", ncols=3, fontsize=10)  # no point of the plot's
         figure.canvas.draw()  # the width of the axes is known now, and so where the labels end
-        names, width = [row["variant"] for row in rows], axes.get_window_extent().width
+        # Bold letters are wider: the name of the pick takes two more.
+        names = [row["variant"] + "  " * (row["variant"] == pick) for row in rows]
+        width = axes.get_window_extent().width
         axes.set_xlim(0, right_end([x for x, _ in points], names, width))
         figure.canvas.draw()  # labels are placed where the points now are
         places = label_places(axes.transData.transform(points), names)
