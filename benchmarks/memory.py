@@ -1,6 +1,7 @@
 """Peak memory of calibrate and quantize on a model of random weights, and on one of twice as many blocks.
 
-    python -m benchmarks.memory                  # 1.1 GB and 2.1 GB in bfloat16; long
+    python -m benchmarks.memory                  # 1.1 GB and 2.1 GB in bfloat16; some hours on two cores
+    python -m benchmarks.memory --steps calibrate gptq
 
 Each step runs in a process of its own. Writes benchmarks/results/memory.json and prints the table: the peak of the whole
 resident memory and of its anonymous part (what is no page of a file), less what the imports alone take, as multiples of
@@ -28,6 +29,7 @@ SIZES = {"model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, 
          "num_key_value_heads": 16, "vocab_size": 8192, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
          "tie_word_embeddings": True, "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "torch_dtype": "bfloat16"}
 SEQUENCES, LENGTH = 8, 128
+STEPS = ["calibrate", "gptq", "awq", "gptq+curvature"]
 MIB = 1 << 20
 
 
@@ -101,6 +103,7 @@ def watched(name: str, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, nargs="+", default=[40, 80])
+    parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS, help="calibrate has to be among them")
     parser.add_argument("--step")
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
@@ -117,7 +120,7 @@ def main() -> None:
             make(folder / "model", blocks)
             size = (folder / "model/model.safetensors").stat().st_size / MIB
             base = watched("imports", folder)
-            for name in ("calibrate", "gptq", "awq", "gptq+curvature"):
+            for name in asked.steps:
                 found = watched(name, folder)
                 over = {what: (found[what] - base[what]) / block for what in ("resident", "anonymous")}
                 rows.append({"blocks": blocks, "model_mib": size, "step": name, **found, "over_imports_in_blocks": over})
