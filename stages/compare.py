@@ -12,7 +12,17 @@ from stages.config import Params
 from stages.evaluate import EXPORTS, METRICS, REFERENCE, check_bundle
 from stages.load import MODEL
 from stages.report import gates, memory, page, selection
-from stages.tracking import EVENTS, Failure, Reason, StageError, StageRun, sha256_json, stage_run, write_json, write_text
+from stages.tracking import (
+    EVENTS,
+    Failure,
+    Reason,
+    StageError,
+    StageRun,
+    sha256_json,
+    stage_run,
+    write_json,
+    write_text,
+)
 
 REPORTS = Path("reports")
 WORST_LAYERS = 8  # of a variant in the report; the manifest has all

@@ -185,9 +185,7 @@ def check_seen(facts: Architecture, layers: dict[str, dict], tokens: int) -> Non
 def _collect_gradients(checkpoint: Checkpoint, run: "BlockRun", states: "StoredStates", folder: Path, seed: int,
                        layers: dict[str, dict]) -> None:
     """The backward pass of `collect`, from the block where an earlier run stopped."""
-    import torch
 
-    from stages.checkpoints.device import device
     from stages.checkpoints.experts import experts_in
     from stages.checkpoints.gradients import OutputMoments, backward, first_gradients, head_of
     from stages.checkpoints.states import StoredStates
