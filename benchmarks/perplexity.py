@@ -116,8 +116,8 @@ def measure(bundle: Path, reference: Path, first: int, threads: int) -> dict:
     figures = divergence(runtime, reference, first).summary()
     fields = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
     return {"figures": figures, "seconds": time.perf_counter() - loaded, "load_s": loaded - started,
-            "cpu_s": time.process_time(), "work_cpu_s": time.process_time() - used, "peak_mib": int(fields["VmHWM"].split()[0]) / 1024,
-            "anonymous_mib": int(fields["RssAnon"].split()[0]) / 1024}
+            "cpu_s": time.process_time(), "work_cpu_s": time.process_time() - used,
+            "peak_mib": int(fields["VmHWM"].split()[0]) / 1024, "anonymous_mib": int(fields["RssAnon"].split()[0]) / 1024}
 
 
 def ours(bundle: Path, folder: Path, first: int, threads: int) -> dict:

@@ -62,4 +62,4 @@ def open_head(reference: Path, facts: dict) -> OutputHead:
     """The head that the reference stage stored in a folder, `facts` being its reference.json."""
     file = safe_open(reference / FILE, "np")
     return OutputHead(file.get_slice("weight"), facts["logit_scale"], facts["logit_softcap"],
-                      file.get_tensor("bias") if "bias" in file.keys() else None)
+                      file.get_tensor("bias") if "bias" in set(file.keys()) else None)

@@ -14,7 +14,7 @@ FLOAT = np.float32
 @numba.njit(nogil=True, cache=True, fastmath={"contract"})
 def exp(x: np.float32) -> np.float32:
     """e**x for x <= 0; below -87 what it is there, 1.6e-38. NaN stays NaN."""
-    x = FLOAT(-87) if x < FLOAT(-87) else x
+    x = FLOAT(-87) if x < FLOAT(-87) else x  # noqa: FURB136  max would drop NaN
     whole = np.floor(x * FLOAT(1.44269504) + FLOAT(0.5))
     rest = (x - whole * FLOAT(0.693359375)) - whole * FLOAT(-2.12194440e-4)
     y = FLOAT(1.9875691500e-4) * rest + FLOAT(1.3981999507e-3)
@@ -31,7 +31,7 @@ def greatest(row: np.ndarray) -> tuple[np.float32, int]:
     """(the greatest value of row [n], the first place that has it)."""
     high = row[0]
     for value in row:
-        high = value if value > high else high
+        high = value if value > high else high  # noqa: FURB136
     for place in range(len(row)):
         if row[place] == high:
             return high, place
