@@ -4,7 +4,6 @@ The direction is that of stages/methods/awq.py, where each type counts by the st
 by what ggml's own rounding of the scaled weights leaves of tr(G Δ H Δᵀ).
 """
 
-import numpy as np
 import torch
 
 from stages.methods import awq, kquant
