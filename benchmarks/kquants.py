@@ -27,7 +27,7 @@ from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.moments import ABOUT, Moments
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import RECIPES
-from stages.methods import kquant
+from stages.methods import kquant, kquant_curvature
 from stages.metrics.gold import GoldResult, TokenizedItem, load_gold
 from stages.metrics.scoring import score
 from stages.metrics.significance import compare_gold
@@ -95,9 +95,10 @@ def measured(bench: Bench, folder: Path, answers: Answers | None) -> dict:
 
 def compared(bench: Bench, mixes: list[str], calibration: Path, answers: Answers | None) -> list[dict]:
     """The rows of both roundings of each mix."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        made(bench, {"method": "kquant-curvature", "mix": "Q2_K", "rounds": 1}, calibration, Path(folder))  # compiles
+    rows, draw = [], np.random.default_rng(0)
+    for kind in kquant.SEARCHED:  # compiles
+        kquant_curvature.quantize(draw.normal(size=(8, 256)).astype(np.float32), kind, np.eye(256, dtype=np.float32),
+                                  np.eye(8, dtype=np.float32)[None])
     for mix in mixes:
         for method in ("kquant", "kquant-curvature"):
             with tempfile.TemporaryDirectory() as folder:
@@ -173,6 +174,7 @@ def main() -> None:
     gold = asked.gold or (Path("demo/data/gold.jsonl") if asked.model == Path("demo/model") else None)
     with tempfile.TemporaryDirectory() as temporary:
         calibration = (asked.work or Path(temporary)) / "curvature"
+        calibration.parent.mkdir(parents=True, exist_ok=True)
         took = None if (calibration / ABOUT).is_file() else bench.calibrate(calibration, True)
         rows = compared(bench, asked.mixes, calibration, Answers(bench, gold) if gold else None)
     ratios = {one["mix"]: other["kld"] / one["kld"] for one, other in zip(rows[::2], rows[1::2], strict=True)}
