@@ -49,7 +49,7 @@ def source() -> Path:
 
 def build(given: Path | None) -> Path:
     """The tool, made on first use from `given`, an unpacked source distribution, or from the package index's."""
-    made = HOME / "build/bin/llama-perplexity"
+    made = HOME / "build/perplexity/llama-perplexity"
     if not made.is_file():
         import llama_cpp
 
