@@ -15,7 +15,7 @@ repro: $(VENV)/.installed
 	quantline repro
 
 test: $(VENV)/.installed
-	python -m pytest -q
+	python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # torch comes first and alone: with it in place, no other package can draw in another build of several gigabytes.
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -147,7 +147,7 @@ def test_a_rotated_share_is_read_by_its_older_name(make_model, tmp_path):
     assert (older.rotary_dim, older.rope_theta, older.rope_scaling) == (32, 20000, None)
 
 
-@pytest.mark.parametrize(("change", "words"), [({"model_type": "bloom"}, ", ".join(FAMILIES)),
+@pytest.mark.parametrize(("change", "words"), [({"model_type": "nonesuch"}, ", ".join(FAMILIES)),
                                                ({"hidden_act": "gelu"}, "hidden_act"), ({"vocab_size": None}, None)])
 def test_unsupported_configurations(change, words, tiny_model):
     config = json.loads((tiny_model / "config.json").read_text()) | change

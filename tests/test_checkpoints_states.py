@@ -63,7 +63,7 @@ def test_calibration_is_the_same_from_memory_and_from_a_file(tiny_narrow, tmp_pa
         folder.mkdir()
         collect(checkpoint, tokens_of(checkpoint, 6, 32), folder, seed=0)
         found.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert found[0] == found[1] and len(found[0]) == 4
+    assert found[0] == found[1] and len(found[0]) == 6
 
 
 def test_states_outgrow_memory_by_their_size(tmp_path, monkeypatch):

@@ -55,7 +55,8 @@ def test_the_page_has_a_table_of_budgets_where_there_are_some(unit):
         one["beside"] = budgets.beside(one, rows)
     chosen, second, reasons = selection.pick(rows, TARGET)
     report = {"model": "m", "parameters": 1e6, "target": TARGET.model_dump(mode="json"), "pick": chosen, "runner_up": second,
-              "reasons": reasons, "tokens": 100, "baseline": {"all": 0.9, "facts": 0.91}, "tasks": ["facts"], "variants": rows}
+              "reasons": reasons, "tokens": 100, "baseline": {"all": 0.9, "facts": 0.91}, "tasks": ["facts"], "variants": rows,
+              "commit": "unknown", "params": {"suite": "full", "seed": 0}}
     html, text = page.html(report), page.markdown(report)
     assert "Fitted to a budget" in html and 'href="#budgets"' in html and "5 Q3_K, 2 Q6_K" in html
     assert "&lt;near&gt;: 3.10 MiB" in html and "KL divergence -60 %" in html

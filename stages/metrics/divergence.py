@@ -68,7 +68,7 @@ class Divergence:
                     wanted[rows]), slices))
         normalizer = high + np.log(total)
         p, q = wanted - normalizer, logits[np.arange(n), following] - log_sum
-        self.kld.append(weighted / total - normalizer + log_sum)
+        self.kld.append(np.maximum(weighted / total - normalizer + log_sum, 0))  # rounding may leave less; NaN stays
         self.same_top.append(top == its_top)
         self.delta_p.append(np.exp(q) - np.exp(p))
         self.nll.append(-q)
