@@ -13,6 +13,7 @@ from stages.methods.grid import (
     check_width,
     grid_between,
     grid_of,
+    least_spans_at_once,
     output_error,
     round_to,
     row_errors,
@@ -71,8 +72,16 @@ def test_the_weighted_span_is_never_worse_than_the_whole_span(bits):
         return (((rounded - grouped) ** 2) * importance.reshape(1, -1, 16)).sum(-1)
 
     plain, chosen = weighted(*grid_of(weight, bits, 16, False)), weighted(*grid_of(weight, bits, 16, False, importance))
-    assert (chosen <= plain).all()
+    assert (chosen <= plain * (1 + 1e-6)).all()
     assert bits == 8 or (chosen < plain).any()
+
+
+def test_spans_by_the_compiled_kernel_and_all_at_once(monkeypatch):
+    weight, moment = layer(15, rows=64)
+    one = grid_of(weight, 3, 16, False, moment.diagonal())
+    monkeypatch.setattr("stages.methods.grid.least_spans", least_spans_at_once)
+    other = grid_of(weight, 3, 16, False, moment.diagonal())
+    assert all((first == second).float().mean() > 0.99 for first, second in zip(one, other, strict=True))
 
 
 def plain_gptq(weight, moment, scales, zeros, bits, group, order, damping):
@@ -150,30 +159,6 @@ def test_awq_finds_no_scales_where_all_inputs_and_weights_are_alike():
     signs = torch.where(torch.rand(24, 64, generator=torch.Generator().manual_seed(8)) < 0.5, -1.0, 1.0)
     scales, reach = awq.search_scales([signs], torch.eye(64), 4, 16, False, 20)
     assert reach == 0 and torch.equal(scales, torch.ones(64))
-
-
-def test_scales_lower_the_mean_error_over_many_roundings():
-    draw, (weight, moment) = torch.Generator().manual_seed(11), layer(11, rows=8)
-    scales = awq.expected_scales([weight], moment, 16, 20, [torch.ones(8)], [torch.ones(8)])
-
-    def mean_error(scales: torch.Tensor) -> float:
-        found = []
-        for _ in range(40):
-            moved = weight + 0.05 * torch.randn(weight.shape, generator=draw)
-            rounded = torch.from_numpy(rtn.quantize(moved * scales, 4, 16, False).dequantize()) / scales
-            found.append(output_error(moved, rounded, moment))
-        return float(np.mean(found))
-
-    assert mean_error(scales) < 0.9 * mean_error(torch.ones(64))
-
-
-def test_outputs_that_matter_more_have_more_say_in_the_scales():
-    """Two outputs that want opposite scales: the one whose gradient is larger gets them."""
-    weight = torch.ones(2, 64)
-    weight[0, ::16], weight[1, 1::16] = 8.0, 8.0
-    for first, second in ((1.0, 100.0), (100.0, 1.0)):
-        scales = awq.expected_scales([weight], torch.eye(64), 16, 20, [torch.ones(2)], [torch.tensor([first, second])])
-        assert (scales[0] < scales[1]) == (first > second)
 
 
 def test_the_moment_of_a_scaled_input():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.methods import awq, kquant, kquant_inputs
+from stages.methods import kquant, kquant_inputs
 from stages.methods.ggml_blocks import dequantize
 from stages.methods.kquant_inputs import REACHES, search_scales
 from stages.tracking import Failure, StageError
@@ -51,7 +51,7 @@ def test_it_is_the_reach_that_leaves_the_least_among_those_that_harm_no_layer():
     weights, moment, factors = group(2)
     kinds, divisors = ["Q3_K", "Q4_K"], [torch.rand(len(one)) + 0.5 for one in weights]
     found, reach = search_scales(weights, kinds, moment, factors, divisors)
-    logs, totals = kquant_inputs.direction(weights, kinds, moment, factors, divisors), {}
+    logs, totals = kquant_inputs.direction(weights, kinds, moment, factors), {}
     plain = [left(*parts, torch.ones(WIDTH), torch.ones(len(parts[0])))
              for parts in zip(weights, kinds, [moment] * 2, factors, strict=True)]
     for share in REACHES:
@@ -69,9 +69,9 @@ def test_outputs_count_by_their_gradients_and_by_the_step_of_their_grid(monkeypa
     """Two bits make steps 254 / 3 times as wide as eight, and errors the square of that; groups are the wider sub-blocks."""
     weights, moment, factors = group(3)
     told = []
-    monkeypatch.setattr(awq, "expected_scales", lambda *given: told.append(given) or torch.ones(WIDTH))
-    kquant_inputs.direction(weights, ["Q2_K", "Q8_0"], moment, factors, ones(weights))
-    group_size, importance = told[0][2], told[0][5]
+    monkeypatch.setattr(kquant_inputs, "expected_scales", lambda *given: told.append(given) or torch.ones(WIDTH))
+    kquant_inputs.direction(weights, ["Q2_K", "Q8_0"], moment, factors)
+    group_size, importance = told[0][2], told[0][4]
     assert group_size == 32
     for found, factor, steps in zip(importance, factors, (3, 254), strict=True):
         wanted = torch.block_diag(*factor).diagonal() / steps**2
@@ -84,7 +84,7 @@ def test_no_layer_is_left_with_more_than_ggml_leaves_it(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     wild = torch.exp2(torch.randn(WIDTH, generator=draw) * 2)
     weights[0], factors[0] = weights[0] / wild * 100, factors[0] * 100
-    monkeypatch.setattr(awq, "expected_scales", lambda *rest: wild)
+    monkeypatch.setattr(kquant_inputs, "expected_scales", lambda *rest: wild)
     gain = [left(weight, "Q4_K", moment, factor, wild, torch.ones(len(weight)))
             / left(weight, "Q4_K", moment, factor, torch.ones(WIDTH), torch.ones(len(weight)))
             for weight, factor in zip(weights, factors, strict=True)]

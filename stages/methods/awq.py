@@ -1,18 +1,15 @@
 """AWQ (Lin et al. 2023, section 3.2): scale up the inputs that matter. Clipping and rounding are in stages/methods/spans.py.
 
-The authors search one exponent by rounding again and again. Here the error that rounding is expected to leave is written
-down and minimized: a step of width w is off by w² / 12 in the mean square, so an output's error is the sum over its groups
-of w² / 12 · Σ H_jj / s_j², where s_j divides input j and widens the group's span. That needs the calibration's moments
-alone. Dividing the input by the scales is the business of whatever comes before; see stages/recipes/inputs.py.
+The authors search one exponent by rounding again and again. Here the error that rounding is expected to leave is
+minimized (stages/methods/expected.py), which needs the calibration's moments alone, and rounding only says how far to go
+towards that. Dividing the input by the scales is the business of whatever comes before; see stages/recipes/inputs.py.
 """
 
 import torch
 
 from stages.methods import rtn
+from stages.methods.expected import expected_scales
 from stages.methods.grid import row_errors
-
-SMALLEST = 1e-4
-ITERATIONS, RATE = 20, 0.15  # of Adam on log s; more of them gain nothing that the divergence shows (benchmarks/README.md)
 
 
 def scaled_moment(moment: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -26,47 +23,6 @@ def scaled_factors(factors: torch.Tensor | None, divisors: torch.Tensor) -> torc
         return None
     grown = divisors.reshape(len(factors), -1)
     return factors * grown[:, :, None] * grown[:, None, :]
-
-
-def starts(weights: list[torch.Tensor], size: torch.Tensor, group_size: int, grid: int) -> list[torch.Tensor]:
-    """Scales [in] of the authors' families, x^a and x^a / w^(1-a) for a in [0, 1): x is the `size` of an input, w its
-    mean weight over all outputs as a share of the largest of its group.
-    """
-    grouped = torch.cat(weights).abs().reshape(sum(map(len, weights)), -1, group_size)
-    share = (grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-20)).mean(0).reshape(-1).clamp(min=SMALLEST)
-    return [size ** (step / grid) / share ** (of_weight * (1 - step / grid)) for of_weight in (0, 1) for step in range(grid)]
-
-
-def expected_scales(weights: list[torch.Tensor], moment: torch.Tensor, group_size: int, grid: int,
-                    divisors: list[torch.Tensor], importance: list[torch.Tensor]) -> torch.Tensor:
-    """Scales [in] with the least expected error, summed over the outputs by their `importance` [out]."""
-    diagonal = moment.diagonal().clamp(min=0)
-    size = (diagonal.sqrt() / diagonal.sqrt().mean()).clamp(min=SMALLEST)
-
-    def expected(scales: torch.Tensor) -> torch.Tensor:
-        spread = (diagonal / scales**2).reshape(-1, group_size).sum(1)
-        total = torch.zeros((), device=scales.device)
-        for weight, divisor, outputs in zip(weights, divisors, importance, strict=True):
-            grouped = (weight * scales).reshape(len(weight), -1, group_size)
-            span = grouped.amax(-1).clamp(min=0) - grouped.amin(-1).clamp(max=0)
-            total = total + outputs @ (span**2 @ spread)
-        return total
-
-    with torch.no_grad():
-        start = min(starts(weights, size, group_size, grid), key=lambda scales: float(expected(scales)))
-    logs = start.log().requires_grad_(True)
-    optimizer = torch.optim.Adam([logs], lr=RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 1 / ITERATIONS, ITERATIONS)
-    least, best = float("inf"), start
-    for _ in range(ITERATIONS):
-        optimizer.zero_grad()
-        error = expected(logs.exp()).log()
-        if error.item() < least:
-            least, best = error.item(), logs.detach().exp()
-        error.backward()
-        optimizer.step()
-        schedule.step()
-    return best
 
 
 def search_scales(weights: list[torch.Tensor], moment: torch.Tensor, bits: int, group_size: int, symmetric: bool,
@@ -90,7 +46,7 @@ def search_scales(weights: list[torch.Tensor], moment: torch.Tensor, bits: int, 
             found.append(float(row_errors(weight, stored, moment) @ outputs.double()))
         return found
 
-    direction = expected_scales(weights, moment, group_size, grid, divisors, importance).log()
+    direction = expected_scales(weights, moment, group_size, grid, importance).log()
     limits, best = errors(torch.ones_like(direction), plain), None
     for reach in (0.0, 0.25, 0.5, 0.75, 1.0):
         scales = (direction * reach).exp()

@@ -6,7 +6,6 @@ scales, refitted given the integers, and coordinate descent on the integers give
 both factors for rounding follows YAQA (Tseng et al. 2025); the descent is our own.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numba
@@ -14,10 +13,13 @@ import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
+from stages.methods.rows import in_threads
 
-ROUNDS = 8  # scales and integers in turn; by then the figure hardly falls any more (benchmarks/README.md)
-SETTLED = 0.998  # share of integers that stay in a round after which there is no other
-STEPS = 8  # of conjugate gradients; more move no scale by what bfloat16 holds
+ROUNDS = 8  # over the integers; by then the figure hardly falls any more (benchmarks/README.md)
+REFITS = 3  # of these, the first; after them the scales stay
+SETTLED = 0.995  # share of integers that stay in a round after which there is no other
+STEPS = 4  # of conjugate gradients; more move hardly a scale by what bfloat16 holds
+TOGETHER = 16  # rows of a column that are passed over together where none of them is further than half a step from its best
 COLUMNS = 128  # columns whose changes are gathered before the rest of P hears of them
 DAMPING_IN, DAMPING_OUT = 0.01, 0.1  # shares of the mean diagonal that are added to H and G
 
@@ -46,7 +48,7 @@ def solved(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     step = toward = inverse * left
     size = (left * toward).sum(1, keepdim=True)
     for _ in range(STEPS):
-        turned = (matrix @ step[..., None])[..., 0]
+        turned = (step[:, None] @ matrix)[:, 0]  # A is symmetric; this product is the faster one
         curve = (step * turned).sum(1, keepdim=True)
         length = torch.where(curve > 0, size / curve, 0)
         found, left = found + length * step, left - length * turned
@@ -93,31 +95,49 @@ def nearest(levels, value):
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
 def _descend(steps, low, high, scales, pull, factor, moment, levels):
-    """One pass over some columns [rows, n]; returns the change of the rounded weight [rows, n]; `steps` is changed.
+    """One pass over some columns, turned: all are [n, rows]; returns the change of the rounded weight; `steps` is changed.
 
     `pull` is P = G Δ H of these columns at the start. The best move of one element is -P / (G_ii H_jj); a column's own
     moves are felt at once, those of the columns before it through H. Steps are among the levels; without levels they are
     whole numbers.
     """
-    rows, width = steps.shape
-    change, felt = np.zeros((rows, width), np.float32), np.zeros((width, rows), np.float32)
-    column = np.empty(rows, np.float32)
+    width, rows = steps.shape
+    change, felt, moved, count = np.zeros((width, rows), np.float32), np.empty((width, rows), np.float32), np.empty(width, np.int64), 0
+    column, diagonal, nearby = np.empty(rows, np.float32), np.empty(rows, np.float32), np.float32(0.499)
+    for i in range(rows):
+        diagonal[i] = factor[i, i]
+    for k in range(len(levels) - 1):
+        nearby = min(nearby, np.float32(0.499) * (levels[k + 1] - levels[k]))
     for j in range(width):
-        column[:] = pull[:, j]
-        for before in range(j):
-            column += felt[before] * moment[before, j]
-        own = moment[j, j]
-        for i in range(rows):
-            scale = scales[i, j]
-            wanted = steps[i, j] - column[i] / (factor[i, i] * own * scale)
-            wanted = levels[nearest(levels, wanted)] if len(levels) else np.rint(wanted)
-            wanted = min(max(wanted, low[i, j]), high[i, j])
-            if wanted != steps[i, j]:
-                move = (wanted - steps[i, j]) * scale
-                steps[i, j] = wanted
-                change[i, j] += move
-                felt[j] += factor[i] * move
-                column += factor[i] * move * own
+        start, own, still = pull[j], moment[j, j], True
+        for k in range(count):
+            share = moment[moved[k], j]
+            for i in range(rows):
+                start[i] += felt[k, i] * share
+        column[:] = start
+        for first in range(0, rows, TOGETHER):
+            last = min(first + TOGETHER, rows)
+            far = 0
+            for i in range(first, last):
+                far += abs(column[i]) > nearby * own * diagonal[i] * abs(scales[j, i])
+            if not far:
+                continue
+            for i in range(first, last):
+                scale = scales[j, i]
+                wanted = steps[j, i] - column[i] / (diagonal[i] * own * scale)
+                wanted = levels[nearest(levels, wanted)] if len(levels) else np.rint(wanted)
+                wanted = min(max(wanted, low[j, i]), high[j, i])
+                if wanted != steps[j, i]:
+                    move, still = (wanted - steps[j, i]) * scale, False
+                    steps[j, i] = wanted
+                    change[j, i] = move
+                    move *= own
+                    for k in range(rows):
+                        column[k] += factor[i, k] * move
+        if not still:  # G times the change, told from what the column felt of it
+            felt[count] = (column - start) / own
+            moved[count] = j
+            count += 1
     return change
 
 
@@ -137,15 +157,14 @@ def descend(steps: torch.Tensor, low: torch.Tensor, high: torch.Tensor, scales: 
         rows, factor = slice(number * size, (number + 1) * size), factors[number].contiguous()
         for start in range(0, steps.shape[1], COLUMNS):
             span = slice(start, start + COLUMNS)
-            part = steps[rows, span].contiguous()
-            change = _descend(part.numpy(), *(one[rows, span].contiguous().numpy() for one in (low, high, scales)),
-                              (factor @ product[rows, span]).numpy(), factor.numpy(),
+            part = steps[rows, span].T.contiguous()
+            change = _descend(part.numpy(), *(one[rows, span].T.contiguous().numpy() for one in (low, high, scales)),
+                              (product[rows, span].T @ factor).numpy(), factor.numpy(),
                               moment[span, span].contiguous().numpy(), grid)
-            steps[rows, span] = part
-            product[rows] += torch.from_numpy(change) @ moment[span]
+            steps[rows, span] = part.T
+            product[rows] += torch.from_numpy(change).T @ moment[span]
 
-    with ThreadPoolExecutor(min(len(factors), torch.get_num_threads())) as pool:
-        list(pool.map(run, range(len(factors))))
+    in_threads(range(len(factors)), run)
     return steps
 
 
@@ -166,8 +185,9 @@ def refine(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, fa
 
     before = divergence(difference(), inner, outer)
     product = difference() @ inner
-    for _ in range(rounds):
-        scales = refit_scales(steps, scales, product, inner, outer, linear.group_size)
+    for number in range(rounds):
+        if number < REFITS:
+            scales = refit_scales(steps, scales, product, inner, outer, linear.group_size)
         on_host = product.cpu()
         moved = descend(steps.cpu(), low.cpu(), high.cpu(), scales.repeat_interleave(linear.group_size, 1).cpu(), on_host,
                         *host).to(weight.device)

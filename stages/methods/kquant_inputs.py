@@ -1,26 +1,27 @@
 """AWQ's scales of inputs (Lin et al. 2023, section 3.2) for ggml's blocks: columns that share a sub-block made alike.
 
-The direction is that of stages/methods/awq.py, where each type counts by the step of its grid; how far to go is judged
+The direction is that of stages/methods/expected.py, where each type counts by the step of its grid; how far to go is judged
 by what ggml's own rounding of the scaled weights leaves of tr(G Δ H Δᵀ).
 """
 
 import torch
 
-from stages.methods import awq, kquant
+from stages.methods import kquant
 from stages.methods.curvature import divergence
+from stages.methods.expected import expected_scales
 from stages.methods.ggml_blocks import block_type, dequantize
 
 REACHES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the way to the scales with the least expected error, in their logarithms
-GRID = 20  # of awq.starts
+GRID = 20  # of expected.starts
 
 
-def direction(weights: list[torch.Tensor], kinds: list[str], moment: torch.Tensor, factors: list[torch.Tensor],
-              divisors: list[torch.Tensor]) -> torch.Tensor:
+def direction(weights: list[torch.Tensor], kinds: list[str], moment: torch.Tensor,
+              factors: list[torch.Tensor]) -> torch.Tensor:
     """The logarithms [in] of the scales with the least expected error over all weights, each in its type's grid."""
     types = [block_type(kind) for kind in kinds]
     importance = [one.diagonal(dim1=-2, dim2=-1).reshape(-1) / (len(kind.levels) - 1 - kind.lowest) ** 2
                   for one, kind in zip(factors, types, strict=True)]
-    return awq.expected_scales(weights, moment, max(kind.sub for kind in types), GRID, divisors, importance).log()
+    return expected_scales(weights, moment, max(kind.sub for kind in types), GRID, importance).log()
 
 
 def search_scales(weights: list[torch.Tensor], kinds: list[str], moment: torch.Tensor, factors: list[torch.Tensor],
@@ -40,7 +41,7 @@ def search_scales(weights: list[torch.Tensor], kinds: list[str], moment: torch.T
         return found
 
     limits = figures(torch.ones_like(moment[0]), [torch.ones_like(one) for one in divisors])
-    logs, best = direction(weights, kinds, moment, factors, divisors), (float("inf"), torch.ones_like(moment[0]), 0.0)
+    logs, best = direction(weights, kinds, moment, factors), (float("inf"), torch.ones_like(moment[0]), 0.0)
     for reach in REACHES:
         scales = (logs * reach).exp()
         scales = scales / (scales.max() * scales.min()).sqrt()

@@ -6,13 +6,13 @@ x a + y b, and the figure by a quadratic form in x and y; the best pair that can
 figure.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 import torch
 
 from stages.methods.ggml_blocks import Blocks, BlockType
+from stages.methods.rows import in_threads
 
 LARGEST_HALF = 65504.0
 
@@ -128,7 +128,6 @@ def refit(weight: torch.Tensor, kind: BlockType, blocks: Blocks, moment: torch.T
                 local += factor @ change @ heavy[part]
             pull += factor @ changes @ moment[span]
 
-    with ThreadPoolExecutor(min(len(factors), torch.get_num_threads())) as pool:
-        list(pool.map(run, range(len(factors))))
+    in_threads(range(len(factors)), run)
     return Blocks(blocks.codes, *(part.astype(old.dtype).reshape(old.shape) for part, old in
                                   zip((scales, minima, d, dmin), blocks.parts()[1:], strict=True)))

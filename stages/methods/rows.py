@@ -1,14 +1,27 @@
 """Rows of a weight do not feel each other where only H counts, so compiled kernels take them in threads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
 
 import torch
+
+Part = TypeVar("Part")
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: starting them would cost more than a small layer's work."""
+    return ThreadPoolExecutor(threads)
+
+
+def in_threads(parts: Iterable[Part], run: Callable[[Part], None]) -> None:
+    """Call `run` on each part, as many at once as torch has threads. `run` must not call this in turn."""
+    list(_pool(torch.get_num_threads()).map(run, parts))
 
 
 def over_rows(count: int, run: Callable[[slice], None]) -> None:
     """Call `run` on slices of `count` rows, one a thread. What it writes must not depend on where the slices are cut."""
-    threads = torch.get_num_threads()
-    step = -(-count // threads)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, (slice(start, start + step) for start in range(0, count, step))))
+    step = -(-count // torch.get_num_threads())
+    in_threads((slice(start, start + step) for start in range(0, count, step)), run)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
-from stages.methods.grid import canonical, choose_rows, grid_between, round_to, span_of
+from stages.methods.grid import canonical, choose_rows, grid_between, least_span, round_to, span_of
 from stages.methods.rows import over_rows
 
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)  # of a group's least and of its greatest weight
@@ -29,15 +29,7 @@ def _best_spans(weights, now, pull, own, scales, zeros, top, found):
     for j in range(width):
         diagonal[j] = own[j, j]
     for row in range(rows):
-        least, best = np.float32(np.inf), 0
-        for span in range(scales.shape[1]):
-            scale, zero, cost = scales[row, span], zeros[row, span], np.float32(0)
-            for j in range(width):
-                integer = min(max(np.rint(weights[row, j] / scale) + zero, np.float32(0)), top)
-                moved = (integer - zero) * scale - now[row, j]
-                cost += (2 * pull[row, j] + diagonal[j] * moved) * moved
-            if cost < least:
-                least, best = cost, span
+        best = least_span(weights[row], now[row], pull[row], diagonal, scales[row], zeros[row], top)
         scale, zero, cost = scales[row, best], zeros[row, best], np.float32(0)
         for j in range(width):
             integer = min(max(np.rint(weights[row, j] / scale) + zero, np.float32(0)), top)
