@@ -23,7 +23,7 @@ from benchmarks.quality import HERE, Bench
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.moments import Moments
 from stages.config import RECIPES
-from stages.methods import kquant
+from stages.methods.ggml_blocks import dequantize
 from stages.recipes import MODULES, round_block
 from stages.recipes.budget import fit, plan_of
 from stages.recipes.work import Work
@@ -61,7 +61,7 @@ def measure(bench: Bench, asked: dict, calibration: Path) -> tuple[dict, torch.T
             for name in quantized.blocks_names:
                 kind, data, shape = quantized.blocks(name)
                 if kind not in ("F32", "F16"):
-                    parameters[name].copy_(torch.from_numpy(kquant.dequantize(data, kind)).reshape(shape))
+                    parameters[name].copy_(torch.from_numpy(dequantize(data, kind)).reshape(shape))
             for name in quantized.linears:
                 parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
             for name in quantized.overrides:

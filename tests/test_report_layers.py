@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.methods import kquant, rtn
-from stages.methods.ggml_blocks import blocks_values, grid_like
+from stages.methods.ggml_blocks import dequantize, grid_like
 from stages.recipes import report
 from stages.recipes.report import blocks_report
 from stages.report import layers
@@ -50,7 +50,7 @@ def test_the_error_of_blocks_is_that_of_what_they_stand_for(kind):
     squares = draw.exponential(size=512).astype(np.float32) ** 2
     data = kquant.quantize(weight, kind, squares)
     told = blocks_report(Calibrated(squares), "q_proj", weight, kind, data)
-    expected = float((((blocks_values(data, kind) - weight).astype(np.float64)) ** 2 * squares).sum())
+    expected = float((((dequantize(data, kind) - weight).astype(np.float64)) ** 2 * squares).sum())
     assert told["diagonal_error"] == pytest.approx(expected, rel=1e-5)
     assert told["error_rows"] == 6
     if kind.startswith("IQ"):

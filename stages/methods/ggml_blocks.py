@@ -81,21 +81,11 @@ def block_type(name: str) -> BlockType:
 
 
 def dequantize(data: np.ndarray, name: str) -> np.ndarray:
-    """The weights, float32 [rows, width], of ggml blocks uint8 [rows, bytes per row] of a type that has a codec."""
-    kind = block_type(name)
+    """The weights, float32 [rows, width], that ggml blocks uint8 [rows, bytes per row] of any type stand for."""
+    kind = _types().get(name)
+    if kind is None:  # no codec of ours
+        return quants.dequantize(data, GGMLQuantizationType[name])
     return kind.dequantize(kind.unpack(data.reshape(-1, kind.bytes))).reshape(len(data), -1)
-
-
-def names() -> tuple[str, ...]:
-    """The types that have a codec."""
-    return tuple(_types())
-
-
-def blocks_values(data: np.ndarray, name: str) -> np.ndarray:
-    """As `dequantize`, for every type that ggml rounds to."""
-    if name in _types():
-        return dequantize(data, name)
-    return quants.dequantize(data, GGMLQuantizationType[name])
 
 
 def grid_like(name: str) -> tuple[int, int, bool] | None:

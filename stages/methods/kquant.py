@@ -72,17 +72,6 @@ def as_float32(weight: np.ndarray) -> np.ndarray:
     return np.left_shift(whole, 16, out=whole).view(np.float32)
 
 
-def dequantize(blocks: np.ndarray, kind: str) -> np.ndarray:
-    """The weights, float32 [rows, width], that ggml blocks uint8 [rows, bytes per row] of any type stand for."""
-    from gguf import quants
-
-    from stages.methods import ggml_blocks
-
-    if kind in ggml_blocks.names():
-        return ggml_blocks.dequantize(blocks, kind)
-    return np.asarray(quants.dequantize(blocks, GGMLQuantizationType[kind]), np.float32).reshape(len(blocks), -1)
-
-
 def _by_ggml(source: np.ndarray, kind: str, factors: np.ndarray | None) -> np.ndarray:
     """The blocks of some rows by ggml."""
     kind_id, (rows, width), library = GGMLQuantizationType[kind], source.shape, _library()

@@ -8,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from stages.formats.gguf import header_bytes, padded
 from stages.formats.gguf_architectures import dimensions
-from stages.methods import kquant, kquant_curvature, mixes
+from stages.methods import ggml_blocks, kquant, kquant_curvature, mixes
 from stages.recipes.costs import Costs, known
 from stages.recipes.work import Work
 
@@ -71,7 +71,7 @@ class Types:
                 blocks, _ = kquant_curvature.quantize(weight, kind, *statistics, recipe.damping, rounds=0)
             else:
                 blocks = kquant.quantize(weight, kind, self.mixture.importance(name, kind)[0], kernel=recipe.kernel)
-            found[kind] = cost(self.work.on_device(kquant.dequantize(blocks, kind)))
+            found[kind] = cost(self.work.on_device(ggml_blocks.dequantize(blocks, kind)))
         return found
 
     def chosen(self, choice: dict[str, str]) -> Work:

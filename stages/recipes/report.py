@@ -6,7 +6,7 @@ import torch
 from stages.checkpoints.canonical import FloatLinear, GroupedLinear
 from stages.methods import fp8, rtn
 from stages.methods.curvature import divergence
-from stages.methods.ggml_blocks import blocks_values, grid_like
+from stages.methods.ggml_blocks import dequantize, grid_like
 from stages.methods.grid import output_error
 from stages.methods.mixes import FLOATS
 from stages.recipes import PLAIN
@@ -52,7 +52,7 @@ def blocks_report(work: Work, module: str, weight: np.ndarray, kind: str, data: 
         return float(((stored - some) ** 2 @ squares).sum(dtype=np.float64)) * len(weight) / len(rows)
 
     naive = error(rtn.quantize(torch.from_numpy(some), *grid).dequantize()) if grid else None
-    return {"diagonal_error": error(blocks_values(data[rows], kind)), "rtn_diagonal_error": naive, "error_rows": len(rows)}
+    return {"diagonal_error": error(dequantize(data[rows], kind)), "rtn_diagonal_error": naive, "error_rows": len(rows)}
 
 
 def check_gain(name: str, report: dict, plain: str = "rtn") -> None:
