@@ -9,6 +9,7 @@ one block's float32 weights.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -113,7 +114,10 @@ def main() -> None:
     hidden, inner = SIZES["hidden_size"], SIZES["intermediate_size"]
     block = 4 * (4 * hidden**2 + 3 * hidden * inner) / MIB
     table = Table("blocks", "step", "peak resident MiB", "in blocks", "anonymous MiB", "in blocks", "seconds", box=None)
-    rows = []
+    target, rows = HERE / "results/memory.json", []
+    again = {(blocks, name) for blocks in asked.blocks for name in [*asked.steps, "size"]}
+    if target.is_file():  # what is not measured again stays
+        rows = [row for row in json.loads(target.read_text(encoding="utf-8"))["rows"] if (row["blocks"], row["step"]) not in again]
     for blocks in asked.blocks:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work)
@@ -130,7 +134,7 @@ def main() -> None:
                       for kind in ("inputs", "outputs")}
             rows.append({"blocks": blocks, "model_mib": size, "step": "size", **packed})
             table.add_row(str(blocks), "size of the factors over the model's", *(f"{kind} {one / size:.2f}" for kind, one in packed.items()))
-            write_json(HERE / "results/memory.json", {"block_mib": block, "rows": rows})
+            write_json(target, {"block_mib": block, "rows": rows})
     Console().print(table)
 
 
