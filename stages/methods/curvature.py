@@ -16,8 +16,8 @@ from stages.checkpoints.canonical import GroupedLinear
 from stages.methods.rows import in_threads
 
 ROUNDS = 8  # over the integers; by then the figure hardly falls any more (benchmarks/README.md)
-REFITS = 3  # of these, the first; after them the scales stay
-SETTLED = 0.995  # share of integers that stay in a round after which there is no other
+REFITS = 4  # of these, the first; after them the scales stay
+SETTLED = 0.997  # share of integers that stay in a round after which there is no other
 STEPS = 4  # of conjugate gradients; more move hardly a scale by what bfloat16 holds
 TOGETHER = 16  # rows of a column that are passed over together where none of them is further than half a step from its best
 COLUMNS = 128  # columns whose changes are gathered before the rest of P hears of them
