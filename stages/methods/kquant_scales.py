@@ -6,7 +6,6 @@ x a + y b, and the figure by a quadratic form in x and y; the best pair that can
 figure.
 """
 
-
 import numba
 import numpy as np
 import torch
@@ -33,23 +32,18 @@ def _fitting(value, whole, low, high):
     return min(max(np.rint(value), low), high) if whole else half(value)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=False)
-def _move(first, second, p, q, whole, p_range, q_range, pull, factor, moment):
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _move(first, second, felt_first, felt_second, p, q, whole, p_range, q_range, pull, factor):
     """One pass over the rows of some columns [rows, n]; returns the change of the rounded weight [rows, n].
 
-    first, second [rows, n]: what one unit of p and q [rows] adds to the weight; a second of zeros has no q. p and q are
-    changed; `pull`, P = G Δ H of these columns, is scratch: it changes only where it is still to be read.
+    first, second [rows, n]: what one unit of p and q [rows] adds to the weight; a second of zeros has no q. `felt_*` are
+    these times H. p and q are changed; `pull`, P = G Δ H of these columns, is scratch: it changes only where it is still
+    to be read.
     """
     rows, width = first.shape
-    change = np.zeros((rows, width), np.float32)
-    heavy_a, heavy_b = np.empty(width, np.float32), np.empty(width, np.float32)
+    change, felt = np.zeros((rows, width), np.float32), np.empty(width, np.float32)
     for i in range(rows):
-        a, b = first[i], second[i]
-        heavy_a[:], heavy_b[:] = 0, 0
-        for k in range(width):  # H a and H b
-            for j in range(width):
-                heavy_a[j] += a[k] * moment[k, j]
-                heavy_b[j] += b[k] * moment[k, j]
+        a, b, heavy_a, heavy_b = first[i], second[i], felt_first[i], felt_second[i]
         aa, ab, bb, slope_a, slope_b = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for j in range(width):
             aa += a[j] * heavy_a[j]
@@ -82,10 +76,10 @@ def _move(first, second, p, q, whole, p_range, q_range, pull, factor, moment):
             q[i] += best_y
             for j in range(width):
                 change[i, j] = best_x * a[j] + best_y * b[j]
-                heavy_a[j] = best_x * heavy_a[j] + best_y * heavy_b[j]
+                felt[j] = best_x * heavy_a[j] + best_y * heavy_b[j]
             for k in range(i + 1, rows):  # the rows before have had their turn
                 for j in range(width):
-                    pull[k, j] += factor[k, i] * heavy_a[j]
+                    pull[k, j] += factor[i, k] * felt[j]
     return change
 
 
@@ -104,16 +98,20 @@ def refit(weight: torch.Tensor, kind: BlockType, blocks: Blocks, moment: torch.T
     p_range = limit if kind.scales is None else tuple(np.float32(one) for one in kind.scales)
     q_range = (np.float32(0), np.float32(kind.minima or 0))
 
+    def moved(first: np.ndarray, second: np.ndarray, moment: torch.Tensor, pull: torch.Tensor, factor: torch.Tensor,
+              *grid) -> torch.Tensor:
+        felt = [(torch.from_numpy(one) @ moment).numpy() for one in (first, second)]
+        return torch.from_numpy(_move(first, second, *felt, *grid, pull.clone().numpy(), factor.numpy()))
+
     def run(number: int) -> None:
         own, factor = slice(number * size, (number + 1) * size), factors[number].contiguous()
         pull = factor @ whole[own] @ moment
         for block in range(width // kind.size):
             span = slice(block * kind.size, (block + 1) * kind.size)
-            heavy = moment[span, span].contiguous()
+            heavy = moment[span, span]
             wide = scales[own, block].repeat(kind.sub, 1) * levels[own, block]
             low = -minima[own, block].repeat(kind.sub, 1)
-            changes = torch.from_numpy(_move(wide, low, d[own, block, 0], dmin[own, block, 0], False, limit, limit,
-                                             pull[:, span].clone().numpy(), factor.numpy(), heavy.numpy()))
+            changes = moved(wide, low, heavy, pull[:, span], factor, d[own, block, 0], dmin[own, block, 0], False, limit, limit)
             local = pull[:, span] + factor @ changes @ heavy
             for sub in range(kind.size // kind.sub if kind.scales else 0):
                 part = slice(sub * kind.sub, (sub + 1) * kind.sub)
@@ -121,9 +119,8 @@ def refit(weight: torch.Tensor, kind: BlockType, blocks: Blocks, moment: torch.T
                 other = np.zeros_like(one)
                 if kind.minima:
                     other -= dmin[own, block]
-                change = torch.from_numpy(_move(
-                    one, other, scales[own, block, sub], minima[own, block, sub], True, p_range,
-                    q_range, local[:, part].clone().numpy(), factor.numpy(), heavy[part, part].clone().numpy()))
+                change = moved(one, other, heavy[part, part], local[:, part], factor, scales[own, block, sub],
+                               minima[own, block, sub], True, p_range, q_range)
                 changes[:, part] += change
                 local += factor @ change @ heavy[part]
             pull += factor @ changes @ moment[span]

@@ -12,8 +12,8 @@ Part = TypeVar("Part")
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that stay: starting them would cost more than a small layer's work."""
-    return ThreadPoolExecutor(threads)
+    """Threads that stay, as starting them would cost more than a small layer's work. Each computes in itself alone."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def in_threads(parts: Iterable[Part], run: Callable[[Part], None]) -> None:
