@@ -2,7 +2,7 @@
 
     python -m benchmarks.gguf                                    # fetches llama-cpp-python's source for the converter
     python -m benchmarks.gguf --source llama_cpp_python-0.3.36.tar.gz    # or its folder, or a checkout of llama.cpp
-    python -m benchmarks.gguf --blocks 2 --mix Q6_K --importance without
+    python -m benchmarks.gguf --blocks 2 --mixes Q6_K --importance without
 
 The model is a Llama of random weights in bfloat16 with the demo's tokenizer. Both sides get the same importance matrix and
 run in processes of their own, imports and all, with as many threads as there are cores. Ours is timed with ggml's kernel,
@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--source", help="llama-cpp-python's source distribution, or a checkout of llama.cpp")
     parser.add_argument("--blocks", type=int, default=8, help="of the model; 86 MiB each")
-    parser.add_argument("--mix", default="Q4_K_M")
+    parser.add_argument("--mixes", nargs="+", default=["Q4_K_M", "Q6_K", "Q8_0"])
     parser.add_argument("--kernels", nargs="+", default=["ggml", "numba"])
     parser.add_argument("--importance", nargs="+", default=["without", "with"], choices=["without", "with"])
     parser.add_argument("--work", type=Path, help="a folder to work in that is kept, with the model")
@@ -229,9 +230,9 @@ def main() -> None:
         name, *paths = asked.step
         importance = asked.work / "calibration/imatrix.gguf" if asked.importance == ["with"] else None
         if name == "quantize":
-            llama_quantize(Path(paths[0]), Path(paths[1]), asked.mix, importance)
+            llama_quantize(Path(paths[0]), Path(paths[1]), asked.mixes[0], importance)
         else:
-            ours(asked.work, asked.mix, name, importance)
+            ours(asked.work, asked.mixes[0], name, importance)
         return
     with tempfile.TemporaryDirectory() as folder:
         measure(asked, (asked.work or Path(folder)).resolve())
@@ -252,11 +253,11 @@ def measure(asked: argparse.Namespace, work: Path) -> None:
 
         for kind in kquant.SEARCHED:  # compiled once, and cached for every later run
             kquant.quantize(np.ones((1, 256), np.float32), kind, kernel="numba")
-    found = {"mix": asked.mix, "threads": os.cpu_count(), "model_mib": size(work / "model") / MIB,
+    found = {"threads": os.cpu_count(), "model_mib": size(work / "model") / MIB,
              "versions": versions("gguf", PACKAGE, "numba", "numpy"), "rows": []}
-    for importance in asked.importance:
-        for row in sides(asked, work, checkout, importance):
-            found["rows"].append(row)
+    for mix, importance in product(asked.mixes, asked.importance):
+        for row in sides(asked.kernels, work, checkout, mix, importance):
+            found["rows"].append({"mix": mix, "importance": importance == "with", **row})
             write_json(HERE / "results/gguf.json", found)
     table(found)
     unequal = [row for row in found["rows"] if row["by"] == "ggml" and row["tensors_equal"] != row["tensors"]]
@@ -264,19 +265,19 @@ def measure(asked: argparse.Namespace, work: Path) -> None:
         raise SystemExit(f"expected all {unequal[0]['tensors']} tensors to be llama.cpp's, found {unequal[0]['tensors_equal']}")
 
 
-def sides(asked: argparse.Namespace, work: Path, checkout: Path, importance: str) -> Iterator[dict]:
+def sides(kernels: list[str], work: Path, checkout: Path, mix: str, importance: str) -> Iterator[dict]:
     """llama.cpp's two steps, then ours with each kernel, held against them."""
     theirs = work / "theirs"
     plain, target = theirs / "bf16.gguf", theirs / "quantized.gguf"
-    this = [sys.executable, "-m", "benchmarks.gguf", "--work", str(work), "--mix", asked.mix, "--importance", importance, "--step"]
+    this = [sys.executable, "-m", "benchmarks.gguf", "--work", str(work), "--mixes", mix, "--importance", importance, "--step"]
     first = timed(theirs, [sys.executable, str(work / "convert.py"), str(checkout), str(checkout / "convert_hf_to_gguf.py"),
                            str(work / "model"), "--outfile", str(plain), "--outtype", "bf16"],
                   [*this, "quantize", str(plain), str(target)])
-    yield {"importance": importance == "with", "by": "llama.cpp", **first}
-    for kernel in asked.kernels:
+    yield {"by": "llama.cpp", **first}
+    for kernel in kernels:
         folder = work / f"ours-{kernel}"
         run = timed(folder, [*this, kernel])
-        yield {"importance": importance == "with", "by": kernel, **run, "over_theirs": run["seconds"] / first["seconds"],
+        yield {"by": kernel, **run, "over_theirs": run["seconds"] / first["seconds"],
                "cpu_over_theirs": run["cpu_seconds"] / first["cpu_seconds"], "wanted": WANTED[kernel],
                **compared(folder / "bundle/model.gguf", target)}
 
@@ -286,17 +287,17 @@ def table(found: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    made = Table("importance", "by", "seconds", "of theirs", "wanted", "CPU s", "of theirs", "MiB written", "peak MiB",
+    made = Table("mix", "importance", "by", "seconds", "of theirs", "wanted", "CPU s", "of theirs", "MiB written", "peak MiB",
                  "equal tensors", "equal blocks", box=None)
     for row in found["rows"]:
         more = [f"{row['over_theirs']:.2f}", str(row["wanted"])] if "wanted" in row else ["", ""]
         equal = [f"{row['tensors_equal']} of {row['tensors']}", f"{row['equal_share']:.4%}"] if "wanted" in row else ["", ""]
-        made.add_row("yes" if row["importance"] else "no", row["by"], " + ".join(f"{one:.1f}" for one in row["steps"]), *more,
+        made.add_row(row["mix"], "yes" if row["importance"] else "no", row["by"], " + ".join(f"{one:.1f}" for one in row["steps"]), *more,
                      f"{row['cpu_seconds']:.1f}", f"{row['cpu_over_theirs']:.2f}" if "wanted" in row else "",
                      f"{row['written_mib']:.0f}", f"{row['peak_disk_mib']:.0f}", *equal)
     console = Console(width=130)
     console.print(made)
-    console.print(f"{found['model_mib']:.0f} MiB of bfloat16 to {found['mix']} in {found['threads']} threads")
+    console.print(f"{found['model_mib']:.0f} MiB of bfloat16 in {found['threads']} threads")
 
 
 if __name__ == "__main__":
