@@ -65,6 +65,29 @@ def test_the_same_key_is_one_run_and_gathers_what_stages_add(folder):
     assert list((folder / "mlartifacts").rglob("manifest.json"))
 
 
+def test_a_run_lasts_as_long_as_the_stage_that_made_it(folder):
+    """What is added later, perhaps on another day, does not lengthen it."""
+    with stage_run("export", "bf16") as run:
+        run.began -= 60
+        run.track("bf16:0a", "bf16")
+    (made,) = runs(folder)
+    assert 60_000 <= made.info.end_time - made.info.start_time < 120_000
+    with stage_run("evaluate", "bf16") as run:
+        run.track("bf16:0a", "bf16", metrics={"mean_kld": 0.25})
+    (later,) = runs(folder)
+    assert (later.info.start_time, later.info.end_time) == (made.info.start_time, made.info.end_time)
+    assert later.data.metrics == {"mean_kld": 0.25}
+
+
+def test_the_experiment_says_what_its_runs_are(folder):
+    from mlflow.tracking import MlflowClient
+
+    with stage_run("load") as run:
+        run.track("a", "a")
+    tags = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_experiment_by_name("quantline").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development" and "tags.stage" in tags["mlflow.note.content"]
+
+
 def test_another_key_is_another_run(folder):
     with stage_run("load") as run:
         run.track("a", "a")
