@@ -46,8 +46,7 @@ def stored_as_the_tool_does(bundle: Path, reference: Path, first: int) -> dict[s
             other = logits.reshape(len(following), -1)
             for start in range(0, len(following), 64):
                 part = slice(start, start + 64)
-                for name, values in _positions(np.concatenate([made for _, made in head.logits(states[part])], 1),
-                                               other[part], following[part]).items():
+                for name, values in _positions(head.logits(states[part]), other[part], following[part]).items():
                     columns[name].append(values)
     return _summary({name: np.concatenate(values) for name, values in columns.items()})
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import betainc
+from threadpoolctl import ThreadpoolController
 
 from stages.metrics.output_head import OutputHead
-from stages.metrics.softmax import normalizers, take_block
+from stages.metrics.softmax import block_sums, merged, normalizers
 from stages.tracking import Failure, StageError
 
 QUANTILES = {"median_kld": 0.5, "p99_kld": 0.99, "p999_kld": 0.999}
@@ -50,29 +51,39 @@ class Divergence:
     delta_p: list[np.ndarray] = field(default_factory=list)
     nll: list[np.ndarray] = field(default_factory=list)
     reference_nll: list[np.ndarray] = field(default_factory=list)
+    blas: ThreadpoolController = field(default_factory=ThreadpoolController)
 
     def add(self, hidden: np.ndarray, logits: np.ndarray, following: np.ndarray) -> None:
         """n tokens: reference hidden float32 [n, D], the variant's logits or log-probabilities float32 [n, V] over its whole
         vocabulary, of which the first are the reference's, and the ids [n] of the tokens that follow.
+
+        Threads share the blocks of the vocabulary, and each multiplies matrices alone: threads of BLAS go on spinning after a
+        product, and take the time of the runtime's.
         """
-        n, threads = len(following), os.cpu_count()
-        step = -(-n // threads)
-        slices = [slice(start, start + step) for start in range(0, n, step)]
-        log_sum, total, weighted, wanted = (np.zeros(n) for _ in range(4))
-        high, top, its_top = np.full(n, -np.inf), np.zeros(n, np.int64), np.zeros(n, np.int64)
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda rows: normalizers(logits[rows], log_sum[rows], its_top[rows]), slices))
-            for start, block in self.head.logits(hidden):
-                list(pool.map(lambda rows, start=start, block=block: take_block(
-                    block[rows], start, logits[rows], following[rows], high[rows], total[rows], weighted[rows], top[rows],
-                    wanted[rows]), slices))
-        normalizer = high + np.log(total)
-        p, q = wanted - normalizer, logits[np.arange(n), following] - log_sum
-        self.kld.append(np.maximum(weighted / total - normalizer + log_sum, 0))  # rounding may leave less; NaN stays
-        self.same_top.append(top == its_top)
+        rows, threads = np.arange(len(following)), os.cpu_count()
+        with self.blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
+            parts = [part for part in np.array_split(logits, threads) if len(part)]
+            log_sum, its_top = map(np.concatenate, zip(*pool.map(normalizers, parts), strict=True))
+            blocks = pool.map(lambda tokens: self._block(hidden, logits, following, tokens), self.head.blocks())
+            high, top, total, weighted, wanted = map(np.stack, zip(*blocks, strict=True))
+        normalizer, mean, best = merged(high, total, weighted)
+        p, q = wanted.sum(0) - normalizer, logits[rows, following] - log_sum
+        self.kld.append(np.maximum(mean - normalizer + log_sum, 0))  # rounding may leave less; NaN stays
+        self.same_top.append(top[best, rows] == its_top)
         self.delta_p.append(np.exp(q) - np.exp(p))
         self.nll.append(-q)
         self.reference_nll.append(-p)
+
+    def _block(self, hidden: np.ndarray, logits: np.ndarray, following: np.ndarray, tokens: slice) -> tuple[np.ndarray, ...]:
+        """What `add` needs of some tokens of the vocabulary: the greatest of the reference's logits, its token, and the sums
+        of `block_sums`; and the logit of the token that follows, 0 where it is none of these tokens.
+        """
+        block = self.head.block(hidden, tokens)
+        high, top, total, weighted = block_sums(block, logits[:, tokens])
+        place = following - tokens.start
+        here = (place >= 0) & (place < block.shape[1])
+        wanted = np.where(here, block[np.arange(len(block)), np.where(here, place, 0)], 0)
+        return high, top + tokens.start, total, weighted, wanted.astype(np.float64)
 
     def summary(self) -> dict[str, float]:
         """The metrics. Raises StageError(non_finite) if one of them is NaN or infinite."""

@@ -1,6 +1,5 @@
 """The output head: logits from final hidden states, with all that the model's family does to them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from safetensors import safe_open
 from scipy.special import log_softmax
 
 FILE = "head.safetensors"
-BLOCK_VALUES = 1 << 21  # weights taken at once, so that a block and what it makes stay in the processor's caches
+BLOCK_VALUES, BLOCK_TOKENS = 1 << 21, 1 << 10  # taken at once, so that a block and what it makes stay in the caches
 RESIDENT_VALUES = 1 << 26  # weights kept in float32; a larger head is converted block by block, each time
 
 
@@ -39,23 +38,31 @@ class OutputHead:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def logits(self, hidden: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(first token, logits float32 [n, block]) for hidden [n, D], one block of the vocabulary after another."""
+    def blocks(self) -> list[slice]:
+        """The vocabulary in even parts."""
         vocabulary, width = self.shape
-        step = max(1, BLOCK_VALUES // width)
-        for start in range(0, vocabulary, step):
-            made = hidden @ np.asarray(self.weight[start:start + step], np.float32).T
-            if self.bias is not None:
-                made += self.bias[start:start + step]
-            if self.scale != 1:
-                made *= np.float32(self.scale)
-            if self.softcap:
-                made = np.tanh(made / np.float32(self.softcap)) * np.float32(self.softcap)
-            yield start, made
+        most = max(1, min(BLOCK_TOKENS, BLOCK_VALUES // width))
+        step = -(-vocabulary // -(-vocabulary // most))
+        return [slice(start, min(vocabulary, start + step)) for start in range(0, vocabulary, step)]
+
+    def block(self, hidden: np.ndarray, tokens: slice) -> np.ndarray:
+        """Logits float32 [n, block] of some tokens of the vocabulary for hidden [n, D]."""
+        made = hidden @ np.asarray(self.weight[tokens], np.float32).T
+        if self.bias is not None:
+            made += self.bias[tokens]
+        if self.scale != 1:
+            made *= np.float32(self.scale)
+        if self.softcap:
+            made = np.tanh(made / np.float32(self.softcap)) * np.float32(self.softcap)
+        return made
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits float32 [n, V] for hidden [n, D]."""
+        return np.concatenate([self.block(hidden, tokens) for tokens in self.blocks()], axis=1)
 
     def logprobs(self, hidden: np.ndarray) -> np.ndarray:
         """Natural log-probabilities float32 [n, V] for final hidden states [n, hidden]."""
-        return log_softmax(np.concatenate([made for _, made in self.logits(hidden)], axis=1), axis=-1)
+        return log_softmax(self.logits(hidden), axis=-1)
 
 
 def open_head(reference: Path, facts: dict) -> OutputHead:
