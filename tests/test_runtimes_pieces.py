@@ -24,7 +24,7 @@ def engine(request, tmp_path_factory, tiny_model):
     (folder / "bundle").mkdir()
     variant = Variant(recipe="none", format=name, runtime=request.param, dtype=dtype)
     load_format(name).write(model, quantized, folder / "bundle", variant)
-    runtime, tokens = open_runtime(request.param, folder / "bundle", 1), tokens_of(model, COUNT, LENGTH)
+    runtime, tokens = open_runtime(request.param, folder / "bundle", 2), tokens_of(model, COUNT, LENGTH)
     return runtime, tokens, runtime.logprobs(tokens)
 
 
@@ -57,3 +57,12 @@ def test_a_runtime_without_parts_hands_over_whole_sequences(engine):
 def test_a_sequence_does_not_feel_its_neighbours(engine):
     runtime, tokens, whole = engine
     assert np.abs(np.concatenate([runtime.logprobs(row[None]) for row in tokens]) - whole).max() < 2e-5
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"], indirect=True)
+def test_the_number_of_threads_does_not_show(engine, monkeypatch):
+    """Two batches side by side, or one after another, by one thread or by several."""
+    runtime, tokens, whole = engine
+    for threads in (1, 3, 4):
+        monkeypatch.setattr(runtime, "threads", threads)
+        assert np.array_equal(runtime.logprobs(tokens), whole)
