@@ -14,6 +14,7 @@ from stages.tracking.experiments import (
     MAX_DIGEST,
     Dataset,
     evaluation_datasets,
+    figures,
     git_commit,
     main_root,
     numbers,
@@ -63,6 +64,29 @@ def test_the_same_key_is_one_run_and_gathers_what_stages_add(folder):
     assert one.data.params == {"recipe": "none"} and one.data.metrics == {"mean_kld": 0.25}
     assert one.data.tags["git_commit"] and one.info.status == "FINISHED"
     assert list((folder / "mlartifacts").rglob("manifest.json"))
+
+
+def test_a_run_lasts_as_long_as_the_stage_that_made_it(folder):
+    """What is added later, perhaps on another day, does not lengthen it."""
+    with stage_run("export", "bf16") as run:
+        run.began -= 60
+        run.track("bf16:0a", "bf16")
+    (made,) = runs(folder)
+    assert 60_000 <= made.info.end_time - made.info.start_time < 120_000
+    with stage_run("evaluate", "bf16") as run:
+        run.track("bf16:0a", "bf16", metrics={"mean_kld": 0.25})
+    (later,) = runs(folder)
+    assert (later.info.start_time, later.info.end_time) == (made.info.start_time, made.info.end_time)
+    assert later.data.metrics == {"mean_kld": 0.25}
+
+
+def test_the_experiment_says_what_its_runs_are(folder):
+    from mlflow.tracking import MlflowClient
+
+    with stage_run("load") as run:
+        run.track("a", "a")
+    tags = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").get_experiment_by_name("quantline").tags
+    assert "tags.stage = 'evaluate'" in tags["mlflow.note.content"]
 
 
 def test_another_key_is_another_run(folder):
@@ -120,10 +144,11 @@ def test_no_credentials_are_said_or_kept(folder):
 def test_nested_parameters_and_figures_are_logged_flat_and_under_names_that_mlflow_takes(folder):
     with stage_run("load") as run:
         run.track("a", "a", params={"method": "kquant", "overrides": {"attn_v": "Q8_0"}},
-                  metrics={"mean_kld": 0.5, "runtime": "1.0", "finite": True, "gold_tasks": {"sums (hard)": {"accuracy": 1}}})
+                  metrics=figures({"mean_kld": 0.5, "runtime": "1.0", "finite": True,
+                                   "gold_tasks": {"sums (hard)": {"accuracy": 1}}}))
     (one,) = runs(folder)
     assert one.data.params == {"method": "kquant", "overrides.attn_v": "Q8_0"}
-    assert one.data.metrics == {"mean_kld": 0.5, "gold_tasks/sums _hard_/accuracy": 1.0}
+    assert one.data.metrics == {"mean_kld": 0.5, "tasks/sums _hard_/accuracy": 1.0}
     assert one.data.tags["suite"] == "quick" and numbers({"a": None, "b": [1, 2]}) == {}
 
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 KEY = "quantline.key"
+FINISHED = "FINISHED"
 MAX_PARAM = 500  # characters that MLflow keeps of a parameter
 MAX_DIGEST = 36  # of a dataset
+NOTE = ("Choose *Model training* at the top left. `tags.stage = 'evaluate'` finds the runs of the variants, which hold the figures, "
+        "and `tags.stage = 'compare'` the page. A run's duration is that of the stage that made it.")
 Result = TypeVar("Result")
 
 
@@ -86,9 +89,16 @@ def evaluation_datasets(evaluation: Evaluation, reference: dict) -> list[Dataset
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers among nested values, by names that MLflow takes, such as `gold_tasks/facts/accuracy`."""
+    """The numbers among nested values, by names that MLflow takes, such as `tasks/facts/accuracy`."""
     return {re.sub(r"[^\w./: -]", "_", name): float(value) for name, value in flat(values, "/").items()
             if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A variant's metrics under the names that MLflow gets: what was found for each task of the gold set goes under `tasks`.
+    The page of charts sorts sections by their names, and so shows the figures of the whole sets first.
+    """
+    return {{"gold_tasks": "tasks"}.get(name, name): value for name, value in metrics.items()}
 
 
 def without_secrets(text: object) -> str:
@@ -120,18 +130,20 @@ def with_client(tracking: Tracking, work: Callable[["MlflowClient"], Result]) ->
 
 
 def record(tracking: Tracking, key: str, name: str, params: dict[str, Any], metrics: dict[str, Any],
-           tags: dict[str, str], files: list[Path], datasets: Sequence[Dataset] = ()) -> str:
-    """Log to the run whose key is `key`, making it if there is none. Returns the MLflow run id.
+           tags: dict[str, str], files: list[Path], datasets: Sequence[Dataset] = (), started: float | None = None) -> str:
+    """Log to the run whose key is `key`, making it, begun at `started` (seconds since 1970; None: now), if there is none.
+    Returns the MLflow run id.
 
     Nested parameters and metrics are logged by their path, and of the metrics those that are numbers.
     Raises StageError(network_unavailable) if a tracking server does not answer.
     """
     return with_client(tracking, lambda client: _record(client, tracking.experiment, key, name, flat(params),
-                                                        numbers(metrics), tags, files, datasets))
+                                                        numbers(metrics), tags, files, datasets, started))
 
 
 def _record(client: "MlflowClient", experiment_name: str, key: str, name: str, params: dict[str, Any],
-            metrics: dict[str, float], tags: dict[str, str], files: list[Path], datasets: Sequence[Dataset]) -> str:
+            metrics: dict[str, float], tags: dict[str, str], files: list[Path], datasets: Sequence[Dataset],
+            started: float | None) -> str:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.utils.time import get_current_time_millis
 
@@ -139,11 +151,11 @@ def _record(client: "MlflowClient", experiment_name: str, key: str, name: str, p
     if experiment is None:
         local = client.tracking_uri.startswith("sqlite:")
         place = (main_root() / "mlartifacts").as_uri() if local else None
-        experiment = client.get_experiment(client.create_experiment(experiment_name, artifact_location=place))
+        experiment = client.get_experiment(client.create_experiment(experiment_name, place, tags={"mlflow.note.content": NOTE}))
     found = client.search_runs([experiment.experiment_id], filter_string=f"tags.`{KEY}` = '{key}'", max_results=1)
     commit = git_commit() if not found else ""
     run = found[0] if found else client.create_run(
-        experiment.experiment_id, run_name=name,
+        experiment.experiment_id, run_name=name, start_time=started and int(1000 * started),
         tags={KEY: key, "git_commit": commit, "mlflow.source.git.commit": commit, "mlflow.source.name": "quantline"})
     known, now = run.data.params, get_current_time_millis()
     client.log_batch(
@@ -156,7 +168,8 @@ def _record(client: "MlflowClient", experiment_name: str, key: str, name: str, p
         client.log_inputs(run.info.run_id, [_input(dataset) for dataset in datasets])
     for file in files:
         client.log_artifact(run.info.run_id, str(file))
-    client.set_terminated(run.info.run_id)
+    if run.info.status != FINISHED:  # what is added later does not lengthen it
+        client.set_terminated(run.info.run_id)
     return run.info.run_id
 
 

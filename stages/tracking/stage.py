@@ -44,7 +44,7 @@ class StageRun:
     """One run of one stage."""
 
     def __init__(self, stage: str, instance: str | None) -> None:
-        self.stage, self.instance, self.started = stage, instance, time.perf_counter()
+        self.stage, self.instance, self.started, self.began = stage, instance, time.perf_counter(), time.time()
         self.params: Params = None  # set by stage_run before the stage's own code runs
         self.run_id = run_name(stage, instance, None)
         self.finished: str | None = None
@@ -129,7 +129,8 @@ class StageRun:
         """Log to MLflow, in the run whose key is `key`. Returns that run's id there."""
         tags = {"stage": self.stage, "model": self.params.model.id or self.params.model.path, "suite": self.params.suite,
                 **(tags or {})}
-        return experiments.record(self.params.tracking, key, name, params or {}, metrics or {}, tags, files or [], datasets)
+        return experiments.record(self.params.tracking, key, name, params or {}, metrics or {}, tags, files or [], datasets,
+                                  self.began)
 
     def finish(self, summary: str) -> None:
         """Say what the stage made; printed, with the seconds that it took, when the stage has ended well."""
