@@ -14,7 +14,7 @@ from pathlib import Path
 from stages.config import Speed, Variant, load_params
 from stages.formats import ABOUT
 from stages.tracking import Failure, Reason, StageError, StageRun, describe_files, stage_run, write_json
-from stages.tracking.experiments import of_variant
+from stages.tracking.experiments import figures, of_variant
 from stages.tracking.process import answer, ask
 
 EXPORTS, REFERENCE, METRICS = Path("artifacts/exports"), Path("artifacts/reference"), Path("metrics")
@@ -73,7 +73,8 @@ def evaluate(run: StageRun) -> None:
     write_json(METRICS / "items" / f"{name}.json", found["items"])
     write_json(METRICS / f"{name}.speed.json", speed)
     write_json(METRICS / f"{name}.json", quality)
-    run.track(**of_variant(manifest), metrics=quality | {"speed": speed}, files=[METRICS / "items" / f"{name}.json"])
+    run.track(**of_variant(manifest), metrics=figures(quality) | {"speed": speed},
+              files=[METRICS / "items" / f"{name}.json"])
     gold = f", gold {quality['gold_accuracy']:.3f}" if "gold_accuracy" in quality else ""
     run.finish(f"KL divergence {quality['mean_kld']:.5f}, perplexity {quality['perplexity']:.3f}{gold}, "
                f"{speed['decode_tok_s']:.0f} tokens/s")

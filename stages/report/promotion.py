@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.config import Params
 from stages.report.estimates import DECODE
 from stages.tracking import Reason, StageRun
-from stages.tracking.experiments import Dataset, git_commit, of_variant
+from stages.tracking.experiments import Dataset, figures, git_commit, of_variant
 from stages.tracking.registry import SHA256, NoRegistry, in_queued_copy, register
 
 
@@ -23,11 +23,11 @@ def log_variants(run: StageRun, report: dict, exports: Path, datasets: list[Data
         if row["status"] != "ok":
             continue
         about = of_variant(manifest_of(exports / row["variant"]))
-        figures = row["metrics"] | {"speed": row["speed"], "memory_mib": row["memory"]["mib"],
-                                    DECODE: row["estimated"].get("decode_tok_s")}
+        found = figures(row["metrics"]) | {"speed": row["speed"], "memory_mib": row["memory"]["mib"],
+                                           DECODE: row["estimated"].get("decode_tok_s")}
         verdict = "pick" if row["variant"] == report["pick"] else "meets" if not row["objections"] else "does not meet"
         tags = about["tags"] | {"stage": "evaluate", "pareto": str(row["pareto"]).lower(), f"target.{target}": verdict}
-        ids[row["variant"]] = run.track(**about | {"tags": tags}, metrics=figures, datasets=datasets)
+        ids[row["variant"]] = run.track(**about | {"tags": tags}, metrics=found, datasets=datasets)
     return ids
 
 

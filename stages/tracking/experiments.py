@@ -21,11 +21,8 @@ KEY = "quantline.key"
 FINISHED = "FINISHED"
 MAX_PARAM = 500  # characters that MLflow keeps of a parameter
 MAX_DIGEST = 36  # of a dataset
-# Without a kind MLflow's page takes an experiment for one of chats, and shows neither metrics nor charts at first.
-ABOUT = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content":
-         "A run for each thing that a stage made. Those of the variants, which hold the figures, are found with "
-         "`tags.stage = 'evaluate'`, the page of the comparison with `tags.stage = 'compare'`. A run's duration is that of the "
-         "stage that made it."}
+NOTE = ("Choose *Model training* at the top left. `tags.stage = 'evaluate'` finds the runs of the variants, which hold the figures, "
+        "and `tags.stage = 'compare'` the page. A run's duration is that of the stage that made it.")
 Result = TypeVar("Result")
 
 
@@ -92,9 +89,16 @@ def evaluation_datasets(evaluation: Evaluation, reference: dict) -> list[Dataset
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers among nested values, by names that MLflow takes, such as `gold_tasks/facts/accuracy`."""
+    """The numbers among nested values, by names that MLflow takes, such as `tasks/facts/accuracy`."""
     return {re.sub(r"[^\w./: -]", "_", name): float(value) for name, value in flat(values, "/").items()
             if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A variant's metrics under the names that MLflow gets: what was found for each task of the gold set goes under `tasks`.
+    The page of charts sorts sections by their names, and so shows the figures of the whole sets first.
+    """
+    return {{"gold_tasks": "tasks"}.get(name, name): value for name, value in metrics.items()}
 
 
 def without_secrets(text: object) -> str:
@@ -147,7 +151,7 @@ def _record(client: "MlflowClient", experiment_name: str, key: str, name: str, p
     if experiment is None:
         local = client.tracking_uri.startswith("sqlite:")
         place = (main_root() / "mlartifacts").as_uri() if local else None
-        experiment = client.get_experiment(client.create_experiment(experiment_name, place, tags=ABOUT))
+        experiment = client.get_experiment(client.create_experiment(experiment_name, place, tags={"mlflow.note.content": NOTE}))
     found = client.search_runs([experiment.experiment_id], filter_string=f"tags.`{KEY}` = '{key}'", max_results=1)
     commit = git_commit() if not found else ""
     run = found[0] if found else client.create_run(
