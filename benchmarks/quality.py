@@ -207,7 +207,7 @@ def main() -> None:
     bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length)
     with tempfile.TemporaryDirectory() as work:
         seconds = {name: bench.calibrate(Path(work) / name, name == "curvature") for name in ("plain", "curvature")}
-        for name in ("awq", "gptq + curvature"):  # compiles the kernels
+        for name in ("awq", "gptq", "gptq + curvature"):  # compiles the kernels
             bench.ours(recipes(4, asked.groups[0])[name], Path(work) / "curvature")
         rows = []
         for bits in asked.bits:
