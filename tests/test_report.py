@@ -66,6 +66,16 @@ def test_the_pick_is_the_best_among_those_that_meet_the_target():
     assert "format safetensors" in rows[3]["objections"][0]
 
 
+def test_figures_that_hardly_differ_are_told_apart_by_the_divergence():
+    rows = [row("least", 2, 0.05), row("near", 2.009, 0.01), row("beyond", 2.011, 0.005), row("far", 3, 0.001)]
+    chosen, second, reasons = selection.pick(rows, TARGET)
+    assert (chosen, second) == ("near", "least") and "smallest size to within 0.5%: 2.0 MiB" in reasons[0]
+    assert "size is the pick's to within 0.5%, its mean KL divergence 0.05 to the pick's 0.01" in rows[0]["why_not"][0]
+    assert "more than the pick" in rows[2]["why_not"][0] and "more than the pick" in rows[3]["why_not"][0]
+    exact = TARGET.model_copy(update={"optimize": TARGET.optimize.model_copy(update={"within": 0})})
+    assert selection.pick(rows, exact)[0] == "least" and selection.pick([], TARGET)[0] is None
+
+
 def test_a_gate_of_the_pick_that_cannot_tell_is_said_in_its_reasons():
     _, _, reasons = selection.pick([row("near", 2, 0.095)], TARGET)
     assert any("cannot tell" in reason and "more tokens would settle it" in reason for reason in reasons)

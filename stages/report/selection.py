@@ -62,23 +62,35 @@ def worth(row: dict, target: Target) -> float:
     return value if isinstance(value, int | float) else math.nan
 
 
+def equals(one: float, other: float, target: Target) -> bool:
+    """Whether two figures that the target ranks by are too close to tell variants apart."""
+    return abs(one - other) <= target.optimize.within * abs(other)
+
+
 def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list[str]]:
     """(the variant to ship or None, the runner-up or None, the reasons).
 
-    Among the variants with no objections the best by `target.optimize`; equals are told apart by KL divergence and
-    then by name. Fills in each row's `objections`, and its `why_not`: what it lost by.
+    Among the variants with no objections the best by `target.optimize`; those within its share of the best figure are told
+    apart by KL divergence and then by name. Fills in each row's `objections`, and its `why_not`: what it lost by.
     """
     object_together(rows, target)
     key, sign = target.optimize.metric, 1 if target.optimize.direction == "min" else -1
-    able = sorted((row for row in rows if not row["objections"]),
-                  key=lambda row: (sign * worth(row, target), row["metrics"]["mean_kld"], row["variant"]))
+    able = [row for row in rows if not row["objections"]]
+    top = sign * min((sign * worth(row, target) for row in able), default=0)
+
+    def rank(row: dict) -> tuple:
+        behind = not equals(worth(row, target), top, target)
+        return behind, sign * worth(row, target) * behind, row["metrics"]["mean_kld"], row["variant"]
+
+    able.sort(key=rank)
     for row in rows:
-        row["why_not"] = row["objections"] or ([] if row is able[0] else [_lost_by(row, able[0], target)])
+        row["why_not"] = row["objections"] or ([] if row is able[0] else [_lost_by(row, able[0], top, target)])
     if not able:
         return None, None, [f"no variant meets the target {target.name}; each row says why"]
     best, m, what = able[0], able[0]["metrics"], WORDS.get(key, key)
-    word = "smallest" if sign > 0 else "largest"
-    reasons = [(f"of {len(able)} variants that meet the target {target.name}, it has the {word} {what}" if len(able) > 1
+    word = ("smallest" if sign > 0 else "largest") + (f" {what}" if worth(best, target) == top else
+                                                      f" {what} to within {target.optimize.within:.1%}")
+    reasons = [(f"of {len(able)} variants that meet the target {target.name}, it has the {word}" if len(able) > 1
                 else f"no other variant meets the target {target.name}; its {what}")
                + f": {_nice(key, worth(best, target))}"]
     reasons.append(f"its mean KL divergence from full precision is {m['mean_kld']:.4g} ± {m['mean_kld_se']:.2g}")
@@ -96,12 +108,13 @@ def pick(rows: list[dict], target: Target) -> tuple[str | None, str | None, list
     return best["variant"], able[1]["variant"] if len(able) > 1 else None, reasons
 
 
-def _lost_by(row: dict, best: dict, target: Target) -> str:
-    """By how much a variant that meets the target is behind the pick."""
+def _lost_by(row: dict, best: dict, top: float, target: Target) -> str:
+    """By how much a variant that meets the target is behind the pick; `top` is the best figure to rank by."""
     key, mine, its = target.optimize.metric, worth(row, target), worth(best, target)
     what = WORDS.get(key, key)
-    if mine == its:
-        return (f"meets the target; {what} is the pick's, its mean KL divergence {row['metrics']['mean_kld']:.4g} to "
+    if equals(mine, top, target):
+        near = "" if mine == its else f" to within {target.optimize.within:.1%}"
+        return (f"meets the target; {what} is the pick's{near}, its mean KL divergence {row['metrics']['mean_kld']:.4g} to "
                 f"the pick's {best['metrics']['mean_kld']:.4g}")
     more, share = "more" if mine > its else "less", f" ({abs(mine / its - 1):.0%})" if its else ""
     return f"meets the target; {what} {_nice(key, mine)}, {_nice(key, abs(mine - its))}{share} {more} than the pick"

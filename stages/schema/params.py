@@ -131,6 +131,8 @@ class Gate(Section):
 class Optimize(Section):
     metric: str
     direction: Literal["min", "max"]
+    # Share of the best figure by which others count as its equals, which the KL divergence then tells apart.
+    within: float = Field(0.005, ge=0, lt=1)
 
 
 class Hardware(Section):
