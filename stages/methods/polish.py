@@ -102,7 +102,7 @@ def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, ro
     """
     integers, zeros, scales = (torch.from_numpy(one.astype(np.float32)).to(weight.device)
                                for one in (linear.integers, linear.zeros, linear.scales))
-    size, width = linear.group_size, weight.shape[1]
+    size = linear.group_size
     steps, at_once = integers - zeros.repeat_interleave(size, 1), max(1, COLUMNS // size)
 
     def difference() -> torch.Tensor:
@@ -122,5 +122,5 @@ def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, ro
             steps[:, span], scales[:, groups] = step, scale
             pull += change @ moment[span]
     worse = (~((pull * difference()).sum(1, dtype=torch.float64) < before)).cpu().numpy()[:, None]
-    return replace(linear, integers=np.where(worse, linear.integers, (steps + zeros.repeat_interleave(size, 1)).to(torch.uint8).cpu().numpy()),
-                   scales=np.where(worse, linear.scales, scales.cpu().numpy()))
+    moved = (steps + zeros.repeat_interleave(size, 1)).to(torch.uint8).cpu().numpy()
+    return replace(linear, integers=np.where(worse, linear.integers, moved), scales=np.where(worse, linear.scales, scales.cpu().numpy()))
