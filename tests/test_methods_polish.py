@@ -51,6 +51,15 @@ def test_in_the_end_no_single_move_and_no_other_scale_helps(seed):
         assert (errors(replace(found, scales=found.scales * np.float32(share)), weight, moment) > least).all()
 
 
+def test_columns_beyond_those_that_are_gathered_are_felt():
+    weight, moment = layer(4, 4, 256)
+    found = polish(rtn.quantize(weight, 3, 32, False), weight, moment, rounds=30)
+    scale, zero = (torch.from_numpy(one).float().repeat_interleave(32, 1) for one in (found.scales, found.zeros))
+    integers = torch.from_numpy(found.integers).float()
+    best = integers - (((integers - zero) * scale - weight) @ moment) / (moment.diagonal() * scale)
+    assert (best.round().clamp(0, 7) == integers).float().mean() > 0.99
+
+
 @pytest.mark.parametrize("group", [32, 160])
 def test_all_rows_at_once_come_to_the_same(group, monkeypatch):
     weight, moment = layer(1, 24, 160)  # wider than the columns that are gathered
