@@ -22,10 +22,8 @@ from stages.checkpoints.moments import ABOUT, Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.config import Variant, load_params
 from stages.formats import gguf, load_format
-from stages.formats.layouts import compressed
 from stages.methods import rtn
 from stages.recipes import costs as module
-from stages.recipes.budget_grids import packed_bytes
 from stages.recipes.costs import Costs
 from stages.recipes.work import Work
 from stages.runtimes import open_runtime
@@ -253,15 +251,6 @@ def test_awq_and_curvature_follow_the_choice(ready):
     assert {about["bits"] for about in layers.values()} == {3, 8}
     assert all(f"w{layers[name]['bits']}g{layers[name]['group_size']}" == one["what"] for name, one in chosen.items())
     assert [one for one in quantized.report["transforms"] if one["step"] == "fold_scales"]
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (3, 32), (3, 64), (4, 128), (8, -1)])
-def test_the_size_of_a_layer_is_that_of_its_tensors(bits, group_size, symmetric):
-    weight = torch.from_numpy(noise((36, 128)))
-    linear = rtn.quantize(weight, bits, 128 if group_size == -1 else group_size, symmetric)
-    size = sum(one.nbytes for one in compressed.tensors("x", linear, np.float16).values())
-    assert packed_bytes(weight.shape, bits, group_size, symmetric, 2) == size
 
 
 def refused(project, capsys, name: str, failure: Failure, words: str) -> str:
