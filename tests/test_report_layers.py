@@ -6,8 +6,8 @@ import torch
 
 from stages.methods import kquant, rtn
 from stages.methods.ggml_blocks import dequantize, grid_like
-from stages.recipes import report
-from stages.recipes.report import blocks_report
+from stages.recipes import ggml
+from stages.recipes.ggml import blocks_report
 from stages.report import layers
 
 
@@ -64,7 +64,7 @@ def test_of_a_tall_matrix_some_rows_stand_for_all(monkeypatch):
     weight, squares = np.random.default_rng(3).standard_normal((400, 256), np.float32), np.ones(256, np.float32)
     data = kquant.quantize(weight, "Q4_K", squares)
     whole = blocks_report(Calibrated(squares), "q_proj", weight, "Q4_K", data)
-    monkeypatch.setattr(report, "ERROR_ROWS", 100)
+    monkeypatch.setattr(ggml, "ERROR_ROWS", 100)
     some = blocks_report(Calibrated(squares), "q_proj", weight, "Q4_K", data)
     assert (whole["error_rows"], some["error_rows"]) == (400, 100)
     for figure in ("diagonal_error", "rtn_diagonal_error"):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from stages.checkpoints.canonical import FloatLinear
-from stages.methods.grid import SMALLEST
+from stages.methods.nearest import SMALLEST
 
 LARGEST = 448.0
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
+from stages.methods.nearest import SMALLEST
 from stages.methods.rows import over_rows
 from stages.tracking import Failure, StageError
 
-SMALLEST = 1e-10
 SHRUNK = [1 - 0.02 * step for step in range(21)]  # shares of a group's span
 
 

@@ -1,19 +1,14 @@
 """What is told of each rounded layer, and that none is worse than the naive rounding."""
 
-import numpy as np
 import torch
 
 from stages.checkpoints.canonical import FloatLinear, GroupedLinear
 from stages.methods import fp8, rtn
 from stages.methods.curvature import divergence
-from stages.methods.ggml_blocks import dequantize, grid_like
 from stages.methods.grid import output_error
-from stages.methods.mixes import FLOATS
 from stages.recipes import PLAIN
-from stages.recipes.work import Work
 from stages.tracking import Failure, StageError
 
-ERROR_ROWS = 512  # of a tensor in ggml's blocks whose error is computed
 ROUNDING = 1e-6  # share by which two float32 sums of the same errors may differ
 
 
@@ -33,26 +28,6 @@ def layer_report(name: str, linear: GroupedLinear | FloatLinear, weight: torch.T
         report |= {"divergence": divergence(stored - weight, moment, factors),
                    "rtn_divergence": divergence(naive - weight, moment, factors)}
     return report
-
-
-def blocks_report(work: Work, module: str, weight: np.ndarray, kind: str, data: np.ndarray) -> dict:
-    """What is told of a weight [out, in] in ggml's blocks: the error Σ ΔW² diag(H), which is what an importance matrix
-    lowers, held against that of round-to-nearest with as many bits and groups as large (None if the type is no grid).
-
-    Of a tall matrix that is seen on `error_rows` rows, evenly spread, and scaled up, so that
-    telling it costs little beside the rounding. Nothing is told of a tensor that has no calibration, as the embedding, or
-    whose type is a plain float.
-    """
-    if module not in work.moments.layers or kind in FLOATS:
-        return {}
-    rows = np.unique(np.linspace(0, len(weight) - 1, ERROR_ROWS).round().astype(int))
-    some, squares, grid = weight[rows].astype(np.float32), work.moments.diagonal(module), grid_like(kind)
-
-    def error(stored: np.ndarray) -> float:
-        return float(((stored - some) ** 2 @ squares).sum(dtype=np.float64)) * len(weight) / len(rows)
-
-    naive = error(rtn.quantize(torch.from_numpy(some), *grid).dequantize()) if grid else None
-    return {"diagonal_error": error(dequantize(data[rows], kind)), "rtn_diagonal_error": naive, "error_rows": len(rows)}
 
 
 def check_gain(name: str, report: dict, plain: str = "rtn") -> None:
