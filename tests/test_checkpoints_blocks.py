@@ -167,6 +167,20 @@ def test_sums_keep_small_inputs_beside_large_ones():
     assert kept["b.0"][1]["peak"].item() == 2**13
 
 
+def test_what_lies_below_the_diagonal_of_a_wide_moment_is_what_lies_above():
+    import torch
+
+    kept, wide = {}, torch.nn.Linear(600, 3)
+    inputs = torch.randn(2, 40, 600, generator=torch.Generator().manual_seed(1)) + 0.5
+    moments = InputMoments(160, lambda key, moment, **_: kept.update({key: moment}))
+    with moments.watch("block", torch.nn.ModuleDict({"wide": wide})):
+        for batch in (inputs, 2 * inputs):
+            wide(batch)
+    rows = torch.cat([inputs, 2 * inputs]).reshape(-1, 600).double()
+    np.testing.assert_allclose(kept["block.wide"], (rows.T @ rows / len(rows)).numpy(), atol=1e-5)
+    np.testing.assert_array_equal(kept["block.wide"], kept["block.wide"].T)
+
+
 @pytest.mark.parametrize(("value", "failure"), [(np.nan, Failure.NON_FINITE), (np.inf, Failure.NON_FINITE),
                                                 (0.0, Failure.CALIBRATION_EMPTY)])
 def test_moments_that_are_of_no_use_are_refused(value, failure):

@@ -119,7 +119,7 @@ class OutputMoments:
         width = gradient.shape[-1]
         size = widest(width, self.limit)
         rows = gradient.reshape(-1, width // size, size).transpose(0, 1)
-        product, fourth = (rows.transpose(1, 2) @ rows).double(), rows.double().square().sum(-1).square().sum(1)
+        product, fourth = (rows.transpose(1, 2) @ rows).double(), rows.square().sum(-1).double().square().sum(1)
         if name in self._sums:
             products, fourths, count = self._sums[name]
             product, fourth = products.add_(product), fourths + fourth

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INPUTS, OUTPUTS, ABOUT = "inputs", "outputs", "calibration.json"
 SAMPLE = 128  # tokens whose inputs are kept
 SMALLEST = 1e-20  # of a channel that is zero throughout
+COLUMNS = 256  # of a product that are computed at once
 WIDEST_FACTOR = 512  # outputs that one block of an output factor spans: wider ones cost more than they bring
 
 
@@ -40,7 +41,7 @@ class InputMoments:
         """
         self.keep, self.stride = keep, max(1, tokens // SAMPLE)
         self.layers: dict[str, dict] = {}  # linear → {moments: key, tokens: n}
-        self._sums: dict[str, torch.Tensor] = {}  # first layer that reads the input → XᵀX of the block that runs now
+        self._sums: dict[str, torch.Tensor] = {}  # first layer that reads the input → of the block that runs now, XᵀX above the diagonal
         self._peaks: dict[str, torch.Tensor] = {}  # the same for max |X|
         self._samples: dict[str, list[torch.Tensor]] = {}  # the same for rows of X
         self._now: list[tuple[torch.Tensor, str]] = []  # inputs of this batch; held, so that none takes another's place
@@ -65,7 +66,8 @@ class InputMoments:
             self._now.clear()
         while self._sums:
             key = next(iter(self._sums))
-            moment = (self._sums.pop(key) / self.layers[key]["tokens"]).float()
+            upper = self._sums.pop(key).triu_().div_(self.layers[key]["tokens"])
+            moment = (upper + upper.triu(1).T).float()
             peak = self._peaks.pop(key)
             shares = torch.cat(self._samples.pop(key)) / peak.clamp(min=SMALLEST)
             self.keep(key, moment.cpu().numpy(), peak=peak.cpu().numpy(), sample=shares.half().cpu().numpy())
@@ -78,12 +80,23 @@ class InputMoments:
         key = next((key for tensor, key in self._now if tensor is inputs), None)
         if key is None:
             self._now.append((inputs, name))
-            key, product, peak = name, (rows.T @ rows).double(), rows.abs().amax(0)
-            self._sums[key] = self._sums[key].add_(product) if key in self._sums else product
+            key, peak = name, rows.abs().amax(0)
+            if key not in self._sums:
+                self._sums[key] = rows.new_zeros((rows.shape[1],) * 2, dtype=torch.float64)
+            add_products(self._sums[key], rows)
             self._peaks[key] = torch.maximum(self._peaks[key], peak) if key in self._peaks else peak
             self._samples.setdefault(key, []).append(rows[::self.stride].clone())
         about = self.layers.setdefault(name, {"moments": key, "tokens": 0})
         about["tokens"] += len(rows)
+
+
+def add_products(total: "torch.Tensor", rows: "torch.Tensor") -> None:
+    """Add XᵀX of rows [n, in], float32, to what lies on and above the diagonal of `total`, float64 [in, in]. Little is
+    computed of what lies below.
+    """
+    for start in range(0, rows.shape[1], COLUMNS):
+        span = slice(start, start + COLUMNS)
+        total[span, start:] += rows[:, span].T @ rows[:, start:]
 
 
 def check(key: str, moment: np.ndarray) -> None:
