@@ -19,6 +19,7 @@ from stages.methods.grid import (
     row_errors,
     span_of,
 )
+from stages.methods.polish import polish
 from stages.tracking import Failure, StageError
 
 GRIDS = [(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (16, 64) for symmetric in (True, False)]
@@ -104,11 +105,12 @@ def plain_gptq(weight, moment, scales, zeros, bits, group, order, damping):
 @pytest.mark.parametrize(("bits", "group", "symmetric"), [(4, 16, True), (3, 32, False), (2, 64, False)])
 def test_gptq_is_optimal_brain_quantization_column_by_column(bits, group, symmetric, act_order):
     weight, moment = layer(1)
-    linear, damping = gptq.quantize(weight, moment, bits, group, symmetric, act_order, 0.01)
+    solved = gptq.solve(moment, act_order, 0.01)
+    linear = gptq.quantize(weight, moment, bits, group, symmetric, solved)
     order = torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else torch.arange(len(moment))
     expected = plain_gptq(weight, moment, torch.from_numpy(linear.scales), torch.from_numpy(linear.zeros), bits, group,
-                          order.tolist(), damping)
-    assert damping == 0.01
+                          order.tolist(), solved.damping)
+    assert solved.damping == 0.01
     # Values half-way between two points may go either way in float32; they are few.
     assert (torch.from_numpy(linear.integers).double() == expected).double().mean() > 0.99
 
@@ -116,32 +118,42 @@ def test_gptq_is_optimal_brain_quantization_column_by_column(bits, group, symmet
 @pytest.mark.parametrize("width", [64, 192])  # less and more than a block of the solve
 def test_gptq_has_less_output_error_than_round_to_nearest(width):
     weight, moment = layer(2, width=width)
-    linear, _ = gptq.quantize(weight, moment, 3, 16, False)
+    linear = gptq.quantize(weight, moment, 3, 16, False, gptq.solve(moment))
     assert error(weight, linear, moment) < 0.6 * error(weight, rtn.quantize(weight, 3, 16, False), moment)
+
+
+@pytest.mark.parametrize("grid", [(3, 16, False), (4, 64, True)])
+def test_gptq_settles_on_less_error_in_every_row_and_once_more_helps(grid):
+    weight, moment = layer(3, rows=32, width=192)
+    solved = gptq.solve(moment)
+    linear = gptq.quantize(weight, moment, *grid, solved)
+    found = [row_errors(weight, torch.from_numpy(one.dequantize()), moment)
+             for one in (linear, polish(linear, weight, moment), gptq.settle(linear, weight, moment, solved))]
+    assert (found[2] <= found[1]).all() and (found[1] <= found[0]).all()
+    assert found[2].sum() < 0.99 * found[1].sum()
 
 
 def test_gptq_without_correlation_is_rounding_on_the_same_grid():
     weight, moment = layer(4)
     diagonal = torch.diag(moment.diagonal())
-    linear, _ = gptq.quantize(weight, diagonal, 4, 16, True)
+    linear = gptq.quantize(weight, diagonal, 4, 16, True, gptq.solve(diagonal))
     scales, zeros = grid_of(weight, 4, 16, True, diagonal.diagonal())
     nearest = round_to(weight.reshape(len(weight), -1, 16), scales[..., None], zeros[..., None], 4)
     assert np.array_equal(linear.integers, nearest.reshape(weight.shape).numpy())
 
 
 def test_damping_grows_until_the_moments_can_be_inverted_and_is_told():
-    weight, moment = layer(5)
+    _, moment = layer(5)
     direction = torch.randn(64, generator=torch.Generator().manual_seed(0))
     broken = moment - 0.05 * moment.diagonal().mean() * torch.outer(direction, direction) / direction.norm() ** 2
     assert torch.linalg.eigvalsh(broken).min() < 0
-    _, damping = gptq.quantize(weight, broken, 4, 16, True, damping=0.001)
-    assert damping == pytest.approx(0.1)
+    assert gptq.solve(broken, damping=0.001).damping == pytest.approx(0.1)
 
 
 def test_moments_that_no_damping_mends_are_refused():
-    weight, moment = layer(6)
+    _, moment = layer(6)
     with pytest.raises(StageError, match="up to a damping of 1.0; calibrate on more text") as caught:
-        gptq.quantize(weight, moment - 50 * moment.diagonal().mean() * torch.eye(64), 4, 16, True)
+        gptq.solve(moment - 50 * moment.diagonal().mean() * torch.eye(64))
     assert caught.value.failure == Failure.HESSIAN_NOT_POSITIVE_DEFINITE
 
 

@@ -91,7 +91,7 @@ def test_refitted_scales_are_stationary():
 @given(st.integers(0, 10_000), st.sampled_from([(2, 8, False), (3, 16, True), (4, 32, False)]), st.sampled_from([1, 3]))
 def test_what_came_in_is_never_made_worse(seed, grid, blocks):
     weight, moment, factors = layer(seed, blocks=blocks)
-    linear, _ = gptq.quantize(weight, moment, *grid)
+    linear = gptq.quantize(weight, moment, *grid, gptq.solve(moment))
     found = refine(linear, weight, moment, factors, rounds=2)
     inner, outer = damped(moment, curvature.DAMPING_IN), damped(factors, curvature.DAMPING_OUT)
     before, after = (divergence(torch.from_numpy(one.dequantize()) - weight, inner, outer) for one in (linear, found))
@@ -101,7 +101,7 @@ def test_what_came_in_is_never_made_worse(seed, grid, blocks):
 
 def test_curvature_helps_where_the_outputs_are_felt_together():
     weight, moment, factors = layer(5, 48, 64)
-    linear, _ = gptq.quantize(weight, moment, 3, 32, False)
+    linear = gptq.quantize(weight, moment, 3, 32, False, gptq.solve(moment))
     before, after = (divergence(torch.from_numpy(one.dequantize()) - weight, moment, factors)
                      for one in (linear, refine(linear, weight, moment, factors)))
     assert after < 0.6 * before

@@ -246,6 +246,10 @@ class Moments:
         about = self.info["layers"].get(linear, {"tokens": 0})
         return {key: about[key] for key in ("tokens", "starved") if key in about}
 
+    def shared(self, linear: str) -> str | None:
+        """What layers have in common that read one input; None for one that was not calibrated."""
+        return self.info["layers"].get(linear, {}).get("moments")
+
     def _check_seen(self, linear: str) -> None:
         seen = self.seen(linear)
         if not (seen["tokens"] > 0 or seen.get("starved")):

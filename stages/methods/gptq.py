@@ -4,12 +4,15 @@ With act-order the columns with the largest input come first, while groups stay 
 groups), so no container needs a permutation.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
 from stages.methods.grid import canonical, choose_rows, grid_of
+from stages.methods.polish import polish
 from stages.methods.rows import over_rows
 from stages.tracking import Failure, StageError
 
@@ -33,6 +36,21 @@ def inverse_factor(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, 
     raise StageError(Failure.HESSIAN_NOT_POSITIVE_DEFINITE,
                      f"expected second moments that can be inverted, found none up to a damping of {DAMPING_LIMIT}; "
                      "calibrate on more text")
+
+
+class Solved(NamedTuple):
+    """What the rounding needs of H: the order of the columns, U of that order, and the damping that it took."""
+
+    order: torch.Tensor
+    upper: torch.Tensor
+    damping: float
+
+
+def solve(moment: torch.Tensor, act_order: bool = True, damping: float = 0.01) -> Solved:
+    """Of H = `moment` [in, in], once for all layers that read the same inputs. Raises as `inverse_factor` does."""
+    order = (torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else
+             torch.arange(len(moment), device=moment.device))
+    return Solved(order, *inverse_factor(moment[order][:, order], damping))
 
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
@@ -81,29 +99,42 @@ def round_all_rows(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, 
     return integers, errors
 
 
-def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int, symmetric: bool,
-             act_order: bool = True, damping: float = 0.01, weighted: bool = True) -> tuple[GroupedLinear, float]:
-    """(a weight [out, in] rounded with H = `moment` [in, in], the damping that was used).
-
-    The grid of a group spans it. With `weighted` a row is also rounded on grids that span the part of each group with the
-    least diag(H)-weighted error, and keeps what leaves the smaller Δ H Δᵀ.
-    Raises as `inverse_factor` does.
-    """
-    grids = [grid_of(weight, bits, group_size, symmetric, importance)
-             for importance in ([None, moment.diagonal()] if weighted else [None])]
+def on_grids(weight: torch.Tensor, grids: list[tuple[torch.Tensor, torch.Tensor]], solved: Solved, bits: int, group_size: int,
+             symmetric: bool) -> list[GroupedLinear]:
+    """A weight [out, in] rounded on each of the grids (scales, zeros [out, groups])."""
     scales, zeros = (torch.cat(parts) for parts in zip(*grids, strict=True))
-    width = weight.shape[1]
-    order = torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else torch.arange(width)
-    group = (order // group_size).to(weight.device)
+    order, upper, _ = solved
+    group = order // group_size
     scale, zero = scales[:, group], zeros[:, group]
-    upper, damping = inverse_factor(moment[order][:, order], damping)
     left = weight[:, order].repeat(len(grids), 1)
     integers = torch.empty_like(left)
-    for start in range(0, width, BLOCK):
+    for start in range(0, weight.shape[1], BLOCK):
         span = slice(start, start + BLOCK)
         integers[:, span], errors = round_columns(left[:, span], scale[:, span], zero[:, span], upper[span, span], 2**bits - 1)
         left[:, start + BLOCK:] -= errors @ upper[span, start + BLOCK:]
     integers = integers[:, torch.argsort(order)]
-    made = [canonical(*parts, bits, group_size, symmetric)
+    return [canonical(*parts, bits, group_size, symmetric)
             for parts in zip(integers.chunk(len(grids)), scales.chunk(len(grids)), zeros.chunk(len(grids)), strict=True)]
-    return (choose_rows(weight, moment, *made) if weighted else made[0]), damping
+
+
+def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int, symmetric: bool, solved: Solved,
+             weighted: bool = True) -> GroupedLinear:
+    """A weight [out, in] rounded with H = `moment` [in, in], of which `solved` is.
+
+    The grid of a group spans it. With `weighted` a row is also rounded on grids that span the part of each group with the
+    least diag(H)-weighted error, and keeps what leaves the smaller Δ H Δᵀ.
+    """
+    grids = [grid_of(weight, bits, group_size, symmetric, importance)
+             for importance in ([None, moment.diagonal()] if weighted else [None])]
+    made = on_grids(weight, grids, solved, bits, group_size, symmetric)
+    return choose_rows(weight, moment, *made) if weighted else made[0]
+
+
+def settle(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, solved: Solved) -> GroupedLinear:
+    """A weight [out, in] rounded by `quantize`, then by descent on Δ H Δᵀ, and once more from the start on the scales that
+    this found. Each row keeps what leaves less.
+    """
+    first = polish(linear, weight, moment)
+    grid = tuple(torch.from_numpy(part.astype(np.float32)).to(weight.device) for part in (first.scales, first.zeros))
+    again, = on_grids(weight, [grid], solved, linear.bits, linear.group_size, linear.symmetric)
+    return choose_rows(weight, moment, first, polish(again, weight, moment))

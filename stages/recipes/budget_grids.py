@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.formats.safetensors import DTYPES
 from stages.recipes.costs import Costs
-from stages.recipes.layers import rounded
+from stages.recipes.layers import rounded, solve
 from stages.recipes.report import dense
 from stages.recipes.work import Work
 from stages.tracking import Failure, StageError
@@ -75,12 +75,11 @@ class Grids:
 
     def _costs_of(self, costs: Costs, name: str, grids: list[str]) -> dict[str, float]:
         weight, moment, found = self.work.weight(name), self.work.moment(name), {}
-        cost = costs.of(f"{name}.weight", weight)
+        cost, solved = costs.of(f"{name}.weight", weight), solve(self.work.recipe, moment)
         for what in grids:
             bits, size = _grid(what)
             recipe = self.work.recipe.model_copy(update={"bits": bits, "group_size": size})
-            linear, _ = rounded(name, recipe, weight, moment, None)
-            found[what] = cost(dense(linear, weight))
+            found[what] = cost(dense(rounded(name, recipe, weight, moment, None, solved), weight))
         return found
 
     def chosen(self, choice: dict[str, str]) -> Work:

@@ -5,7 +5,7 @@ import torch
 
 from stages.methods import awq, int8, rtn, smoothquant
 from stages.methods.grid import check_finite, check_width, row_errors
-from stages.recipes.layers import rounded
+from stages.recipes.layers import rounded, solve
 from stages.recipes.report import check_gain, dense, layer_report
 from stages.recipes.work import Work
 from stages.tracking import Failure, StageError
@@ -98,14 +98,16 @@ def round_block(work: Work, layer: int) -> dict:
             work.writer.add_override(tensor, values)
     for linears, _ in groups:
         moment = work.moment(linears[0])
+        scaled = awq.scaled_moment(moment, columns[linears[0]])
+        solved = solve(recipe, scaled)
         for name in linears:
             factors = work.factors(name)
-            linear, damping = rounded(name, work.recipe_of(name), weights[name] * columns[name] / rows[name][:, None],
-                                      awq.scaled_moment(moment, columns[name]), awq.scaled_factors(factors, rows[name]))
+            linear = rounded(name, work.recipe_of(name), weights[name] * columns[name] / rows[name][:, None], scaled,
+                             awq.scaled_factors(factors, rows[name]), solved)
             work.writer.add_linear(name, linear)
             stored = dense(linear, weights[name]) * rows[name][:, None] / columns[name]
             reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.seen(name),
-                                         damping)
+                                         solved and solved.damping)
             if recipe.method == "smoothquant":
                 reports[name] |= output_changes(work, name, stored * columns[name], weights[name], columns[name])
             check_gain(name, reports[name])
