@@ -19,6 +19,7 @@ from stages.tracking import (
     Reason,
     StageError,
     StageRun,
+    sha256_file,
     sha256_json,
     stage_run,
     write_json,
@@ -64,6 +65,20 @@ def harness_of(name: str, manifest: dict) -> dict:
     return found["tasks"] if found.get("artifact_sha256") == manifest["artifact_sha256"] else {}
 
 
+def figures_of(name: str, manifest: dict) -> tuple[dict, dict, list[dict]]:
+    """(metrics, speed, answers) of a variant. Raises StageError(artifact_changed) if one of them is not of the bundle's bytes in
+    its runtime.
+    """
+    metrics, speed, items = METRICS / f"{name}.json", METRICS / f"{name}.speed.json", METRICS / "items" / f"{name}.json"
+    quality, whose = read(metrics), {"artifact_sha256": manifest["artifact_sha256"], "runtime": manifest["runtime"]}
+    changed = [path for path in (metrics, speed) if not whose.items() <= read(path).items()]
+    if quality["items_sha256"] != (sha256_file(items) if items.is_file() else None):
+        changed.append(items)
+    if changed:
+        raise StageError(Failure.ARTIFACT_CHANGED, f"{changed[0]} belongs to other bytes than the bundle on disk; run dvc repro")
+    return quality, read(speed), read(items)
+
+
 def row_of(name: str, params: Params, facts: Architecture | None = None) -> dict:
     """One variant's row of the report; `facts` of the model are what its estimated figures are made from."""
     variant = params.variants[name]
@@ -78,18 +93,14 @@ def row_of(name: str, params: Params, facts: Architecture | None = None) -> dict
         failure, message = last_failure(name, variant.recipe)
         return row | {"status": "failed", "failure": failure, "message": message}
     try:
-        check_bundle(EXPORTS / name)
+        manifest = check_bundle(EXPORTS / name)
+        metrics, speed, items = figures_of(name, manifest)
     except StageError as error:
         return row | {"status": "failed", "failure": error.failure, "message": str(error)}
-    metrics, speed, manifest = (read(path) for path in paths)
-    if metrics["artifact_sha256"] != manifest["artifact_sha256"]:
-        return row | {"status": "failed", "failure": Failure.ARTIFACT_CHANGED,
-                      "message": "the metrics belong to other bytes than the bundle on disk; run dvc repro"}
     estimated = estimates.decode(manifest["tensors"], variant.runtime, params.target, facts)
-    figures = metrics | speed | {estimates.DECODE: estimated.get("decode_tok_s")}
+    figures = speed | metrics | {estimates.DECODE: estimated.get("decode_tok_s")}
     checked = [gates.check_gate(gate, figures) for gate in params.target.gates
              if "gold_accuracy" in metrics or not gate.metric.startswith("gold_")]
-    items = read(METRICS / "items" / f"{name}.json")
     if estimated:
         row["provenance"] = row["provenance"] | {estimates.DECODE: "estimated"}
     return row | {"metrics": metrics, "speed": speed, "gates": checked, "estimated": estimated,

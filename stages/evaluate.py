@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stages.config import Speed, Variant, load_params
 from stages.formats import ABOUT
-from stages.tracking import Failure, Reason, StageError, StageRun, describe_files, stage_run, write_json
+from stages.tracking import Failure, Reason, StageError, StageRun, describe_files, sha256_file, stage_run, write_json
 from stages.tracking.experiments import figures, of_variant
 from stages.tracking.process import answer, ask
 
@@ -67,10 +67,11 @@ def evaluate(run: StageRun) -> None:
     asked = run.params.evaluation
     found = ask("stages.evaluate", name, limits=asked.limits, what=f"the measuring process of {name}",
                 python=asked.pythons.get(variant.runtime))
-    quality = found["quality"] | {key: manifest[key] for key in ("size_bytes", "bits_per_weight", "artifact_sha256")} \
-        | {"runtime": variant.runtime, "runtime_version": found["runtime_version"]}
-    speed = found["speed"]
     write_json(METRICS / "items" / f"{name}.json", found["items"])
+    whose = {"artifact_sha256": manifest["artifact_sha256"], "runtime": variant.runtime, "runtime_version": found["runtime_version"]}
+    quality = found["quality"] | whose | {"size_bytes": manifest["size_bytes"], "bits_per_weight": manifest["bits_per_weight"],
+                                          "items_sha256": sha256_file(METRICS / "items" / f"{name}.json")}
+    speed = found["speed"] | whose
     write_json(METRICS / f"{name}.speed.json", speed)
     write_json(METRICS / f"{name}.json", quality)
     run.track(**of_variant(manifest), metrics=figures(quality) | {"speed": speed},

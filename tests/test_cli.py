@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -135,16 +136,17 @@ def measured(folder) -> Path:
         bundle = folder / "artifacts/exports" / name
         bundle.mkdir(parents=True)
         (folder / "metrics/items").mkdir(parents=True, exist_ok=True)
-        about = {"variant": name, "artifact_sha256": "ab", "substituted_share": 0.0, "versions": {}, "files": {}, "layers": {}, "tensors": {}, "recipe": {},
+        whose = {"artifact_sha256": "ab", "runtime": "llama.cpp"}
+        about = whose | {"variant": name, "substituted_share": 0.0, "versions": {}, "files": {}, "layers": {}, "tensors": {}, "recipe": {},
                  "calibration": None, "created_by": "export-1", "source": {}}
         metrics = FIGURES | {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": 0.001, "tokens": 1000,
-                             "artifact_sha256": "ab", "gold_accuracy_delta": 0.0, "gold_lost": 0, "gold_won": 0,
+                             **whose, "items_sha256": sha256(b"[]").hexdigest(), "gold_accuracy_delta": 0.0, "gold_lost": 0, "gold_won": 0,
                              "gold_flips": 0, "gold_items": 1000, "gold_p_value": 1.0}
         (bundle / "README.md").write_text("## Serve it\n")
         for path, value in (("manifest.json", about), ("smoke.json", {"prompts": []})):
             (bundle / path).write_text(json.dumps(value))
         (folder / f"metrics/{name}.json").write_text(json.dumps(metrics))
-        (folder / f"metrics/{name}.speed.json").write_text(json.dumps({"decode_tok_s": 9.0, "peak_rss_mib": 200.0}))
+        (folder / f"metrics/{name}.speed.json").write_text(json.dumps(whose | {"decode_tok_s": 9.0, "peak_rss_mib": 200.0}))
         (folder / f"metrics/items/{name}.json").write_text("[]")
     return folder
 

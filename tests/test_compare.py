@@ -7,7 +7,7 @@ import pytest
 from stages import compare as stage
 from stages.config import load_params
 from stages.report import layers
-from stages.tracking import EVENTS, Failure, sha256_json, write_json, write_text
+from stages.tracking import EVENTS, Failure, sha256_file, sha256_json, write_json, write_text
 
 
 def event(name: str, instance: str | None, failure: str | None = None) -> dict:
@@ -42,21 +42,21 @@ LAYERS = {f"layer-{n}": {"error": float(n % 7), "rtn_error": 8.0} for n in range
 TENSORS = {f"{name}.weight": {"actual": "int4", "bits_per_weight": 4.5, "weights": 64, "bytes": 36} for name in LAYERS}
 
 
-def figures(name: str, size: float, kld: float, sha256: str = "ab" * 32, **more) -> None:
+def figures(name: str, size: float, kld: float, sha256: str = "ab" * 32, runtime: str = "llama.cpp", **more) -> None:
     """What evaluate leaves of a variant of `size` MiB."""
     metrics = {"size_bytes": size * 2**20, "mean_kld": kld, "mean_kld_se": kld / 10, "p999_kld": kld, "perplexity": 3.0,
                "perplexity_delta": 0.1, "perplexity_delta_se": 0.01, "bits_per_weight": 4.5, "same_top_p": 0.97,
                "same_top_p_se": 0.01, "gold_accuracy_delta_interval": [-0.04, 0.02], "gold_tasks": {},
                "gold_accuracy": 0.9, "gold_accuracy_delta": -0.01, "gold_flips": 3, "gold_lost": 2, "gold_won": 1,
                "gold_p_value": 0.6, "gold_items": 100, "gold_open": 0.9, "artifact_sha256": sha256,
-               "runtime_version": "1.0", "tokens": 100} | more
-    speed = {"load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0, "peak_rss_mib": 300.0, "threads": 2,
-             "device": "cpu"}
-    said = {"task": "open", "prompt": "p", "reference": "r", "said": "s", "baseline_said": "t"}
+               "runtime": runtime, "runtime_version": "1.0", "tokens": 100} | more
+    speed = {"artifact_sha256": sha256, "runtime": runtime, "load_s": 0.1, "prefill_tok_s": 900.0, "decode_tok_s": 90.0,
+             "peak_rss_mib": 300.0, "threads": 2, "device": "cpu"}
+    said = {"task": "open", "prompt": "p", "reference": "r", "said": name, "baseline_said": "t"}
     items = [said | {"id": name, "correct": True, "baseline_correct": before} for name, before in (("a", False), ("b", True))]
-    write_json(stage.METRICS / f"{name}.json", metrics)
-    write_json(stage.METRICS / f"{name}.speed.json", speed)
     write_json(stage.METRICS / "items" / f"{name}.json", items)
+    write_json(stage.METRICS / f"{name}.json", {"items_sha256": sha256_file(stage.METRICS / "items" / f"{name}.json")} | metrics)
+    write_json(stage.METRICS / f"{name}.speed.json", speed)
 
 
 def measured(name: str, size: float, kld: float, sha256: str = "ab" * 32, **more) -> None:

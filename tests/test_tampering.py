@@ -43,7 +43,7 @@ def tampered(bundles, tmp_path, monkeypatch, tiny_model, texts) -> Project:
     monkeypatch.chdir(root)
     for name in VARIANTS:
         manifest = json.loads((evaluate.EXPORTS / name / "manifest.json").read_text())
-        figures(name, 5, 0.001, artifact_sha256=manifest["artifact_sha256"])
+        figures(name, 5, 0.001, manifest["artifact_sha256"], manifest["runtime"], gold_items=len(name))
     return Project(root, tiny_model, texts)
 
 
@@ -107,12 +107,22 @@ def test_it_is_refused(container, tamper, tampered, capsys):
     assert not evaluate.METRICS.exists()
 
 
-def test_figures_of_two_variants_that_change_places_are_refused(tampered):
-    exchange(evaluate.METRICS / "bf16.json", evaluate.METRICS / "int8.json")
-    for name in ("bf16", "int8"):
+@pytest.mark.parametrize("of", ["{}.json", "{}.speed.json", "items/{}.json"])
+def test_figures_of_two_variants_that_change_places_are_refused(of, tampered):
+    files = [evaluate.METRICS / of.format(name) for name in ("bf16", "int8")]
+    exchange(*files)
+    for name, file in zip(("bf16", "int8"), files, strict=True):
         row = compare.row_of(name, load_params())
-        assert (row["status"], row["failure"]) == ("failed", Failure.ARTIFACT_CHANGED)
-        assert "belong to other bytes than the bundle" in row["message"]
+        assert (row["status"], row["failure"], row["metrics"]) == ("failed", Failure.ARTIFACT_CHANGED, {})
+        assert f"{file} belongs to other bytes than the bundle" in row["message"]
+
+
+def test_answers_that_were_edited_or_are_gone_are_refused(tampered):
+    path = evaluate.METRICS / "items/bf16.json"
+    path.write_text(path.read_text().replace("true", "false", 1))
+    assert compare.row_of("bf16", load_params())["failure"] == Failure.ARTIFACT_CHANGED
+    path.unlink()
+    assert compare.row_of("bf16", load_params())["failure"] == Failure.ARTIFACT_CHANGED
 
 
 def test_the_report_picks_no_variant_that_was_tampered_with(tampered):
