@@ -237,7 +237,7 @@ def test_moments_that_are_not_finite(ready, capsys):
 
 
 def test_a_layer_worse_than_round_to_nearest_is_a_failure(ready, capsys, monkeypatch):
-    monkeypatch.setattr("stages.methods.gptq.settle", lambda linear, weight, *_: rtn.quantize(weight * 1.3, 4, 128, False))
+    monkeypatch.setattr("stages.methods.gptq.improve", lambda linear, weight, *_: rtn.quantize(weight * 1.3, 4, 128, False))
     refused(ready, capsys, "gptq-w4g128", Failure.WORSE_THAN_ROUND_TO_NEAREST,
             "model.layers.0.self_attn.q_proj has the error")
 

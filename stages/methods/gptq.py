@@ -130,7 +130,7 @@ def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: 
     return choose_rows(weight, moment, *made) if weighted else made[0]
 
 
-def settle(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, solved: Solved) -> GroupedLinear:
+def improve(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, solved: Solved) -> GroupedLinear:
     """A weight [out, in] rounded by `quantize`, then by descent on Δ H Δᵀ, and once more from the start on the scales that
     this found. Each row keeps what leaves less.
     """

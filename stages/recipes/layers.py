@@ -35,7 +35,7 @@ def rounded(name: str, recipe: AnyRecipe, weight: torch.Tensor, moment: torch.Te
         linear = rtn.quantize(weight, *grid, moment.diagonal() if weighted else None)
     if curved:
         return curvature.refine(linear, weight, moment, factors)
-    return gptq.settle(linear, weight, moment, solved) if solved else linear
+    return gptq.improve(linear, weight, moment, solved) if solved else linear
 
 
 def round_block(work: Work, layer: int) -> dict:
