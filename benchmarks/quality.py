@@ -3,6 +3,7 @@
     python -m benchmarks.quality                                     # the demo model, all peers; some hours on two cores
     python -m benchmarks.quality --bits 3 --groups 128 --peers autoround
     python -m benchmarks.quality --model /path --calibration a.txt --evaluation b.txt
+    python -m benchmarks.quality --draws 6 --only gptq 'llmcompressor gptq'     # how much is chance
 
 Each peer runs in an environment of its own, made on first use under ~/.cache/quantline-peers. Writes
 benchmarks/results/quality-<model>.json and prints the table.
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -68,15 +70,20 @@ def environment(peer: str) -> Path:
 class Bench:
     """One model, its calibration and evaluation tokens, and the distribution of the unquantized model."""
 
-    def __init__(self, model: Path, calibration: Path, evaluation: Path, sequences: tuple[int, int], length: int) -> None:
+    def __init__(self, model: Path, calibration: Path, evaluation: Path, sequences: tuple[int, int], length: int,
+                 draws: int = 1) -> None:
         self.checkpoint, tokenizer = Checkpoint(model), Tokenizer(model)
         texts = [[part for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
                  for path in (calibration, evaluation)]
         if calibration == evaluation:  # one text: calibration has the first half
             half = len(texts[0]) // 2
             texts = [texts[0][:half], texts[0][half:]]
-        self.calibration, self.evaluation = (tokenizer.pack(text, count, length)
-                                             for text, count in zip(texts, sequences, strict=True))
+        drawn, self.evaluation = (tokenizer.pack(text, count, length)
+                                  for text, count in zip(texts, (draws * sequences[0], sequences[1]), strict=True))
+        if len(drawn) < draws * sequences[0]:
+            raise SystemExit(f"expected {draws * sequences[0]} sequences of calibration text, found {len(drawn)}; take fewer draws")
+        self.draws = np.split(drawn, draws)
+        self.calibration = self.draws[0]
         self.facts = architecture(self.checkpoint)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.original = {name: value.detach().clone() for name, value in self.model.named_parameters()}
@@ -134,8 +141,8 @@ class Bench:
     def report(self, seconds: dict[str, dict], rows: list[dict]) -> dict:
         """What is written of the rows so far."""
         return {"model": self.name, "calibration_tokens": int(self.calibration.size), "calibration_seconds": seconds,
-                "evaluation_tokens": int(self.evaluation.size), "threads": os.cpu_count(), "rows": rows,
-                "ratios": dict(ratios(rows, seconds))}
+                "evaluation_tokens": int(self.evaluation.size), "threads": os.cpu_count(), "draws": len(self.draws), "rows": rows,
+                "ratios": dict(ratios(averaged(rows), seconds))}
 
     def peer(self, peer: str, method: str, bits: int, group_size: int) -> dict:
         """Divergence and seconds of a peer, or what it said when it failed."""
@@ -154,22 +161,36 @@ class Bench:
         return {"kld": kld, "se": error, **took}
 
 
+def averaged(rows: list[dict]) -> list[dict]:
+    """One row of each grid and recipe, with the means over the draws in which it did not fail, and of the divergence also the
+    standard error of that mean over the draws.
+    """
+    found = []
+    for key in dict.fromkeys((row["bits"], row["group_size"], row["who"]) for row in rows):
+        same = [row for row in rows if (row["bits"], row["group_size"], row["who"]) == key]
+        done = [row for row in same if "kld" in row]
+        mean = {name: float(np.mean([row[name] for row in done])) for name in ("kld", "se", "seconds", "cpu_seconds") if done}
+        over = {"se": float(np.std([row["kld"] for row in done], ddof=1) / len(done)**0.5)} if len(done) > 1 else {}
+        found.append(same[0] | mean | over)
+    return found
+
+
 def ratios(rows: list[dict], calibration: dict[str, dict[str, float]]) -> Iterator[tuple[str, float]]:
     """(what, ours over theirs): divergence per grid, and time per variant and for the sweep of GPTQ and AWQ."""
     for grid in sorted({(row["bits"], row["group_size"]) for row in rows}, reverse=True):
         found = {row["who"]: row for row in rows if (row["bits"], row["group_size"]) == grid and "kld" in row}
-        best = min((name for name in found if name.endswith("curvature")), key=lambda name: found[name]["kld"])
+        best = min((name for name in found if name.endswith("curvature")), key=lambda name: found[name]["kld"], default=None)
         for ours, theirs in [("gptq", "llmcompressor gptq"), ("awq", "llmcompressor awq"),
                              ("gptq symmetric", "gptqmodel gptq"), (best, "autoround autoround")]:
-            if theirs in found:
+            if ours in found and theirs in found:
                 yield f"divergence at {grid[0]} bits, groups of {grid[1]}: {ours} over {theirs}", found[ours]["kld"] / found[theirs]["kld"]
         for kind in ("seconds", "cpu_seconds"):
-            if "autoround autoround" in found:
+            if best and "autoround autoround" in found:
                 theirs, more = found["autoround autoround"][kind], found[best][kind]
                 yield f"{kind} at {grid[0]} bits, groups of {grid[1]}: {best} over autoround", more / theirs
                 yield f"{kind} at {grid[0]} bits, groups of {grid[1]}: {best} with its calibration over autoround", (calibration["curvature"][kind] + more) / theirs
             peers = [found[name][kind] for name in ("llmcompressor gptq", "gptqmodel gptq") if name in found]
-            if peers:
+            if peers and "gptq" in found:
                 yield (f"{kind} at {grid[0]} bits, groups of {grid[1]}: gptq with its calibration over the fastest peer",
                        (calibration["plain"][kind] + found["gptq"][kind]) / min(peers))
     for kind in ("seconds", "cpu_seconds"):
@@ -201,28 +222,32 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=sorted({peer for peer, _ in PEERS}))
     parser.add_argument("--sequences", type=int, nargs=2, default=[128, 100], help="calibration and evaluation sequences")
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--only", nargs="+", help="the recipes to run, as the table names them: gptq 'llmcompressor gptq'")
+    parser.add_argument("--draws", type=int, default=1, help="neighbouring parts of the calibration text to calibrate on in turn")
     asked = parser.parse_args()
     console = Console()
     torch.set_num_threads(os.cpu_count())
-    bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length)
-    with tempfile.TemporaryDirectory() as work:
-        seconds = {name: bench.calibrate(Path(work) / name, name == "curvature") for name in ("plain", "curvature")}
-        for name in ("awq", "gptq", "gptq + curvature"):  # compiles the kernels
-            bench.ours(recipes(4, asked.groups[0])[name], Path(work) / "curvature")
-        rows = []
-        for bits in asked.bits:
-            for group_size in asked.groups:
-                grid = {"bits": bits, "group_size": group_size}
+    bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length, asked.draws)
+    rows, times = [], []
+    for number, bench.calibration in enumerate(bench.draws):
+        with tempfile.TemporaryDirectory() as work:
+            times.append({name: bench.calibrate(Path(work) / name, name == "curvature") for name in ("plain", "curvature")})
+            for name in ("awq", "gptq", "gptq + curvature") if not rows else ():  # compiles the kernels
+                bench.ours(recipes(4, asked.groups[0])[name], Path(work) / "curvature")
+            for bits, group_size in product(asked.bits, asked.groups):
+                grid = {"bits": bits, "group_size": group_size, "draw": number}
                 for name, recipe in recipes(bits, group_size).items():
-                    rows.append(grid | {"who": name} | bench.ours(recipe, Path(work) / "curvature"))
+                    if name in (asked.only or [name]):
+                        rows.append(grid | {"who": name} | bench.ours(recipe, Path(work) / "curvature"))
                 for peer, method in PEERS:
-                    if peer in asked.peers:
+                    if peer in asked.peers and f"{peer} {method}" in (asked.only or [f"{peer} {method}"]):
                         rows.append(grid | {"who": f"{peer} {method}"} | bench.peer(peer, method, bits, group_size))
-                show(rows, console)
-                write_json(HERE / "results" / f"quality-{bench.name}.json", bench.report(seconds, rows))
-    for what, ratio in ratios(rows, seconds):
+                show(averaged(rows), console)
+                write_json(HERE / "results" / f"quality-{bench.name}{'-draws' if asked.draws > 1 else ''}.json",
+                           bench.report(times[0], rows))
+    for what, ratio in ratios(averaged(rows), times[0]):
         console.print(f"{ratio:8.4f}  {what}", highlight=False)
-    console.print(f"our calibration: {seconds['plain']['seconds']:.1f} s, with gradients {seconds['curvature']['seconds']:.1f} s")
+    console.print(f"our calibration: {times[0]['plain']['seconds']:.1f} s, with gradients {times[0]['curvature']['seconds']:.1f} s")
 
 
 if __name__ == "__main__":
