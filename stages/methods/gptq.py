@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
-from stages.methods.grid import canonical, choose_rows, grid_of
+from stages.methods.grid import canonical, choose_rows, grid_of, rows_of
 from stages.methods.polish import polish
 from stages.methods.rows import over_rows
 from stages.tracking import Failure, StageError
@@ -134,7 +134,8 @@ def improve(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, s
     """A weight [out, in] rounded by `quantize`, then by descent on Δ H Δᵀ, and once more from the start on the scales that
     this found. Each row keeps what leaves less.
     """
-    first = polish(linear, weight, moment)
+    first, error = polish(linear, weight, moment)
     grid = tuple(torch.from_numpy(part.astype(np.float32)).to(weight.device) for part in (first.scales, first.zeros))
     again, = on_grids(weight, [grid], solved, linear.bits, linear.group_size, linear.symmetric)
-    return choose_rows(weight, moment, first, polish(again, weight, moment))
+    again, other = polish(again, weight, moment)
+    return rows_of(first, again, other < error)

@@ -142,11 +142,16 @@ def row_errors(weight: torch.Tensor, rounded: torch.Tensor, moment: torch.Tensor
     return ((difference @ moment) * difference).sum(1, dtype=torch.float64)
 
 
+def rows_of(one: GroupedLinear, other: GroupedLinear, better: torch.Tensor) -> GroupedLinear:
+    """The rows [out] of another rounding where it is `better`, else those of the one."""
+    mask = better.cpu().numpy()[:, None]
+    return replace(one, **{part: np.where(mask, getattr(other, part), values) for part, values in one.parts().items()})
+
+
 def choose_rows(weight: torch.Tensor, moment: torch.Tensor, one: GroupedLinear, other: GroupedLinear) -> GroupedLinear:
     """The rows of two roundings of a weight [out, in] that leave the smaller Δ H Δᵀ each."""
     first, second = (row_errors(weight, torch.from_numpy(linear.dequantize()).to(weight.device), moment) for linear in (one, other))
-    better = (second < first).cpu().numpy()[:, None]
-    return replace(one, **{part: np.where(better, getattr(other, part), values) for part, values in one.parts().items()})
+    return rows_of(one, other, second < first)
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, moment: torch.Tensor) -> float:

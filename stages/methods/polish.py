@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from stages.checkpoints.canonical import GroupedLinear
+from stages.methods.grid import rows_of
 from stages.methods.rows import over_rows
 
 ROUNDS = 2  # more hardly help (benchmarks/README.md)
@@ -94,8 +95,10 @@ def settle_all_rows(steps: torch.Tensor, scales: torch.Tensor, zeros: torch.Tens
             steps[:, j] = wanted
 
 
-def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, rounds: int = ROUNDS) -> GroupedLinear:
-    """A rounded weight [out, in], its integers and scales moved to where Δ H Δᵀ of each row is least that the rounds find.
+def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor,
+           rounds: int = ROUNDS) -> tuple[GroupedLinear, torch.Tensor]:
+    """(a rounded weight [out, in], its integers and scales moved to where Δ H Δᵀ of each row is least that the rounds find,
+    and that error, float64 [out]).
 
     H [in, in] has to be positive on its diagonal; where it is not, integers stay. Zero points stay, scales are values that
     bfloat16 holds exactly, and no row is worse than what came in.
@@ -105,11 +108,11 @@ def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, ro
     size = linear.group_size
     steps, at_once = integers - zeros.repeat_interleave(size, 1), max(1, COLUMNS // size)
 
-    def difference() -> torch.Tensor:
-        return steps * scales.repeat_interleave(size, 1) - weight
+    def errors() -> torch.Tensor:
+        return (pull * (steps * scales.repeat_interleave(size, 1) - weight)).sum(1, dtype=torch.float64)
 
-    pull = difference() @ moment
-    before = (pull * difference()).sum(1, dtype=torch.float64)
+    pull = (steps * scales.repeat_interleave(size, 1) - weight) @ moment
+    before = errors()
     for _ in range(rounds):
         for group in range(0, scales.shape[1], at_once):
             groups = slice(group, min(group + at_once, scales.shape[1]))
@@ -121,6 +124,6 @@ def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, ro
             change = step * scale.repeat_interleave(size, 1) - steps[:, span] * scales[:, groups].repeat_interleave(size, 1)
             steps[:, span], scales[:, groups] = step, scale
             pull += change @ moment[span]
-    worse = (~((pull * difference()).sum(1, dtype=torch.float64) < before)).cpu().numpy()[:, None]
-    moved = (steps + zeros.repeat_interleave(size, 1)).to(torch.uint8).cpu().numpy()
-    return replace(linear, integers=np.where(worse, linear.integers, moved), scales=np.where(worse, linear.scales, scales.cpu().numpy()))
+    after, integers = errors(), (steps + zeros.repeat_interleave(size, 1)).to(torch.uint8).cpu().numpy()
+    moved = replace(linear, integers=integers, scales=scales.cpu().numpy())
+    return rows_of(linear, moved, after < before), torch.where(after < before, after, before)
