@@ -229,7 +229,8 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count())
     bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length, asked.draws)
     rows, times = [], []
-    for number, bench.calibration in enumerate(bench.draws):
+    for number, drawn in enumerate(bench.draws):
+        bench.calibration = drawn
         with tempfile.TemporaryDirectory() as work:
             times.append({name: bench.calibrate(Path(work) / name, name == "curvature") for name in ("plain", "curvature")})
             for name in ("awq", "gptq", "gptq + curvature") if not rows else ():  # compiles the kernels
