@@ -72,7 +72,7 @@ def figures_of(name: str, manifest: dict) -> tuple[dict, dict, list[dict]]:
     metrics, speed, items = METRICS / f"{name}.json", METRICS / f"{name}.speed.json", METRICS / "items" / f"{name}.json"
     quality, whose = read(metrics), {"artifact_sha256": manifest["artifact_sha256"], "runtime": manifest["runtime"]}
     changed = [path for path in (metrics, speed) if not whose.items() <= read(path).items()]
-    if quality["items_sha256"] != (sha256_file(items) if items.is_file() else None):
+    if not items.is_file() or quality.get("items_sha256") != sha256_file(items):
         changed.append(items)
     if changed:
         raise StageError(Failure.ARTIFACT_CHANGED, f"{changed[0]} belongs to other bytes than the bundle on disk; run dvc repro")

@@ -67,7 +67,7 @@ class InputMoments:
         while self._sums:
             key = next(iter(self._sums))
             upper = self._sums.pop(key).triu_().div_(self.layers[key]["tokens"])
-            moment = (upper + upper.triu(1).T).float()
+            moment = upper.add_(upper.triu(1).T).float()
             peak = self._peaks.pop(key)
             shares = torch.cat(self._samples.pop(key)) / peak.clamp(min=SMALLEST)
             self.keep(key, moment.cpu().numpy(), peak=peak.cpu().numpy(), sample=shares.half().cpu().numpy())

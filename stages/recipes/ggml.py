@@ -17,11 +17,11 @@ def round_block(work: Work, layer: int | None) -> dict:
     """The report of a block, or of what lies outside of all blocks, whose tensors go to the writer in the types that the
     mix and their widths give. Without calibration a tensor is rounded by ggml in either method.
     """
-    reports, folds, at_once = {}, None, 1 if layer is None else 2  # one tensor is read while another is rounded
+    reports, folds = {}, None
     if work.recipe.method == "kquant-curvature":  # torch, which the other does without
         from stages.recipes import ggml_curved
 
-        folds, at_once = ggml_curved.fold(work, layer), 1
+        folds = ggml_curved.fold(work, layer)
 
     def rounded(name: str) -> tuple[str, np.ndarray, tuple[int, ...], dict]:
         tensor, (wanted, actual) = work.checkpoint.raw(name), work.mixture.types(name)
@@ -36,8 +36,8 @@ def round_block(work: Work, layer: int | None) -> dict:
                                             "importance": importance is not None} | more
 
     names = [name for name in work.checkpoint.names if work.facts.layer_index(name) == layer]
-    with ThreadPoolExecutor(at_once) as pool:
-        for name, (kind, data, shape, report) in zip(names, pool.map(rounded, names), strict=True):
+    with ThreadPoolExecutor(2) as pool:  # one tensor of a block is read while another is rounded; torch has threads of its own
+        for name, (kind, data, shape, report) in zip(names, (map if folds or layer is None else pool.map)(rounded, names), strict=True):
             work.writer.add_blocks(name, kind, data, shape)
             reports[name] = report
     return {"layers": reports, "transforms": folds.transforms if folds else []}
