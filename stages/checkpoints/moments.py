@@ -66,8 +66,7 @@ class InputMoments:
             self._now.clear()
         while self._sums:
             key = next(iter(self._sums))
-            upper = self._sums.pop(key).triu_().div_(self.layers[key]["tokens"])
-            moment = upper.add_(upper.triu(1).T).float()
+            moment = whole(self._sums.pop(key)).div_(self.layers[key]["tokens"]).float()
             peak = self._peaks.pop(key)
             shares = torch.cat(self._samples.pop(key)) / peak.clamp(min=SMALLEST)
             self.keep(key, moment.cpu().numpy(), peak=peak.cpu().numpy(), sample=shares.half().cpu().numpy())
@@ -97,6 +96,11 @@ def add_products(total: "torch.Tensor", rows: "torch.Tensor") -> None:
     for start in range(0, rows.shape[1], COLUMNS):
         span = slice(start, start + COLUMNS)
         total[span, start:] += rows[:, span].T @ rows[:, start:]
+
+
+def whole(upper: "torch.Tensor") -> "torch.Tensor":
+    """The symmetric matrix of what lies on and above the diagonal of `upper`, which is changed into it."""
+    return upper.triu_().add_(upper.triu(1).T)
 
 
 def check(key: str, moment: np.ndarray) -> None:
