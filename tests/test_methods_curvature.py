@@ -69,23 +69,36 @@ def test_columns_felt_through_h_across_the_blocks_of_the_kernel(monkeypatch):
     assert (descended() == one).float().mean() > 0.99
 
 
-def test_refitted_scales_are_stationary():
+def refitted(steps_of_cg: int, monkeypatch):
+    """(what a layer's scales were, what they are refitted to, its cost as a function of scales)."""
+    monkeypatch.setattr(curvature, "STEPS", steps_of_cg)
     weight, moment, factors = layer(4, blocks=2)
-    linear = rtn.quantize(weight, 4, 32, False)
-    steps = torch.from_numpy(linear.integers).float() - torch.from_numpy(linear.zeros).float()
+    linear = rtn.quantize(weight, 4, 16, False)
+    scales, zeros = (torch.from_numpy(one).float() for one in (linear.scales, linear.zeros))
+    steps = torch.from_numpy(linear.integers).float() - zeros.repeat_interleave(16, 1)
     product = torch.from_numpy(linear.dequantize() - weight.numpy()) @ moment
-    scales = refit_scales(steps, torch.from_numpy(linear.scales), product, moment, factors, 32)
-    assert torch.allclose(product, (steps * scales - weight) @ moment, atol=1e-4 * float(moment.abs().max()))
-    assert torch.equal(scales, scales.bfloat16().float()) and (scales > 0).all()
-    free = torch.from_numpy(linear.scales).double().requires_grad_(True)
-    wide = whole(factors).double()
-    for _ in range(3):  # Newton on the same quadratic form, in double
-        left = steps.double() * free - weight.double()
-        cost = torch.trace(wide @ left @ moment.double() @ left.T)
-        slope, = torch.autograd.grad(cost, free, create_graph=True)
-        curve = torch.stack([torch.autograd.grad(slope[row, 0], free, retain_graph=True)[0][:, 0] for row in range(12)])
-        free = (free.detach() - torch.linalg.solve(curve, slope.detach())).requires_grad_(True)
-    assert torch.allclose(scales.double(), free.detach(), rtol=2**-7)
+    found = refit_scales(steps, scales, product, moment, factors, 16)
+    assert torch.allclose(product, (steps * found.repeat_interleave(16, 1) - weight) @ moment, atol=1e-4 * float(moment.abs().max()))
+    assert torch.equal(found, found.bfloat16().float()) and (found > 0).all()
+
+    def cost(scales: torch.Tensor) -> torch.Tensor:
+        left = steps.double() * scales.double().repeat_interleave(16, 1) - weight.double()
+        return torch.trace(whole(factors).double() @ left @ moment.double() @ left.T)
+
+    return scales, found, cost
+
+
+def test_scales_refitted_to_the_end_are_stationary(monkeypatch):
+    start, found, cost = refitted(100, monkeypatch)
+    hessian = torch.autograd.functional.hessian(cost, start.double()).reshape(start.numel(), -1)
+    slope = torch.autograd.functional.jacobian(cost, start.double()).reshape(-1)
+    least = start.double() - torch.linalg.solve(hessian, slope).reshape(start.shape)
+    assert torch.allclose(found.double(), least, rtol=2**-7)
+
+
+def test_a_refit_of_few_steps_gains_most_of_what_there_is(monkeypatch):
+    (start, few, cost), (_, end, _) = refitted(curvature.STEPS, monkeypatch), refitted(100, monkeypatch)
+    assert cost(start) - cost(few) > 0.7 * (cost(start) - cost(end)) > 0
 
 
 @given(st.integers(0, 10_000), st.sampled_from([(2, 8, False), (3, 16, True), (4, 32, False)]), st.sampled_from([1, 3]))

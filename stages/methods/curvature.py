@@ -6,6 +6,7 @@ scales, refitted given the integers, and coordinate descent on the integers give
 both factors for rounding follows YAQA (Tseng et al. 2025); the descent is our own.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numba
@@ -18,7 +19,7 @@ from stages.methods.rows import in_threads
 ROUNDS = 8  # over the integers; by then the figure hardly falls any more (benchmarks/README.md)
 REFITS = 4  # of these, the first; after them the scales stay
 SETTLED = 0.997  # share of integers that stay in a round after which there is no other
-STEPS = 4  # of conjugate gradients; more move hardly a scale by what bfloat16 holds
+STEPS = 2  # of conjugate gradients in each; the rounds do the rest
 TOGETHER = 16  # rows of a column that are passed over together where none of them is further than half a step from its best
 COLUMNS = 128  # columns whose changes are gathered before the rest of P hears of them
 DAMPING_IN, DAMPING_OUT = 0.01, 0.1  # shares of the mean diagonal that are added to H and G
@@ -36,48 +37,52 @@ def divergence(difference: torch.Tensor, moment: torch.Tensor, factors: torch.Te
     return float(((factors @ rows @ moment) * rows).sum(dtype=torch.float64))
 
 
-def solved(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """x [blocks, n] with A x = b, by conjugate gradients with the diagonal as preconditioner (Golub and Van Loan, 11.5).
+def solved(times: Callable[[torch.Tensor], torch.Tensor], diagonal: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """x [blocks, rows, n] with A x = b, block by block, by some steps of conjugate gradients from 0 with the diagonal as
+    preconditioner (Golub and Van Loan, 11.5). `times` is A's product with such a tensor.
 
-    A [blocks, n, n] is positive definite with a diagonal that outweighs the rest, so that a few steps do; a factorization
-    would cost more than all else that a group of weights costs. Where a direction has no curvature, x stays as it is.
+    Every step lowers xᵀ A x - 2 bᵀ x. Where the diagonal is not positive, x stays 0.
     """
-    diagonal = matrix.diagonal(dim1=1, dim2=2)
     inverse = torch.where(diagonal > 0, 1 / diagonal, 0)
     found, left = torch.zeros_like(right), right
     step = toward = inverse * left
-    size = (left * toward).sum(1, keepdim=True)
+    size = (left * toward).sum((1, 2), keepdim=True)
     for _ in range(STEPS):
-        turned = (step[:, None] @ matrix)[:, 0]  # A is symmetric; this product is the faster one
-        curve = (step * turned).sum(1, keepdim=True)
+        turned = times(step)
+        curve = (step * turned).sum((1, 2), keepdim=True)
         length = torch.where(curve > 0, size / curve, 0)
         found, left = found + length * step, left - length * turned
         toward, before = inverse * left, size
-        size = (left * toward).sum(1, keepdim=True)
+        size = (left * toward).sum((1, 2), keepdim=True)
         step = toward + torch.where(before > 0, size / before, 0) * step
     return found
 
 
 def refit_scales(steps: torch.Tensor, scales: torch.Tensor, product: torch.Tensor, moment: torch.Tensor,
                  factors: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Scales [out, groups] for fixed steps = integers - zeros: one group after another, all rows of it at once.
+    """Scales [out, groups] for fixed steps = integers - zeros, those of all groups at once.
 
-    `product` [out, in] is Δ H and follows. With U [rows, group] the steps of a group, tr(G Δ H Δᵀ) is a quadratic form in
-    its scales whose matrix is G ∘ (U H Uᵀ), positive definite as the product of two such (Schur). A scale that would turn
-    negative stays as it is. Scales are values that bfloat16 holds exactly.
+    `product` [out, in] is Δ H and follows. tr(G Δ H Δᵀ) is a quadratic form in the scales: with U_g [rows, group] the steps of
+    a group, its slope is the row sums of U_g ∘ (G Δ H)_g and its curvature in one scale G_ii (U_g H_gg U_gᵀ)_ii. A scale that
+    would turn negative stays as it is. Scales are values that bfloat16 holds exactly.
     """
-    scales = scales.clone()
-    grouped = steps.reshape(len(factors), factors.shape[1], -1, group_size)
-    left, shaped = product.view(*grouped.shape[:2], -1), scales.view(*grouped.shape[:3])
-    for group in range(shaped.shape[2]):
-        span, one, old = slice(group * group_size, (group + 1) * group_size), grouped[:, :, group], shaped[:, :, group]
-        slope = (one * (factors @ left[:, :, span])).sum(2)
-        wanted = old - solved(factors * (one @ moment[span, span] @ one.transpose(1, 2)), slope)
-        wanted = wanted.bfloat16().float()
-        new = torch.where((wanted > 0) & torch.isfinite(wanted), wanted, old)
-        left += (one * (new - old)[..., None]) @ moment[span]
-        shaped[:, :, group] = new
-    return scales
+    shape = (*factors.shape[:2], scales.shape[1], group_size)
+    grouped, old = steps.reshape(shape), scales.reshape(shape[:3])
+
+    def felt(change: torch.Tensor) -> torch.Tensor:
+        return (grouped * change[..., None]).reshape(steps.shape) @ moment
+
+    def slope(felt: torch.Tensor) -> torch.Tensor:
+        return (grouped * (factors @ felt.reshape(*shape[:2], -1)).reshape(shape)).sum(3)
+
+    own = torch.stack([moment[start:start + group_size, start:start + group_size]
+                       for start in range(0, len(moment), group_size)])
+    curve = ((grouped.reshape(len(steps), -1, group_size).transpose(0, 1) @ own).transpose(0, 1).reshape(shape) * grouped).sum(3)
+    diagonal = curve * factors.diagonal(dim1=1, dim2=2)[..., None]
+    wanted = (old + solved(lambda change: slope(felt(change)), diagonal, -slope(product))).bfloat16().float()
+    new = torch.where((wanted > 0) & torch.isfinite(wanted), wanted, old)
+    product += felt(new - old)
+    return new.reshape(scales.shape)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=False)

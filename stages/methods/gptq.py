@@ -132,10 +132,10 @@ def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: 
 
 def improve(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, solved: Solved) -> GroupedLinear:
     """A weight [out, in] rounded by `quantize`, then by descent on Δ H Δᵀ, and once more from the start on the scales that
-    this found. Each row keeps what leaves less.
+    this found, with one round of descent there. Each row keeps what leaves less.
     """
     first, error = polish(linear, weight, moment)
     grid = tuple(torch.from_numpy(part.astype(np.float32)).to(weight.device) for part in (first.scales, first.zeros))
     again, = on_grids(weight, [grid], solved, linear.bits, linear.group_size, linear.symmetric)
-    again, other = polish(again, weight, moment)
+    again, other = polish(again, weight, moment, rounds=1)
     return rows_of(first, again, other < error)
