@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import HERE, Bench
+from benchmarks.rounding import round_model
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.moments import Moments
 from stages.config import RECIPES
 from stages.methods.ggml_blocks import dequantize
-from stages.recipes import MODULES, round_block
 from stages.recipes.budget import fit, plan_of
 from stages.recipes.work import Work
 from stages.tracking import write_json
@@ -51,9 +51,7 @@ def measure(bench: Bench, asked: dict, calibration: Path) -> tuple[dict, torch.T
                     QuantizedWriter(Path(folder)))
         work, told = fit(work, {"name": "budget", **work.recipe.model_dump(mode="json")}, Path(folder))
         found, chose = {"seconds_choosing": time.perf_counter() - started}, time.perf_counter()
-        in_ggml = MODULES.get(asked["method"]) == "ggml"
-        for layer in [*range(bench.facts.layers), *([None] if in_ggml else [])]:
-            work.writer.close_part("rest" if layer is None else f"block-{layer:03d}", round_block(work, layer))
+        round_model(work)
         work.writer.close({})
         found["seconds_rounding"] = time.perf_counter() - chose
         quantized, parameters = Quantized(folder), dict(bench.model.named_parameters())

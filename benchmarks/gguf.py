@@ -127,13 +127,13 @@ def llama_quantize(source: Path, target: Path, mix: str, importance: Path | None
 
 def ours(work: Path, mix: str, kernel: str, importance: Path | None) -> None:
     """What the stages quantize and export do between reading the checkpoint and the finished file."""
+    from benchmarks.rounding import round_model
     from stages.checkpoints.architecture import architecture
     from stages.checkpoints.canonical import Quantized, QuantizedWriter
     from stages.checkpoints.moments import Moments
     from stages.checkpoints.reader import Checkpoint
     from stages.config import Variant
     from stages.formats import gguf
-    from stages.recipes import round_block
     from stages.recipes.work import Work
     from stages.schema.recipes import KQuant
 
@@ -142,12 +142,8 @@ def ours(work: Path, mix: str, kernel: str, importance: Path | None) -> None:
     facts, folder, bundle = architecture(checkpoint), work / f"ours-{kernel}/quantized", work / f"ours-{kernel}/bundle"
     folder.mkdir(parents=True)
     bundle.mkdir()
-    job, layers = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder)), {}
-    for layer in [*range(facts.layers), None]:
-        part = "rest" if layer is None else f"block-{layer:03d}"
-        report = round_block(job, layer)
-        job.writer.close_part(part, report)
-        layers |= report["layers"]
+    job = Work(recipe, checkpoint, facts, moments, QuantizedWriter(folder))
+    layers = round_model(job)
     job.writer.close({"recipe": {"name": mix.lower(), **recipe.model_dump(mode="json")}, "tensors": layers, "transforms": [],
                       "calibration": moments.provenance(), "importance": job.mixture.write_importance(folder)})
     gguf.write(checkpoint, Quantized(folder), bundle, Variant(recipe=mix.lower(), format="gguf", runtime="llama.cpp"))

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.quality import HERE, Bench
+from benchmarks.rounding import round_model
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
 from stages.checkpoints.moments import ABOUT, Moments
 from stages.checkpoints.tokenization import Tokenizer
@@ -31,7 +32,6 @@ from stages.methods import kquant, kquant_curvature
 from stages.metrics.gold import GoldResult, TokenizedItem, load_gold
 from stages.metrics.scoring import score
 from stages.metrics.significance import compare_gold
-from stages.recipes import round_block
 from stages.recipes.work import Work
 from stages.reference import tokenize
 from stages.runtimes import greedy
@@ -71,8 +71,7 @@ def made(bench: Bench, recipe: dict, calibration: Path, folder: Path) -> dict[st
     """The seconds of a recipe that makes ggml blocks, which it writes to a folder."""
     started, used = time.perf_counter(), time.process_time()
     work = Work(RECIPES[recipe["method"]](**recipe), bench.checkpoint, bench.facts, Moments(calibration), QuantizedWriter(folder))
-    for layer in [*range(bench.facts.layers), None]:
-        work.writer.close_part("rest" if layer is None else f"block-{layer:03d}", round_block(work, layer))
+    round_model(work)
     work.writer.close({})
     return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
 

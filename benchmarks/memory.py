@@ -57,29 +57,25 @@ def make(folder: Path, blocks: int) -> None:
 
 def step(name: str, folder: Path) -> None:
     """What is measured, in the process that is watched. `imports` does nothing but import."""
+    from benchmarks.rounding import calibrate, round_model
     from stages.checkpoints import blocks, gradients  # noqa: F401
     from stages.checkpoints.architecture import architecture
     from stages.checkpoints.canonical import QuantizedWriter
-    from stages.checkpoints.moments import ABOUT, Moments, collect
+    from stages.checkpoints.moments import Moments
     from stages.checkpoints.reader import Checkpoint
     from stages.config import RECIPES
     from stages.methods import awq, curvature, gptq  # noqa: F401
-    from stages.recipes import round_block
     from stages.recipes.work import Work
 
     checkpoint, calibration = Checkpoint(folder / "model"), folder / "calibration"
     if name == "calibrate":
-        calibration.mkdir()
         tokens = np.random.default_rng(1).integers(0, SIZES["vocab_size"], (SEQUENCES, LENGTH)).astype(np.int32)
-        write_json(calibration / ABOUT, {"layers": collect(checkpoint, tokens, calibration, seed=0), "curvature": True})
+        calibrate(checkpoint, tokens, calibration, True)
     elif name != "imports":
         method, curved = name.split("+") if "+" in name else (name, None)
         recipe = RECIPES[method](method=method, bits=4, group_size=128, symmetric=False, curvature=curved is not None)
         (folder / name).mkdir()
-        facts, writer = architecture(checkpoint), QuantizedWriter(folder / name)
-        work = Work(recipe, checkpoint, facts, Moments(calibration), writer)
-        for layer in range(facts.layers):
-            writer.close_part(f"block-{layer:03d}", round_block(work, layer))
+        round_model(Work(recipe, checkpoint, architecture(checkpoint), Moments(calibration), QuantizedWriter(folder / name)))
 
 
 def watched(name: str, folder: Path) -> dict[str, float]:

@@ -24,19 +24,17 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.rounding import calibrate, round_model
 from stages.checkpoints.architecture import architecture
 from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.ends import TOKENS
-from stages.checkpoints.moments import ABOUT, Moments, collect
+from stages.checkpoints.moments import Moments
 from stages.checkpoints.reader import Checkpoint
 from stages.checkpoints.tokenization import Tokenizer
 from stages.config import RECIPES
-from stages.recipes import round_block
 from stages.recipes.work import Work
-from stages.tracking import sha256_json, write_json
+from stages.tracking import write_json
 
 HERE = Path(__file__).parent
 PEERS = [("llmcompressor", "gptq"), ("llmcompressor", "awq"), ("gptqmodel", "gptq"), ("autoround", "autoround")]
@@ -102,12 +100,7 @@ class Bench:
     def calibrate(self, folder: Path, curvature: bool) -> dict[str, float]:
         """The time that our calibration takes."""
         started, used = time.perf_counter(), time.process_time()
-        folder.mkdir()
-        layers = collect(self.checkpoint, self.calibration, folder, 0 if curvature else None)
-        save_file({"tokens": np.ascontiguousarray(self.calibration)}, folder / TOKENS)
-        write_json(folder / ABOUT, {"layers": layers, "curvature": curvature, "tokens": int(self.calibration.size), "seed": 0,
-                                    "sequences": len(self.calibration), "length": self.calibration.shape[1],
-                                    "text_sha256": sha256_json(self.calibration.tolist())})
+        calibrate(self.checkpoint, self.calibration, folder, curvature)
         return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
 
     def ours(self, recipe: dict, calibration: Path) -> dict:
@@ -116,21 +109,24 @@ class Bench:
             started, used = time.perf_counter(), time.process_time()
             work = Work(RECIPES[recipe["method"]](**recipe), self.checkpoint, self.facts, Moments(calibration),
                         QuantizedWriter(Path(folder)))
-            for layer in range(self.facts.layers):
-                done = round_block(work, layer)
-                work.writer.close_part(f"block-{layer:03d}", done)
+            round_model(work)
             work.writer.close({})
             took = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
-            quantized, parameters = Quantized(folder), dict(self.model.named_parameters())
-            with torch.no_grad():
-                for name in quantized.linears:
-                    parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
-                for name in quantized.overrides:
-                    parameters[name].copy_(torch.from_numpy(quantized.override(name)))
-                found = self.divergence(self.logprobs())
-                for name, value in self.original.items():
-                    parameters[name].copy_(value)
+            found = self.judged(Path(folder))
         return {"kld": found[0], "se": found[1], **took}
+
+    @torch.no_grad()
+    def judged(self, folder: Path) -> tuple[float, float]:
+        """(mean KL divergence, its standard error) of a rounded model."""
+        quantized, parameters = Quantized(folder), dict(self.model.named_parameters())
+        for name in quantized.linears:
+            parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
+        for name in quantized.overrides:
+            parameters[name].copy_(torch.from_numpy(quantized.override(name)))
+        found = self.divergence(self.logprobs())
+        for name, value in self.original.items():
+            parameters[name].copy_(value)
+        return found
 
     @property
     def name(self) -> str:

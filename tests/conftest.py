@@ -4,6 +4,7 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0",
                   TOKENIZERS_PARALLELISM="false", DO_NOT_TRACK="true", MLFLOW_DISABLE_TELEMETRY="true")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # they hold results against torch's on the CPU, often to the bit
 
 import json
 import random

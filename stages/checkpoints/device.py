@@ -1,4 +1,4 @@
-"""Where tensors are worked on: the GPU if there is one (written for CUDA, and not tried on such hardware yet)."""
+"""Where tensors are worked on: the GPU if there is one. How far that agrees with the CPU is in benchmarks/README.md."""
 
 from functools import cache
 

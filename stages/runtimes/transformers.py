@@ -1,4 +1,4 @@
-"""transformers in float32 (the GPTQ layout in float16, the one its kernels take), on a GPU where there is one (written for CUDA, and not tried on such hardware yet)."""
+"""transformers in float32 (the GPTQ layout in float16, the one its kernels take), on a GPU where there is one."""
 
 import contextlib
 import io
