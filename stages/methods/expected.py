@@ -10,27 +10,32 @@ import numba
 import numpy as np
 import torch
 
-from stages.methods.rows import over_rows
+from stages.methods.rows import in_threads
 
 SMALLEST = 1e-4
+ROWS = 256  # that are summed together, whatever the number of threads, so that this does not show in the sums
 ITERATIONS, RATE = 20, 0.15  # of Adam on log s; more of them gain nothing that the divergence shows (benchmarks/README.md)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=False)
-def _ends(weight, scales, ends, places):
-    """Per row and group the least and the greatest of the scaled weights, or 0, and the columns: [rows, groups, 2]."""
-    size = weight.shape[1] // ends.shape[1]
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def _felt(weight, scales, importance, squares, slopes):
+    """`felt` of some rows, added to squares [groups] and slopes [in]."""
+    size = len(slopes) // len(squares)
+    values = np.empty(size, np.float32)
     for row in range(len(weight)):
-        for group in range(ends.shape[1]):
-            least, most, low, high = np.float32(0), np.float32(0), group * size, group * size
-            for j in range(group * size, (group + 1) * size):
-                value = weight[row, j] * scales[j]
-                if value < least:
-                    least, low = value, j
-                elif value > most:
-                    most, high = value, j
-            ends[row, group, 0], ends[row, group, 1] = least, most
-            places[row, group, 0], places[row, group, 1] = low, high
+        for group in range(len(squares)):
+            start = group * size
+            weights, own, least, most = weight[row, start:start + size], scales[start:start + size], np.float32(0), np.float32(0)
+            for j in range(size):
+                values[j] = weights[j] * own[j]
+                least, most = min(least, values[j]), max(most, values[j])
+            span = importance[row] * (most - least)
+            squares[group] += span * (most - least)
+            for end, sign in ((least, -1), (most, 1)):
+                for j in range(size if end else 0):
+                    if values[j] == end:
+                        slopes[start + j] += sign * span * end
+                        break
 
 
 def felt(weight: torch.Tensor, scales: torch.Tensor, group_size: int,
@@ -41,12 +46,16 @@ def felt(weight: torch.Tensor, scales: torch.Tensor, group_size: int,
     """
     if weight.device.type != "cpu":
         return felt_at_once(weight, scales, group_size, importance)
-    groups, weight = weight.shape[1] // group_size, weight.contiguous()
-    ends, places = torch.empty(len(weight), groups, 2), torch.empty(len(weight), groups, 2, dtype=torch.int64)
-    over_rows(len(weight), lambda rows: _ends(weight[rows].numpy(), scales.numpy(), ends[rows].numpy(), places[rows].numpy()))
-    span = importance[:, None] * (ends[..., 1] - ends[..., 0])
-    signed = span[..., None] * ends * torch.tensor([-1.0, 1.0])
-    return (span * (ends[..., 1] - ends[..., 0])).sum(0), torch.bincount(places.reshape(-1), signed.reshape(-1), weight.shape[1])
+    starts, weight, importance = range(0, len(weight), ROWS), weight.contiguous(), importance.contiguous()
+    squares = torch.zeros(len(starts), weight.shape[1] // group_size, dtype=torch.float64)
+    slopes = torch.zeros(len(starts), weight.shape[1], dtype=torch.float64)
+
+    def run(number: int) -> None:
+        rows = slice(starts[number], starts[number] + ROWS)
+        _felt(weight[rows].numpy(), scales.numpy(), importance[rows].numpy(), squares[number].numpy(), slopes[number].numpy())
+
+    in_threads(range(len(starts)), run)
+    return squares.sum(0).float(), slopes.sum(0).float()
 
 
 def felt_at_once(weight: torch.Tensor, scales: torch.Tensor, group_size: int,

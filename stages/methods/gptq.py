@@ -56,16 +56,16 @@ def solve(moment: torch.Tensor, act_order: bool = True, damping: float = 0.01) -
 @numba.njit(nogil=True, cache=True, fastmath=False)
 def _round_rows(left, scale, zero, factor, top, integers, errors):
     """`round_columns` of some rows, one row after another; left, integers and errors are changed."""
-    width = len(factor)
     for row in range(len(left)):
-        for j in range(width):
+        for j in range(len(factor)):
             s, z = scale[row, j], zero[row, j]
             integer = min(max(np.rint(left[row, j] / s) + z, np.float32(0)), top)
             integers[row, j] = integer
             error = (left[row, j] - (integer - z) * s) / factor[j, j]
             errors[row, j] = error
-            for k in range(j + 1, width):
-                left[row, k] -= error * factor[j, k]
+            after, share = left[row, j + 1:], factor[j, j + 1:]  # loops from 0 over these become vector instructions
+            for k in range(len(share)):
+                after[k] -= error * share[k]
 
 
 def round_columns(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, factor: torch.Tensor,

@@ -35,8 +35,9 @@ def _round_rows(left, scale, minimum, levels, lowest, factor, codes, errors):
                 codes[row, j] = max(nearest(levels, (left[row, j] + m) / s), lowest)
             error = (left[row, j] - (s * levels[codes[row, j]] - m)) / factor[j, j]
             errors[row, j] = error
-            for k in range(j + 1, width):
-                left[row, k] -= error * factor[j, k]
+            after, share = left[row, j + 1:], factor[j, j + 1:]  # loops from 0 over these become vector instructions
+            for k in range(len(share)):
+                after[k] -= error * share[k]
 
 
 def round_block(left: torch.Tensor, kind: BlockType, blocks: Blocks,

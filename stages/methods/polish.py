@@ -38,12 +38,14 @@ def _settle_rows(steps, scales, zeros, pull, felt, moment, top):
     for k in range(width):
         rate[k] = 1 / moment[k, k] if moment[k, k] > 0 else 0
     for row in range(len(steps)):
-        step, slope = steps[row], pull[row]
+        slope = pull[row]
         for g in range(groups):
+            span = slice(g * size, (g + 1) * size)  # loops from 0 over parts become vector instructions
+            step, own, own_rate, own_felt = steps[row, span], slope[span], rate[span], felt[row, g, span]
             down, curve = np.float64(0), np.float64(0)
-            for k in range(g * size, (g + 1) * size):
-                down += step[k] * slope[k]
-                curve += step[k] * felt[row, g, k]
+            for k in range(size):
+                down += step[k] * own[k]
+                curve += step[k] * own_felt[k]
             if curve > 0:
                 new = _as_bfloat16(np.float32(scales[row, g] - down / curve), cell)
                 if new > 0 and np.isfinite(new):
@@ -51,11 +53,13 @@ def _settle_rows(steps, scales, zeros, pull, felt, moment, top):
                     scales[row, g] = new
             scale, zero = scales[row, g], zeros[row, g]
             inverse = 1 / scale
-            for k in range(g * size, (g + 1) * size):
-                wanted = np.rint(step[k] - slope[k] * rate[k] * inverse)
+            for k in range(size):
+                wanted = np.rint(step[k] - own[k] * own_rate[k] * inverse)
                 wanted = min(max(wanted, -zero), top - zero)
-                if wanted != step[k] and rate[k] > 0:
-                    slope += (wanted - step[k]) * scale * moment[k]
+                if wanted != step[k] and own_rate[k] > 0:
+                    move, column = (wanted - step[k]) * scale, moment[span.start + k]
+                    for i in range(width):
+                        slope[i] += move * column[i]
                     step[k] = wanted
 
 
