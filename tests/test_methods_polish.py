@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stages.methods import rtn
 from stages.methods.grid import row_errors
-from stages.methods.polish import polish, settle_all_rows
+from stages.methods.polish import polish
 
 
 def layer(seed: int, rows: int = 6, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,12 +61,31 @@ def test_columns_beyond_those_that_are_gathered_are_felt():
     assert (best.round().clamp(0, 7) == integers).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("group", [32, 160])
-def test_all_rows_at_once_come_to_the_same(group, monkeypatch):
-    weight, moment = layer(1, 24, 160)  # wider than the columns that are gathered
+def plain_settle(steps, scales, zeros, pull, felt, moment, top):
+    """polish.settle, one column after another in torch."""
+    steps, scales, pull = steps.clone(), scales.clone(), pull.clone()
+    size, own = steps.shape[1] // scales.shape[1], moment.diagonal()
+    for group in range(scales.shape[1]):
+        span = slice(group * size, (group + 1) * size)
+        curve = (felt[:, group, span] * steps[:, span]).sum(1)
+        new = (scales[:, group] - (steps[:, span] * pull[:, span]).sum(1) / curve).bfloat16().float()
+        new = torch.where((new > 0) & torch.isfinite(new), new, scales[:, group])
+        pull += (new - scales[:, group])[:, None] * felt[:, group]
+        scales[:, group] = new
+        for j in range(span.start, span.stop):
+            wanted = torch.where(own[j] > 0, (steps[:, j] - pull[:, j] / (own[j] * new)).round(), steps[:, j])
+            wanted = torch.minimum(torch.maximum(wanted, -zeros[:, group]), top - zeros[:, group])
+            pull += ((wanted - steps[:, j]) * new)[:, None] * moment[j]
+            steps[:, j] = wanted
+    return steps, scales
+
+
+@pytest.mark.parametrize("group", [32, 128, 160])
+def test_the_kernel_does_what_a_plain_loop_does(group, monkeypatch):
+    weight, moment = layer(1, 24, 128 if group == 128 else 160)  # as wide as the columns that are gathered, and wider
     linear = rtn.quantize(weight, 3, group, False)
     found, _ = polish(linear, weight, moment)
-    monkeypatch.setattr("stages.methods.polish.settle", settle_all_rows)
+    monkeypatch.setattr("stages.methods.polish.settle", plain_settle)
     other, _ = polish(linear, weight, moment)
     assert (found.integers == other.integers).mean() > 0.98 and np.allclose(found.scales, other.scales, rtol=2**-6)
     assert torch.allclose(errors(found, weight, moment), errors(other, weight, moment), rtol=0.02)

@@ -13,7 +13,7 @@ import torch
 from stages.checkpoints.canonical import GroupedLinear
 from stages.methods.grid import canonical, choose_rows, grid_of, rows_of
 from stages.methods.polish import polish
-from stages.methods.rows import over_rows
+from stages.methods.rows import on_host, over_rows
 from stages.tracking import Failure, StageError
 
 BLOCK = 128
@@ -72,31 +72,19 @@ def round_columns(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, f
                   top: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(integers, errors) [rows, n] of n neighbouring columns, each error pushed onto the columns after it.
 
-    factor [n, n] is their part of U. On the CPU rows run in threads through a compiled kernel.
+    factor [n, n] is their part of U. Rows run in threads through a compiled kernel, on the CPU also where all else is on a
+    GPU, which would need several launches for each column.
     """
-    if left.device.type != "cpu":
-        return round_all_rows(left, scale, zero, factor, top)
-    left, integers, errors = left.clone(), torch.empty_like(left), torch.empty_like(left)
-    scale, zero, factor = scale.contiguous(), zero.contiguous(), factor.contiguous()
+    home, (scale, zero, factor) = left.device, (one.cpu().contiguous() for one in (scale, zero, factor))
+    left = on_host(left)
+    integers, errors = torch.empty_like(left), torch.empty_like(left)
 
     def run(rows: slice) -> None:
         _round_rows(*(one[rows].numpy() for one in (left, scale, zero)), factor.numpy(), np.float32(top),
                     integers[rows].numpy(), errors[rows].numpy())
 
     over_rows(len(left), run)
-    return integers, errors
-
-
-def round_all_rows(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, factor: torch.Tensor,
-                   top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`round_columns` with all rows at once, as a GPU likes it."""
-    left, integers, errors = left.clone(), torch.empty_like(left), torch.empty_like(left)
-    for j in range(left.shape[1]):
-        s, z = scale[:, j], zero[:, j]
-        integers[:, j] = ((left[:, j] / s).round() + z).clamp(0, top)
-        errors[:, j] = (left[:, j] - (integers[:, j] - z) * s) / factor[j, j]
-        left[:, j + 1:] -= errors[:, j, None] * factor[j, j + 1:]
-    return integers, errors
+    return integers.to(home), errors.to(home)
 
 
 def on_grids(weight: torch.Tensor, grids: list[tuple[torch.Tensor, torch.Tensor]], solved: Solved, bits: int, group_size: int,

@@ -15,7 +15,7 @@ import torch
 
 from stages.checkpoints.canonical import GroupedLinear
 from stages.methods.grid import rows_of
-from stages.methods.rows import over_rows
+from stages.methods.rows import on_host, over_rows
 
 ROUNDS = 2  # more hardly help (benchmarks/README.md)
 COLUMNS = 128  # whose moves are gathered, if a group is not wider
@@ -32,7 +32,7 @@ def _as_bfloat16(value, cell):
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
 def _settle_rows(steps, scales, zeros, pull, felt, moment, top):
-    """`settle` of some rows, one after another."""
+    """`settle` of some rows, one after another; steps, scales and pull are changed."""
     groups, width = felt.shape[1], felt.shape[2]
     size, cell, rate = width // groups, np.empty(1, np.float32), np.empty(width, np.float32)
     for k in range(width):
@@ -64,39 +64,21 @@ def _settle_rows(steps, scales, zeros, pull, felt, moment, top):
 
 
 def settle(steps: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, pull: torch.Tensor, felt: torch.Tensor,
-           moment: torch.Tensor, top: int) -> None:
-    """One round over n neighbouring columns: each group's scale, then its integers; steps, scales and pull are changed.
+           moment: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(steps, scales) after one round over n neighbouring columns: each group's scale, then its integers.
 
     steps = integers - zeros [rows, n]; scales and zeros [rows, groups]; `pull` [rows, n] is Δ H of these columns; `moment`
     [n, n] their part of H, and `felt` [rows, groups, n] what of it the steps of each group feel. Columns whose diagonal is
-    not positive keep their integers. On the CPU rows run in threads through a compiled kernel.
+    not positive keep their integers. Rows run in threads through a compiled kernel, on the CPU as those of GPTQ.
     """
-    if steps.device.type != "cpu":
-        return settle_all_rows(steps, scales, zeros, pull, felt, moment, top)
-    moment = moment.contiguous().numpy()
+    home, (steps, scales, pull) = steps.device, (on_host(one) for one in (steps, scales, pull))
+    zeros, felt, moment = (one.cpu().contiguous() for one in (zeros, felt, moment))
 
     def run(rows: slice) -> None:
-        _settle_rows(*(one[rows].numpy() for one in (steps, scales, zeros, pull, felt)), moment, np.float32(top))
+        _settle_rows(*(one[rows].numpy() for one in (steps, scales, zeros, pull, felt)), moment.numpy(), np.float32(top))
 
     over_rows(len(steps), run)
-
-
-def settle_all_rows(steps: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, pull: torch.Tensor, felt: torch.Tensor,
-                    moment: torch.Tensor, top: int) -> None:
-    """`settle` with all rows at once, as a GPU likes it."""
-    size, own = steps.shape[1] // scales.shape[1], moment.diagonal()
-    for group in range(scales.shape[1]):
-        span = slice(group * size, (group + 1) * size)
-        curve = (felt[:, group, span] * steps[:, span]).sum(1)
-        new = (scales[:, group] - (steps[:, span] * pull[:, span]).sum(1) / curve).bfloat16().float()
-        new = torch.where((new > 0) & torch.isfinite(new), new, scales[:, group])
-        pull += (new - scales[:, group])[:, None] * felt[:, group]
-        scales[:, group] = new
-        for j in range(span.start, span.stop):
-            wanted = torch.where(own[j] > 0, (steps[:, j] - pull[:, j] / (own[j] * new)).round(), steps[:, j])
-            wanted = torch.minimum(torch.maximum(wanted, -zeros[:, group]), top - zeros[:, group])
-            pull += ((wanted - steps[:, j]) * new)[:, None] * moment[j]
-            steps[:, j] = wanted
+    return steps.to(home), scales.to(home)
 
 
 def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor,
@@ -122,9 +104,8 @@ def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor,
             groups = slice(group, min(group + at_once, scales.shape[1]))
             span = slice(groups.start * size, groups.stop * size)
             own, grouped = moment[span, span], steps[:, span].reshape(len(steps), -1, size).transpose(0, 1)
-            felt = (grouped @ own.reshape(-1, size, own.shape[1])).transpose(0, 1).contiguous()
-            step, scale = steps[:, span].contiguous(), scales[:, groups].contiguous()
-            settle(step, scale, zeros[:, groups].contiguous(), pull[:, span].contiguous(), felt, own, 2**linear.bits - 1)
+            felt = (grouped @ own.reshape(-1, size, own.shape[1])).transpose(0, 1)
+            step, scale = settle(steps[:, span], scales[:, groups], zeros[:, groups], pull[:, span], felt, own, 2**linear.bits - 1)
             change = step * scale.repeat_interleave(size, 1) - steps[:, span] * scales[:, groups].repeat_interleave(size, 1)
             steps[:, span], scales[:, groups] = step, scale
             pull += change @ moment[span]

@@ -25,3 +25,8 @@ def over_rows(count: int, run: Callable[[slice], None]) -> None:
     """Call `run` on slices of `count` rows, one a thread. What it writes must not depend on where the slices are cut."""
     step = -(-count // torch.get_num_threads())
     in_threads((slice(start, start + step) for start in range(0, count, step)), run)
+
+
+def on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy where compiled kernels run, row after row; they may change it."""
+    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
