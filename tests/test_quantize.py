@@ -54,8 +54,7 @@ def test_a_recipe_twice_gives_the_same_bytes_and_a_report(ready, name, capsys):
     ready.stage("quantize", name)
     first = files(ready, name)
     ready.stage("quantize", name)
-    parts = {"none": [], **dict.fromkeys(("q4_k_m", "q4_k_m-curvature"), ["block-000", "block-001", "rest"])}.get(
-        name, ["block-000", "block-001"])
+    parts = [] if name == "none" else ["block-000", "block-001", *(["rest"] if name.startswith("q4_k_m") else [])]
     matrix = {"imatrix.gguf"} if name.startswith("q4_k_m") else set()
     assert files(ready, name) == first and set(first) == {"quantized.json", *matrix, *(f"{part}.safetensors" for part in parts)}
     report = json.loads(first["quantized.json"])

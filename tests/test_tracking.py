@@ -48,10 +48,9 @@ def events(root: Path) -> list[dict]:
 
 def fails(error: BaseException, stage: str = "export", instance: str | None = "bf16") -> int:
     """The exit code of a stage whose code raises `error` after it has begun to write."""
-    with pytest.raises(SystemExit) as stopped, stage_run(stage, instance) as run:
-        with run.output("artifacts/made") as made:
-            (made / "half").write_text("written")
-            raise error
+    with pytest.raises(SystemExit) as stopped, stage_run(stage, instance) as run, run.output("artifacts/made") as made:
+        (made / "half").write_text("written")
+        raise error
     return stopped.value.code
 
 

@@ -23,7 +23,9 @@ class Batches:
         self.shapes, self.folder = shapes, folder
         self.ends = np.cumsum([4 * int(np.prod(shape)) for shape in shapes]).tolist()
         self._held: list[torch.Tensor | None] = [None] * len(shapes)
-        self._file: BinaryIO | None = tempfile.TemporaryFile(dir=folder, buffering=0) if self.bytes > HELD else None
+        self._file: BinaryIO | None = None
+        if self.bytes > HELD:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 open as long as this lives
 
     @property
     def bytes(self) -> int:

@@ -11,8 +11,7 @@ from stages.tracking import Failure, StageError
 
 MODULES = {  # runtime → its module here, how to install it
     "transformers": ("transformers", "pip install transformers"),
-    "vllm": ("vllm", "make an environment of its own from requirements-vllm.txt, and name its interpreter in "
-                     "evaluation.pythons.vllm"),
+    "vllm": ("vllm", "make an environment of its own from requirements-vllm.txt, and name it in evaluation.pythons.vllm"),
     "llama.cpp": ("llama_cpp", "pip install llama-cpp-python"),
     "onnxruntime": ("onnxruntime", "pip install onnxruntime"),
     "onnxruntime-genai": ("onnxruntime_genai", "pip install 'quantline[genai]'"),

@@ -87,7 +87,7 @@ class Evaluation(Text):
     smoke_tokens: int = Field(gt=0)
     speed: Speed
     limits: Limits = Limits()
-    pythons: dict[Runtime, str | None] = {}  # the interpreter of a runtime that is installed in an environment of its own
+    pythons: dict[Runtime, str | None] = Field(default_factory=dict)  # the interpreter of a runtime that is installed in an environment of its own
 
 
 class Variant(Section):
@@ -153,7 +153,7 @@ class Target(Section):
     memory: Literal["measured", "size"] = "measured"  # what it is added to: this machine's peak, or the size on disk
     min_runtimes: int = Field(default=1, ge=1)  # in which the recipe has to meet the target
     hardware: Hardware | None = None
-    gates: list[Gate] = []
+    gates: list[Gate] = Field(default_factory=list)
     optimize: Optimize
 
     @model_validator(mode="after")

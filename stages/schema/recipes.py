@@ -113,7 +113,7 @@ class KQuant(Recipe):
     importance_file: str | None = None
     # Types that take precedence over the mix: regular expression → type. It is searched for in the names that tensors
     # have in the GGUF file (blk.0.attn_v.weight, output.weight), as that of llama-quantize's --tensor-type; the first fits.
-    overrides: dict[str, Literal[GGML_TYPES]] = {}
+    overrides: dict[str, Literal[GGML_TYPES]] = Field(default_factory=dict)
     budget: TypeBudget | None = None  # what the overrides name stays as they say
 
 
@@ -122,7 +122,7 @@ class KQuantCurvature(Recipe):
 
     method: Literal["kquant-curvature"]
     mix: Literal[CURVED_MIXES]
-    overrides: dict[str, Literal[CURVED_TYPES]] = {}  # as KQuant's
+    overrides: dict[str, Literal[CURVED_TYPES]] = Field(default_factory=dict)  # as KQuant's
     budget: CurvedTypeBudget | None = None
     damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     rounds: int = Field(default=4, ge=0)  # of scales and codes in turn

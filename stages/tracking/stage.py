@@ -161,7 +161,7 @@ def stage_run(stage: str, instance: str | None = None) -> Iterator[StageRun]:
     except StageError as error:
         run.fail(error.failure, str(error), error.reason)
         raise SystemExit(1) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 whatever it is, it is told, and ends the stage
         failure = failure_of(error)
         if failure is Failure.INTERNAL_ERROR:
             traceback.print_exc()
