@@ -72,13 +72,13 @@ def refit_scales(steps: torch.Tensor, scales: torch.Tensor, product: torch.Tenso
     def felt(change: torch.Tensor) -> torch.Tensor:
         return (grouped * change[..., None]).reshape(steps.shape) @ moment
 
-    def slope(felt: torch.Tensor) -> torch.Tensor:
-        return (grouped * (factors @ felt.reshape(*shape[:2], -1)).reshape(shape)).sum(3)
+    def slope(product: torch.Tensor) -> torch.Tensor:
+        return (grouped * (factors @ product.reshape(*shape[:2], -1)).reshape(shape)).sum(3)
 
     own = torch.stack([moment[start:start + group_size, start:start + group_size]
                        for start in range(0, len(moment), group_size)])
-    curve = ((grouped.reshape(len(steps), -1, group_size).transpose(0, 1) @ own).transpose(0, 1).reshape(shape) * grouped).sum(3)
-    diagonal = curve * factors.diagonal(dim1=1, dim2=2)[..., None]
+    heavy = (steps.reshape(len(steps), -1, group_size).transpose(0, 1) @ own).transpose(0, 1).reshape(shape)
+    diagonal = (heavy * grouped).sum(3) * factors.diagonal(dim1=1, dim2=2)[..., None]
     wanted = (old + solved(lambda change: slope(felt(change)), diagonal, -slope(product))).bfloat16().float()
     new = torch.where((wanted > 0) & torch.isfinite(wanted), wanted, old)
     product += felt(new - old)
