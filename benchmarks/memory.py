@@ -111,10 +111,10 @@ def main() -> None:
     block = 4 * (4 * hidden**2 + 3 * hidden * inner) / MIB
     table = Table("blocks", "step", "peak resident MiB", "in blocks", "anonymous MiB", "in blocks", "seconds", box=None)
     target, rows = HERE / "results/memory.json", []
-    again = {(blocks, name) for blocks in asked.blocks for name in [*asked.steps, "size"]}
     if target.is_file():  # what is not measured again stays
-        rows = [row for row in json.loads(target.read_text(encoding="utf-8"))["rows"] if (row["blocks"], row["step"]) not in again]
+        rows = json.loads(target.read_text(encoding="utf-8"))["rows"]
     for blocks in asked.blocks:
+        rows = [row for row in rows if row["blocks"] != blocks or row["step"] not in [*asked.steps, "size"]]
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work)
             make(folder / "model", blocks)
