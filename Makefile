@@ -17,6 +17,10 @@ repro: $(VENV)/.installed
 test: $(VENV)/.installed
 	python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# llama.cpp is built for this processor, without AMX: virtual machines announce it and then trap on its instructions.
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+LLAMA_CPP_BUILD := -DLLAVA_BUILD=OFF '-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'
+
 # torch comes first and alone: with it in place, no other package can draw in another build of several gigabytes.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -24,7 +28,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	pip install --quiet --upgrade pip
 	pip install --quiet $$(grep '^torch==' requirements.lock)
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) pip install --quiet -r requirements.lock
+	CMAKE_ARGS="$(LLAMA_CPP_BUILD)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) pip install --quiet -r requirements.lock
 	pip install --quiet --no-deps --editable .
 	touch $@
 
