@@ -1,3 +1,3 @@
-"""Measurements beside peers. `stages` comes first: what it sets of OpenMP has to be there before torch is imported."""
+"""Measurements beside peers. `quantline` comes first: what it sets of OpenMP has to be there before torch is imported."""
 
-import stages  # noqa: F401
+import quantline  # noqa: F401

@@ -21,13 +21,13 @@ from rich.table import Table
 
 from benchmarks.quality import HERE, Bench
 from benchmarks.rounding import round_model
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.moments import Moments
-from stages.config import RECIPES
-from stages.methods.ggml_blocks import dequantize
-from stages.recipes.budget import fit, plan_of
-from stages.recipes.work import Work
-from stages.tracking import write_json
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.calibration.collect import Moments
+from quantline.config.recipes import RECIPES
+from quantline.methods.ggml.block_types import dequantize
+from quantline.recipes.budget.fit import fit, plan_of
+from quantline.recipes.context import Work
+from quantline.files import write_json
 
 TOLD = ("predicted", "predicted_without", "bytes", "fixed_bytes", "price_per_mib", "chosen")
 GROUPED = {"rtn": {}, "gptq": {}, "gptq-curvature": {"curvature": True}, "awq": {}, "awq-gptq": {"rounding": "gptq"}}

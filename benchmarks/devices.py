@@ -24,15 +24,15 @@ from rich.table import Table
 from benchmarks import memory
 from benchmarks.quality import Bench, recipes
 from benchmarks.rounding import calibrate, round_model
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.device import device
-from stages.checkpoints.moments import Moments
-from stages.checkpoints.reader import Checkpoint, read_json
-from stages.config import RECIPES
-from stages.recipes import round_block
-from stages.recipes.work import Work
-from stages.tracking import write_json
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.model.device import device
+from quantline.calibration.collect import Moments
+from quantline.model.checkpoint import Checkpoint, read_json
+from quantline.config.recipes import RECIPES
+from quantline.recipes.dispatch import round_block
+from quantline.recipes.context import Work
+from quantline.files import write_json
 
 HERE = Path(__file__).parent
 ALL = recipes(4, 128) | {name: {"method": name} for name in ("smoothquant", "int8", "fp8")}

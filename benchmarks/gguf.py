@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.tracking import versions, write_json
+from quantline.files import versions, write_json
 
 HERE, DEMO = Path(__file__).parent, Path("demo/model")
 SIZES = {"model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16,
@@ -51,7 +51,7 @@ def make(folder: Path, blocks: int) -> None:
     """The model, written tensor by tensor: weights with a few large channels, as trained ones have them."""
     import ml_dtypes
 
-    from stages.checkpoints.stream import SafetensorsStream
+    from quantline.model.safetensors_writer import SafetensorsStream
 
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -73,10 +73,10 @@ def make(folder: Path, blocks: int) -> None:
 
 def make_importance(folder: Path, model: Path) -> None:
     """An importance matrix in llama-imatrix's format, and the folder of a calibration that holds nothing else."""
-    from stages.checkpoints.architecture import architecture
-    from stages.checkpoints.reader import Checkpoint
-    from stages.formats import imatrix
-    from stages.formats.gguf_architectures import tensor_names
+    from quantline.model.architecture import architecture
+    from quantline.model.checkpoint import Checkpoint
+    from quantline.formats.gguf import imatrix
+    from quantline.formats.gguf.architectures import tensor_names
 
     checkpoint, draw, entries = Checkpoint(model), np.random.default_rng(1), {}
     facts = architecture(checkpoint)
@@ -111,7 +111,7 @@ def llama_quantize(source: Path, target: Path, mix: str, importance: Path | None
     """llama.cpp's own quantization of a file, in all threads."""
     import llama_cpp as llama
 
-    from stages.formats import imatrix
+    from quantline.formats.gguf import imatrix
 
     settings = llama.llama_model_quantize_default_params()
     settings.nthread, settings.ftype = os.cpu_count(), getattr(llama, f"LLAMA_FTYPE_MOSTLY_{mix}")
@@ -128,14 +128,14 @@ def llama_quantize(source: Path, target: Path, mix: str, importance: Path | None
 def ours(work: Path, mix: str, kernel: str, importance: Path | None) -> None:
     """What the stages quantize and export do between reading the checkpoint and the finished file."""
     from benchmarks.rounding import round_model
-    from stages.checkpoints.architecture import architecture
-    from stages.checkpoints.canonical import Quantized, QuantizedWriter
-    from stages.checkpoints.moments import Moments
-    from stages.checkpoints.reader import Checkpoint
-    from stages.config import Variant
-    from stages.formats import gguf
-    from stages.recipes.work import Work
-    from stages.schema.recipes import KQuant
+    from quantline.model.architecture import architecture
+    from quantline.quantized.store import Quantized, QuantizedWriter
+    from quantline.calibration.collect import Moments
+    from quantline.model.checkpoint import Checkpoint
+    from quantline.config.params import Variant
+    from quantline.formats.gguf import container as gguf
+    from quantline.recipes.context import Work
+    from quantline.config.recipes import KQuant
 
     recipe = KQuant(method="kquant", mix=mix, kernel=kernel, importance=False, importance_file=importance and str(importance))
     checkpoint, moments = Checkpoint(work / "model"), Moments(work / "calibration")
@@ -245,7 +245,7 @@ def measure(asked: argparse.Namespace, work: Path) -> None:
     for path in (work / "model").iterdir():  # into the page cache
         path.read_bytes()
     if "numba" in asked.kernels:
-        from stages.methods import kquant
+        from quantline.methods.ggml import quantize as kquant
 
         for kind in kquant.SEARCHED:  # compiled once, and cached for every later run
             kquant.quantize(np.ones((1, 256), np.float32), kind, kernel="numba")

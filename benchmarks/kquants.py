@@ -24,18 +24,18 @@ from rich.table import Table
 
 from benchmarks.quality import HERE, Bench
 from benchmarks.rounding import round_model
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.moments import ABOUT, Moments
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import RECIPES
-from stages.methods import kquant, kquant_curvature
-from stages.metrics.gold import GoldResult, TokenizedItem, load_gold
-from stages.metrics.scoring import score
-from stages.metrics.significance import compare_gold
-from stages.recipes.work import Work
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.calibration.collect import ABOUT, Moments
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.recipes import RECIPES
+from quantline.methods.ggml import curvature as kquant_curvature, quantize as kquant
+from quantline.metrics.gold_set import GoldResult, TokenizedItem, load_gold
+from quantline.metrics.scoring import score
+from quantline.metrics.significance import compare_gold
+from quantline.recipes.context import Work
 from stages.reference import tokenize
-from stages.runtimes import greedy
-from stages.tracking import write_json
+from quantline.runtimes.runtime import greedy
+from quantline.files import write_json
 
 WEIGHTS = (1024, 4096)  # rows and width of the weight that the kernels are timed on
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
-from stages.checkpoints.stream import SafetensorsStream
-from stages.tracking import write_json
+from quantline.model.safetensors_writer import SafetensorsStream
+from quantline.files import write_json
 
 HERE = Path(__file__).parent
 SIZES = {"model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
@@ -58,14 +58,15 @@ def make(folder: Path, blocks: int) -> None:
 def step(name: str, folder: Path) -> None:
     """What is measured, in the process that is watched. `imports` does nothing but import."""
     from benchmarks.rounding import calibrate, round_model
-    from stages.checkpoints import blocks, gradients  # noqa: F401
-    from stages.checkpoints.architecture import architecture
-    from stages.checkpoints.canonical import QuantizedWriter
-    from stages.checkpoints.moments import Moments
-    from stages.checkpoints.reader import Checkpoint
-    from stages.config import RECIPES
-    from stages.methods import awq, curvature, gptq  # noqa: F401
-    from stages.recipes.work import Work
+    from quantline.calibration import output_moments  # noqa: F401
+    from quantline.model import block_runner  # noqa: F401
+    from quantline.model.architecture import architecture
+    from quantline.quantized.store import QuantizedWriter
+    from quantline.calibration.collect import Moments
+    from quantline.model.checkpoint import Checkpoint
+    from quantline.config.recipes import RECIPES
+    from quantline.methods.integer import awq, curvature, gptq  # noqa: F401
+    from quantline.recipes.context import Work
 
     checkpoint, calibration = Checkpoint(folder / "model"), folder / "calibration"
     if name == "calibrate":

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.peers import llama_perplexity as peer
 from benchmarks.storage import stored_as_the_tool_does
-from stages.tracking import write_json
+from quantline.files import write_json
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parent.parent
 VARIANTS = {"gguf-q8_0": "q8_0", "gguf-q4_k_m": "q4_k_m", "gguf-q2_k": "q2_k"}
@@ -46,7 +46,7 @@ def environment(threads: int) -> dict[str, str]:
 
 def make(folder: Path, model: Path, variants: dict[str, str], threads: int) -> None:
     """The base and the variants of a model, by the pipeline's own stages, in a project of their own."""
-    from stages.config import as_yaml, compose
+    from quantline.config.compose import as_yaml, compose
 
     shutil.copytree(ROOT / "conf", folder / "conf")
     shutil.copy(ROOT / "dvc.yaml", folder)
@@ -67,7 +67,7 @@ def run_stages(asked: list[str]) -> None:
     """Stages of the project that is the working folder, `name` or `name@instance`, one after another in this process."""
     from importlib import import_module
 
-    from stages.tracking import stage_run
+    from quantline.run.stage import stage_run
 
     for one in asked:
         name, _, instance = one.partition("@")
@@ -91,10 +91,10 @@ def random_model(folder: Path, vocabulary: int) -> Path:
 
 def reference(project: Path, logits: Path, folder: Path) -> tuple[int, np.ndarray]:
     """Store our reference for the tokens in the tool's file; returns (first scored position, tokens)."""
-    from stages.checkpoints.architecture import architecture
-    from stages.checkpoints.blocks import run_blocks
-    from stages.checkpoints.reader import Checkpoint
-    from stages.checkpoints.tokenization import Tokenizer
+    from quantline.model.architecture import architecture
+    from quantline.model.block_runner import run_blocks
+    from quantline.model.checkpoint import Checkpoint
+    from quantline.text.tokenizer import Tokenizer
     from stages.reference import store
 
     checkpoint, tokenizer = Checkpoint(project / "artifacts/model"), Tokenizer(project / "artifacts/model")
@@ -110,8 +110,8 @@ def reference(project: Path, logits: Path, folder: Path) -> tuple[int, np.ndarra
 
 def measure(bundle: Path, reference: Path, first: int, threads: int) -> dict:
     """In a process of its own: our figures of a bundle, and the seconds and memory that they take."""
-    from stages.metrics.quality import divergence
-    from stages.runtimes import open_runtime
+    from quantline.metrics.quality import divergence
+    from quantline.runtimes.runtime import open_runtime
 
     started = time.perf_counter()
     runtime = open_runtime("llama.cpp", bundle, threads)

@@ -27,14 +27,14 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 from benchmarks.rounding import calibrate, round_model
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.moments import Moments
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import RECIPES
-from stages.recipes.work import Work
-from stages.tracking import write_json
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.calibration.collect import Moments
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.recipes import RECIPES
+from quantline.recipes.context import Work
+from quantline.files import write_json
 
 HERE = Path(__file__).parent
 PEERS = [("llmcompressor", "gptq"), ("llmcompressor", "awq"), ("gptqmodel", "gptq"), ("autoround", "autoround")]

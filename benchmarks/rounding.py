@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from stages.checkpoints.ends import TOKENS
-from stages.checkpoints.moments import ABOUT, collect
-from stages.checkpoints.reader import Checkpoint
-from stages.recipes import MODULES, round_block
-from stages.recipes.work import Work
-from stages.tracking import sha256_json, write_json
+from quantline.calibration.embedding_and_head import TOKENS
+from quantline.calibration.collect import ABOUT, collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.recipes.dispatch import MODULES, round_block
+from quantline.recipes.context import Work
+from quantline.files import sha256_json, write_json
 
 
 def calibrate(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, curvature: bool) -> None:

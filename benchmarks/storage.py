@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import safe_open
 from scipy.special import log_softmax
 
-from stages.metrics.output_head import open_head
-from stages.runtimes import open_runtime, pieces
+from quantline.model.output_head import open_head
+from quantline.runtimes.runtime import open_runtime, pieces
 
 SPAN, STEPS, LEAST = np.float32(16), np.float32(65535), -16.0
 FLOAT = 4e-6  # of the tool's float32 sums of values up to 32, which are rounded to 2^-19 twice

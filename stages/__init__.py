@@ -1,19 +1,3 @@
-"""The stages of the pipeline and the rooms that they use.
+"""The stages of the pipeline, one script each: `python -m stages.<stage> [<recipe or variant>]`."""
 
-The settings below belong to the process, so they come before any other import: idle OpenMP threads sleep instead of
-spinning (two processes on two cores stall each other otherwise), and so do OpenBLAS's, and nothing reports home.
-"""
-
-import os
-
-for name, value in {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "OPENBLAS_THREAD_TIMEOUT": "4",
-    "TOKENIZERS_PARALLELISM": "false",
-    "DVC_NO_ANALYTICS": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}.items():
-    os.environ.setdefault(name, value)
+import quantline  # noqa: F401  it sets the process's environment, which has to precede numpy and torch

@@ -3,18 +3,17 @@
     python -m stages.calibrate     # artifacts/model, calibration section → artifacts/calibration/
 """
 
-from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from stages.checkpoints import texts
-from stages.checkpoints.moments import collect
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.load import MODEL
-from stages.tracking import StageRun, sha256_json, stage_run, versions, write_json
+from quantline.text import documents as texts
+from quantline.calibration.collect import collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.files import sha256_json, versions, write_json
+from quantline.run.stage import StageRun, stage_run
+from quantline.paths import CALIBRATION, MODEL
 
-CALIBRATION = Path("artifacts/calibration")
 
 
 def calibrate(run: StageRun) -> None:

@@ -1,6 +1,6 @@
 """Notice a stale params.yaml even when every other stage is cached: this stage depends on conf/ itself."""
 
-from stages.tracking import stage_run
+from quantline.run.stage import stage_run
 
 if __name__ == "__main__":
     with stage_run("check") as run:

@@ -8,26 +8,26 @@ A variant that failed upstream stands in the report with its named failure.
 import json
 from pathlib import Path
 
-from stages.checkpoints.architecture import Architecture
-from stages.config import Params
-from stages.evaluate import EXPORTS, METRICS, REFERENCE, check_bundle
-from stages.load import MODEL
-from stages.report import budgets, estimates, gates, layers, memory, page, plots, promotion, selection
-from stages.tracking import (
-    EVENTS,
-    Failure,
-    Reason,
-    StageError,
-    StageRun,
-    sha256_file,
-    sha256_json,
-    stage_run,
-    write_json,
-    write_text,
+from quantline.model.architecture import Architecture
+from quantline.config.params import Params
+from stages.evaluate import check_bundle
+from quantline.report import (
+    budgets,
+    gates,
+    layers,
+    memory,
+    page,
+    plots,
+    promotion,
+    selection,
+    speed_estimate as estimates,
 )
-from stages.tracking.experiments import evaluation_datasets, git_commit, without_secrets
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import sha256_file, sha256_json, write_json, write_text
+from quantline.run.stage import EVENTS, StageRun, stage_run
+from quantline.tracking.mlflow_runs import evaluation_datasets, git_commit, without_secrets
+from quantline.paths import EXPORTS, METRICS, MODEL, REFERENCE, REPORTS
 
-REPORTS = Path("reports")
 
 
 def read(path: Path):

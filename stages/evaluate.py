@@ -11,13 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-from stages.config import Speed, Variant, load_params
-from stages.formats import ABOUT
-from stages.tracking import Failure, Reason, StageError, StageRun, describe_files, sha256_file, stage_run, write_json
-from stages.tracking.experiments import figures, of_variant
-from stages.tracking.process import answer, ask
+from quantline.config.compose import load_params
+from quantline.config.params import Speed, Variant
+from quantline.formats.container import ABOUT
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import describe_files, sha256_file, write_json
+from quantline.run.stage import StageRun, stage_run
+from quantline.tracking.mlflow_runs import figures, of_variant
+from quantline.run.child_process import answer, ask
+from quantline.paths import EXPORTS, METRICS, REFERENCE
 
-EXPORTS, REFERENCE, METRICS = Path("artifacts/exports"), Path("artifacts/reference"), Path("metrics")
 
 
 def check_bundle(folder: Path) -> dict:
@@ -50,8 +53,8 @@ def measure(name: str, variant: Variant, settings: Speed) -> dict:
 
     Speed comes first, so that the peak of the memory is that of serving, and not of what the figures need.
     """
-    from stages.metrics import quality, speed
-    from stages.runtimes import engine
+    from quantline.metrics import quality, speed
+    from quantline.runtimes.runtime import engine
 
     module = engine(variant.runtime)
     started = time.perf_counter()

@@ -9,31 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import REPORT, Quantized
-from stages.checkpoints.converted import Converted, in_gguf
-from stages.checkpoints.reader import Checkpoint, read_json
-from stages.config import Params, Variant
-from stages.formats import StoredTensor, load_format
-from stages.formats.serving import readme
-from stages.load import MODEL
-from stages.quantize import QUANTIZED
-from stages.tracking import (
-    Failure,
-    Reason,
-    StageError,
-    StageRun,
-    describe_files,
-    sha256_json,
-    stage_run,
-    versions,
-    write_json,
-    write_text,
-)
-from stages.tracking.experiments import of_variant
-from stages.tracking.process import ask
+from quantline.model.architecture import architecture
+from quantline.quantized.store import REPORT, Quantized
+from quantline.model.gguf_checkpoint import Converted, in_gguf
+from quantline.model.checkpoint import Checkpoint, read_json
+from quantline.config.params import Params, Variant
+from quantline.formats.container import StoredTensor, load_format
+from quantline.formats.bundle_readme import readme
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import describe_files, sha256_json, versions, write_json, write_text
+from quantline.run.stage import StageRun, stage_run
+from quantline.tracking.mlflow_runs import of_variant
+from quantline.run.child_process import ask
+from quantline.paths import EXPORTS, MODEL, QUANTIZED
 
-EXPORTS = Path("artifacts/exports")
 PACKAGES = ("compressed-tensors", "gguf", "llama-cpp-python", "onnx", "onnxruntime", "optimum", "safetensors",
             "tokenizers", "torch", "transformers")
 

@@ -16,13 +16,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.checkpoints.reader import read_json
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Params, load_params
-from stages.evaluate import EXPORTS, METRICS, check_bundle
-from stages.load import MODEL
-from stages.tracking import Failure, Reason, StageError, StageRun, stage_run, write_json
-from stages.tracking.process import answer, ask
+from quantline.model.checkpoint import read_json
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.compose import load_params
+from quantline.config.params import Params
+from stages.evaluate import check_bundle
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import write_json
+from quantline.run.stage import StageRun, stage_run
+from quantline.run.child_process import answer, ask
+from quantline.paths import EXPORTS, METRICS, MODEL
 
 INSTALL = "install it: pip install 'quantline[lm-eval]'"
 CONTEXT = ("max_position_embeddings", "n_positions")  # in config.json
@@ -64,8 +67,8 @@ def measure(asked: argparse.Namespace, params: Params) -> dict[str, Any]:
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
-    from stages.metrics.harness import Answers
-    from stages.runtimes import open_runtime
+    from quantline.metrics.lm_eval_model import Answers
+    from quantline.runtimes.runtime import open_runtime
 
     class Bundle(Answers, LM):
         """What the harness takes for a model."""

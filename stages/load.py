@@ -5,13 +5,14 @@
 
 from pathlib import Path
 
-from stages.checkpoints import converter, lora, source, verify
-from stages.checkpoints.families import FAMILIES
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import convert_slow
-from stages.tracking import StageRun, describe_files, sha256_json, stage_run, versions, write_json
+from quantline.ingest import fetch as source, llama_cpp_converter as converter, lora, verify
+from quantline.model.families import FAMILIES
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import convert_slow
+from quantline.files import describe_files, sha256_json, versions, write_json
+from quantline.run.stage import StageRun, stage_run
+from quantline.paths import MODEL
 
-MODEL = Path("artifacts/model")
 
 
 def load(run: StageRun) -> None:

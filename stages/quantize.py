@@ -9,19 +9,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from stages.calibrate import CALIBRATION
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import QuantizedWriter
-from stages.checkpoints.converted import Converted, in_gguf
-from stages.checkpoints.moments import Moments
-from stages.checkpoints.reader import Checkpoint, stamp
-from stages.load import MODEL
-from stages.recipes import MODULES, PLAIN, round_block
-from stages.recipes.budget import fit
-from stages.recipes.work import Work
-from stages.tracking import StageRun, sha256_file, sha256_json, stage_run, versions
+from quantline.model.architecture import architecture
+from quantline.quantized.store import QuantizedWriter
+from quantline.model.gguf_checkpoint import Converted, in_gguf
+from quantline.calibration.collect import Moments
+from quantline.model.checkpoint import Checkpoint, stamp
+from quantline.recipes.dispatch import MODULES, PLAIN, round_block
+from quantline.recipes.budget.fit import fit
+from quantline.recipes.context import Work
+from quantline.files import sha256_file, sha256_json, versions
+from quantline.run.stage import StageRun, stage_run
+from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 
-QUANTIZED = Path("artifacts/quantized")
 
 
 def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint | Converted) -> dict:
@@ -29,13 +28,13 @@ def inputs_key(recipe: dict, moments: Moments, checkpoint: Checkpoint | Converte
 
     Hashing the moments would take longer than most recipes, so they are told by size and time of change.
     """
-    home = Path(__file__).parent
-    code = [path for room in ("recipes", "methods", "checkpoints", "formats") for path in (home / room).rglob("*.py")]
+    home = Path(__file__).parents[1] / "quantline"
+    code = [path for room in ("recipes", "methods", "model", "calibration", "quantized", "formats") for path in (home / room).rglob("*.py")]
     given = [path for path in (Path(recipe.get("importance_file") or "none"),) if path.is_file()]
     return {"recipe": recipe, "calibration": sha256_json(moments.info),
             "moments": stamp(moments.folder.glob("*.safetensors")), "model": checkpoint.stamp(), "importance": stamp(given),
             "versions": versions("torch", "numpy", "numba", "gguf", "llama-cpp-python"),
-            "code": sha256_json({str(path.relative_to(home)): sha256_file(path) for path in [*code, Path(__file__)]})}
+            "code": sha256_json({str(path.relative_to(home)): sha256_file(path) for path in code})}
 
 
 def quantize(run: StageRun) -> None:

@@ -10,31 +10,21 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from stages.calibrate import CALIBRATION
-from stages.checkpoints import texts
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.blocks import run_blocks
-from stages.checkpoints.moments import Moments
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.load import MODEL
-from stages.metrics import gold
-from stages.metrics.output_head import FILE, OutputHead
-from stages.metrics.scoring import score
-from stages.tracking import (
-    Failure,
-    StageError,
-    StageRun,
-    sha256_file,
-    sha256_json,
-    stage_run,
-    versions,
-    write_json,
-    write_text,
-)
-from stages.tracking.experiments import evaluation_datasets
+from quantline.text import documents as texts
+from quantline.model.architecture import architecture
+from quantline.model.block_runner import run_blocks
+from quantline.calibration.collect import Moments
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.metrics import gold_set as gold
+from quantline.model.output_head import FILE, OutputHead
+from quantline.metrics.scoring import score
+from quantline.errors import Failure, StageError
+from quantline.files import sha256_file, sha256_json, versions, write_json, write_text
+from quantline.run.stage import StageRun, stage_run
+from quantline.tracking.mlflow_runs import evaluation_datasets
+from quantline.paths import CALIBRATION, MODEL, REFERENCE
 
-REFERENCE = Path("artifacts/reference")
 CHUNK_VALUES = 1 << 24  # log-probabilities held at once, so that a large vocabulary needs no gigabytes
 
 

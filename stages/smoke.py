@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Params, Variant, load_params
-from stages.formats import vocabulary
-from stages.load import MODEL
-from stages.runtimes import Runtime, open_runtime
-from stages.runtimes.parity import TEXTS, mismatches, texts_of
-from stages.tracking import Failure, StageError
-from stages.tracking.process import answer
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.compose import load_params
+from quantline.config.params import Params, Variant
+from quantline.formats import tokenizer_metadata as vocabulary
+from quantline.runtimes.runtime import Runtime, open_runtime
+from quantline.runtimes.tokenizer_parity import TEXTS, mismatches, texts_of
+from quantline.errors import Failure, StageError
+from quantline.run.child_process import answer
+from quantline.paths import MODEL
 
 
 def check_tokenizer(bundle: Path, runtime: Runtime, source: Tokenizer, prompts: list[str], exact: bool) -> dict[str, Any]:

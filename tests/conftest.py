@@ -136,7 +136,7 @@ class Project:
 
     def compose(self, *overrides: str) -> None:
         """Write params.yaml from conf/; later overrides win."""
-        from stages.config import as_yaml, compose
+        from quantline.config.compose import as_yaml, compose
 
         self.root.joinpath("params.yaml").write_text(as_yaml(compose([*self.base, *overrides], root=self.root)))
 
@@ -144,7 +144,7 @@ class Project:
         """Run a stage in this process. SystemExit(1) if it fails, as on the command line."""
         import importlib
 
-        from stages.tracking import stage_run
+        from quantline.run.stage import stage_run
 
         with stage_run(name, instance) as run:
             return getattr(importlib.import_module(f"stages.{name}"), name)(run)

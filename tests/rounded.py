@@ -7,9 +7,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.reader import Checkpoint
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.model.checkpoint import Checkpoint
 
 CONV1D = ("c_attn", "c_proj", "c_fc")  # layers of GPT-2 that transformers keeps as [in, out]
 CALIBRATION = {"text_sha256": "0" * 64, "tokens": 0, "seed": 0}
@@ -20,7 +20,7 @@ def rounded(folder: Path, model: Checkpoint, bits: int = 4, group_size: int = 32
     """All linear layers rounded to the nearest; bits 0 rounds none."""
     import torch
 
-    from stages.methods import rtn
+    from quantline.methods.integer import rtn
 
     folder.mkdir(parents=True)
     writer = QuantizedWriter(folder)
@@ -37,7 +37,7 @@ def activations_rounded(folder: Path, model: Checkpoint, kind: str) -> Quantized
     """All linear layers in eight bits, int8 or float8, for a server that rounds activations too."""
     import torch
 
-    from stages.methods import fp8, int8
+    from quantline.methods.integer import fp8, int8
 
     folder.mkdir(parents=True)
     writer = QuantizedWriter(folder)

@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT
 from safetensors.numpy import load_file
 
-from stages.checkpoints.moments import Moments
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.stream import SafetensorsStream
-from stages.checkpoints.tokenization import Tokenizer
-from stages.tracking import StageError
+from quantline.calibration.collect import Moments
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.safetensors_writer import SafetensorsStream
+from quantline.text.tokenizer import Tokenizer
+from quantline.errors import StageError
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def stopped(project, where: str, count: int) -> None:
     code = f"""
 import os
 from stages import calibrate
-from stages.checkpoints import moments
-from stages.tracking import stage_run
+from quantline.calibration import collect as moments
+from quantline.run.stage import stage_run
 close, done = moments._Parts.close, []
 def closing(self, block):
     close(self, block)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.moments import InputMoments, check, collect
-from stages.checkpoints.packing import unpack
-from stages.checkpoints.reader import Checkpoint
-from stages.tracking import Failure, StageError
+from quantline.model.architecture import architecture
+from quantline.calibration.collect import InputMoments, check, collect
+from quantline.calibration.packing import unpack
+from quantline.model.checkpoint import Checkpoint
+from quantline.errors import Failure, StageError
 
 ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64}
@@ -61,7 +61,7 @@ def whole(folder):
 def test_hidden_states_are_those_of_the_whole_model(kind, make_model, tmp_path, tokens, monkeypatch):
     import torch
 
-    from stages.checkpoints import blocks
+    from quantline.model import block_runner as blocks
 
     folder = make_model(tmp_path / "model", **SIZES, **KINDS[kind])
     monkeypatch.setattr(blocks, "BATCH_TOKENS", 80)  # batches of 2, 2 and 1
@@ -75,7 +75,7 @@ def test_hidden_states_are_those_of_the_whole_model(kind, make_model, tmp_path, 
 def test_one_block_at_a_time_has_weights(make_model, tmp_path, tokens):
     from contextlib import contextmanager
 
-    from stages.checkpoints.blocks import run_blocks
+    from quantline.model.block_runner import run_blocks
 
     seen = []
 
@@ -96,7 +96,7 @@ def test_moments_are_those_of_the_inputs_of_the_whole_model(kind, make_model, tm
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    from stages.checkpoints import blocks
+    from quantline.model import block_runner as blocks
 
     folder = make_model(tmp_path / "model", **SIZES, **KINDS[kind])
     monkeypatch.setattr(blocks, "BATCH_TOKENS", 80)
@@ -192,7 +192,7 @@ def test_moments_that_are_of_no_use_are_refused(value, failure):
 def test_no_code_of_the_checkpoint_is_run(tiny_model, tmp_path, tokens):
     import shutil
 
-    from stages.checkpoints.blocks import run_blocks
+    from quantline.model.block_runner import run_blocks
 
     folder, flag = tmp_path / "model", tmp_path / "it-ran"
     shutil.copytree(tiny_model, folder)

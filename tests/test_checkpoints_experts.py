@@ -9,16 +9,17 @@ from rounded import tokens_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from stages.checkpoints import blocks, experts
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import QuantizedWriter
-from stages.checkpoints.experts import Experts
-from stages.checkpoints.moments import ABOUT, Moments, check_seen, collect
-from stages.checkpoints.reader import Checkpoint
-from stages.config import RECIPES
-from stages.recipes import round_block
-from stages.recipes.work import Work
-from stages.tracking import Failure, StageError, write_json
+from quantline.model import block_runner as blocks, experts
+from quantline.model.architecture import architecture
+from quantline.quantized.store import QuantizedWriter
+from quantline.model.experts import Experts
+from quantline.calibration.collect import ABOUT, Moments, check_seen, collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.recipes import RECIPES
+from quantline.recipes.dispatch import round_block
+from quantline.recipes.context import Work
+from quantline.errors import Failure, StageError
+from quantline.files import write_json
 
 KINDS = {"mixtral": {"num_local_experts": 4, "tie_word_embeddings": False},
          "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "mlp_only_layers": [1]}}
@@ -213,7 +214,7 @@ def test_a_killed_calibration_goes_on_with_the_same_experts_starved(lonely, tmp_
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.checkpoints.gradients.first_gradients", stop)
+        patch.setattr("quantline.calibration.output_moments.first_gradients", stop)
         with pytest.raises(Killed):
             collect(lonely, tokens, folder, seed=0)
     layers = collect(lonely, tokens, folder, seed=0)

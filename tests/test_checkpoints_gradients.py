@@ -8,10 +8,11 @@ from sklearn.covariance import ledoit_wolf
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from stages.checkpoints import blocks, gradients
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.blocks import BlockRun
-from stages.checkpoints.gradients import (
+from quantline.calibration import output_moments as gradients
+from quantline.model import block_runner as blocks
+from quantline.model.architecture import architecture
+from quantline.model.block_runner import BlockRun
+from quantline.calibration.output_moments import (
     Head,
     OutputMoments,
     backward,
@@ -21,8 +22,8 @@ from stages.checkpoints.gradients import (
     shrunk,
     widest,
 )
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.states import StoredStates
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.activation_store import StoredStates
 
 
 @pytest.mark.parametrize(("scale", "softcap", "biased"), [(1.0, None, False), (0.5, None, True), (1.0, 2.0, False), (0.5, 2.0, True)])

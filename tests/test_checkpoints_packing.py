@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.checkpoints.packing import pack, unpack
+from quantline.calibration.packing import pack, unpack
 
 
 def moments(seed: int, width: int, samples: int) -> np.ndarray:

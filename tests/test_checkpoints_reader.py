@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints import verify
-from stages.checkpoints.architecture import architecture, from_config
-from stages.checkpoints.canonical import GroupedLinear, Quantized, QuantizedWriter
-from stages.checkpoints.families import FAMILIES
-from stages.checkpoints.reader import INDEX, Checkpoint, inside
-from stages.checkpoints.stream import SafetensorsStream
-from stages.tracking import Failure, StageError
+from quantline.ingest import verify
+from quantline.model.architecture import architecture, from_config
+from quantline.quantized.store import GroupedLinear, Quantized, QuantizedWriter
+from quantline.model.families import FAMILIES
+from quantline.model.checkpoint import INDEX, Checkpoint, inside
+from quantline.model.safetensors_writer import SafetensorsStream
+from quantline.errors import Failure, StageError
 
 
 def test_bfloat16_is_read_exactly(tiny_model):

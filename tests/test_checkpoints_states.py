@@ -5,10 +5,10 @@ import pytest
 import torch
 from rounded import tokens_of
 
-from stages.checkpoints import states
-from stages.checkpoints.moments import collect
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.states import Batches, StoredStates
+from quantline.model import activation_store as states
+from quantline.calibration.collect import collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.activation_store import Batches, StoredStates
 
 SHAPES = [(2, 3, 4), (2, 3, 4), (1, 3, 4)]
 

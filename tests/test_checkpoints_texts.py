@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stages.checkpoints import texts
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Text
-from stages.tracking import Failure, StageError
+from quantline.text import documents as texts
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.params import Text
+from quantline.errors import Failure, StageError
 
 
 def text(path, **changes):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stages import cli
-from stages.config import load_params
+from quantline import cli
+from quantline.config.compose import load_params
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {"size_bytes": 2**21, "bits_per_weight": 4.5, "perplexity": 8.125, "mean_kld": 0.0125, "same_top_p": 0.97,

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from stages import compare as stage
-from stages.config import load_params
-from stages.report import layers
-from stages.tracking import EVENTS, Failure, sha256_file, sha256_json, write_json, write_text
+from quantline.config.compose import load_params
+from quantline.report import layers
+from quantline.errors import Failure
+from quantline.files import sha256_file, sha256_json, write_json, write_text
+from quantline.run.stage import EVENTS
 
 
 def event(name: str, instance: str | None, failure: str | None = None) -> dict:

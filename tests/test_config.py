@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.config import ConfigError, as_yaml, compose, load_params, missing_inputs, validate
+from quantline.config.compose import as_yaml, compose, load_params, missing_inputs
+from quantline.config.section import ConfigError
+from quantline.config.validation import validate
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.config import StaleError, as_yaml, check_fresh, compose, load_params
+from quantline.config.compose import StaleError, as_yaml, check_fresh, compose, load_params
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = Path("conf/recipe/gptq-w4g128.yaml")

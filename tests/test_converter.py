@@ -10,14 +10,15 @@ from conftest import ROOT
 from llama_quantize import quantize
 from rounded import rounded, tokens_of, torch_logprobs, torch_model
 
-from stages.checkpoints import converter, derived, verify
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.converted import FILE, Converted, in_gguf
-from stages.checkpoints.reader import Checkpoint
-from stages.config import load_params
-from stages.formats import imatrix
-from stages.runtimes import open_runtime
-from stages.tracking import Failure, StageError
+from quantline.ingest import llama_cpp_converter as converter, verify
+from quantline.model import inferred_family as derived
+from quantline.model.architecture import architecture
+from quantline.model.gguf_checkpoint import FILE, Converted, in_gguf
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.compose import load_params
+from quantline.formats.gguf import imatrix
+from quantline.runtimes.runtime import open_runtime
+from quantline.errors import Failure, StageError
 
 GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.5, "logits_scaling": 4.0}
 # What llama.cpp's own does for Granite, in a few lines: names by gguf's map, rows of q and k interleaved, the multipliers.
@@ -31,9 +32,9 @@ import json
 from argparse import ArgumentParser
 import gguf, ml_dtypes, numpy as np
 from safetensors.numpy import load_file
-from stages.checkpoints.tokenization import Tokenizer
-from stages.formats.gguf_architectures import interleave
-from stages.formats.gguf_vocabulary import add_vocabulary
+from quantline.text.tokenizer import Tokenizer
+from quantline.formats.gguf.architectures import interleave
+from quantline.formats.gguf.vocabulary import add_vocabulary
 
 parser = ArgumentParser()
 parser.add_argument("model", type=Path)
@@ -247,9 +248,9 @@ def test_a_family_whose_blocks_are_called_otherwise_is_refused(tmp_path, make_mo
 
 
 def test_what_scales_cannot_be_folded_into_is_refused(granite, tmp_path):
-    from stages.config import RECIPES
-    from stages.recipes import round_block
-    from stages.recipes.work import Work
+    from quantline.config.recipes import RECIPES
+    from quantline.recipes.dispatch import round_block
+    from quantline.recipes.context import Work
 
     recipe = RECIPES["awq"](method="awq", bits=4, group_size=32, symmetric=False)
     checkpoint = Checkpoint(granite)

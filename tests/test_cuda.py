@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.device import device
-from stages.checkpoints.moments import ABOUT, Moments, collect
-from stages.checkpoints.reader import Checkpoint
-from stages.config import RECIPES
-from stages.recipes import round_block
-from stages.recipes.work import Work
-from stages.runtimes import open_runtime
-from stages.tracking import write_json
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.model.device import device
+from quantline.calibration.collect import ABOUT, Moments, collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.recipes import RECIPES
+from quantline.recipes.dispatch import round_block
+from quantline.recipes.context import Work
+from quantline.runtimes.runtime import open_runtime
+from quantline.files import write_json
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="expected a GPU: CUDA_VISIBLE_DEVICES=0")
 GRID = {"bits": 3, "group_size": 32, "symmetric": False}

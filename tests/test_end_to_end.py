@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("stages", "conf", "hydra_plugins", "dvc.yaml", "pyproject.toml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore")
+FILES = ("quantline", "stages", "conf", "hydra_plugins", "dvc.yaml", "pyproject.toml", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore")
 VARIANTS = ("bf16", "gguf-q8_0", "gptq-w4g128", "onnx-int4-gptq")
 
 
@@ -36,7 +36,7 @@ class Clone:
         return done.stdout + done.stderr
 
     def quantline(self, command: str, *more: str, expect: int = 0) -> str:
-        return self.run(sys.executable, "-m", "stages.cli", command, *self.overrides, *more, expect=expect)
+        return self.run(sys.executable, "-m", "quantline.cli", command, *self.overrides, *more, expect=expect)
 
     def dvc(self, *arguments: str) -> str:
         return self.run(sys.executable, "-m", "dvc", *arguments)

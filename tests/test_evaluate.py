@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from stages import evaluate as stage
-from stages.tracking import Failure, Reason, StageError
+from quantline.errors import Failure, Reason, StageError
 
 
 @pytest.fixture

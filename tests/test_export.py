@@ -12,12 +12,13 @@ import pytest
 from rounded import rounded
 
 from stages import export, smoke
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Variant, load_params
-from stages.formats import onnx as onnx_container
-from stages.formats import vocabulary
-from stages.tracking import StageError
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.compose import load_params
+from quantline.config.params import Variant
+from quantline.formats.onnx import container as onnx_container
+from quantline.formats import tokenizer_metadata as vocabulary
+from quantline.errors import StageError
 
 RECIPES = {"none": {"bits": 0}, "rtn-w4g128": {"group_size": 128}, "int8": {"bits": 8, "group_size": -1, "symmetric": True}}
 
@@ -119,7 +120,7 @@ def test_weights_of_another_recipe_than_asked_are_not_exported(ready, capsys):
 
 
 def test_a_container_that_holds_something_else_fails(ready, capsys, monkeypatch):
-    from stages.formats.layouts import compressed
+    from quantline.formats.safetensors.layouts import compressed_tensors as compressed
 
     written = compressed.tensors
 
@@ -212,7 +213,7 @@ def test_special_tokens_and_chat_template_are_the_sources(ready, capsys, monkeyp
 def test_what_gguf_metadata_holds_is_what_the_tokenizer_says(tmp_path, tiny_model):
     import gguf
 
-    from stages.formats.gguf_vocabulary import add_vocabulary
+    from quantline.formats.gguf.vocabulary import add_vocabulary
 
     source = Tokenizer(tiny_model)
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")

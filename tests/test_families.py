@@ -4,18 +4,22 @@ import numpy as np
 import pytest
 from rounded import activations_rounded, differing, rounded, tokens_of, torch_greedy, torch_logprobs, torch_model
 
-from stages.checkpoints import verify
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.families import FAMILIES, tied
-from stages.checkpoints.moments import ABOUT, Moments, collect
-from stages.checkpoints.reader import Checkpoint
-from stages.config import RECIPES, Variant
-from stages.formats import gguf, onnx, safetensors
-from stages.recipes import round_block
-from stages.recipes.work import Work
-from stages.runtimes import open_runtime
-from stages.tracking import Failure, StageError, write_json
+from quantline.ingest import verify
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.model.families import FAMILIES, tied
+from quantline.calibration.collect import ABOUT, Moments, collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
+from quantline.config.recipes import RECIPES
+from quantline.formats.gguf import container as gguf
+from quantline.formats.onnx import container as onnx
+from quantline.formats.safetensors import container as safetensors
+from quantline.recipes.dispatch import round_block
+from quantline.recipes.context import Work
+from quantline.runtimes.runtime import open_runtime
+from quantline.errors import Failure, StageError
+from quantline.files import write_json
 
 GEMMA = {"sliding_window": 16, "query_pre_attn_scalar": 16}
 SIZES = {"gemma2": GEMMA, "gemma3_text": GEMMA, "mixtral": {"num_local_experts": 4},

@@ -9,18 +9,19 @@ import yaml
 from conftest import ROOT
 from rounded import differing, rounded, tokens_of, torch_greedy, torch_logprobs, torch_model
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Variant
-from stages.formats import gguf, vocabulary
-from stages.formats.gguf_architectures import interleave
-from stages.formats.gguf_pretokenizers import pre_tokenizer_names
-from stages.methods import kquant, mixes
-from stages.runtimes import open_runtime
-from stages.runtimes.parity import TEXTS, mismatches
-from stages.tracking import Failure, StageError
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.params import Variant
+from quantline.formats import tokenizer_metadata as vocabulary
+from quantline.formats.gguf import container as gguf
+from quantline.formats.gguf.architectures import interleave
+from quantline.formats.gguf.pretokenizers import pre_tokenizer_names
+from quantline.methods.ggml import mixes, quantize as kquant
+from quantline.runtimes.runtime import open_runtime
+from quantline.runtimes.tokenizer_parity import TEXTS, mismatches
+from quantline.errors import Failure, StageError
 
 
 def variant(dtype: str | None = None) -> Variant:

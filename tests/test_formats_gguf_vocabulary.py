@@ -12,10 +12,10 @@ from gguf import GGUFReader, TokenType
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Fast
 
-from stages.checkpoints.tokenization import Tokenizer
-from stages.formats.gguf_vocabulary import add_vocabulary, name_of
-from stages.runtimes.parity import TEXTS, mismatches, texts_of
-from stages.tracking import Failure, StageError
+from quantline.text.tokenizer import Tokenizer
+from quantline.formats.gguf.vocabulary import add_vocabulary, name_of
+from quantline.runtimes.tokenizer_parity import TEXTS, mismatches, texts_of
+from quantline.errors import Failure, StageError
 
 
 def vocabulary_file(folder: Path, more: int = 0, **changes) -> Path:
@@ -40,7 +40,7 @@ def engine(path: Path):
     """llama.cpp's tokenizer of a file, without a model."""
     import llama_cpp as llama
 
-    from stages.runtimes import llama_cpp as runtime
+    from quantline.runtimes import llama_cpp as runtime
 
     made = runtime.Engine.__new__(runtime.Engine)
     llama.llama_log_set(runtime._quiet, ctypes.c_void_p())

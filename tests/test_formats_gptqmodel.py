@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from rounded import rounded, tokens_of, torch_logprobs, torch_model
 
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant
-from stages.formats import safetensors
-from stages.runtimes import open_runtime
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
+from quantline.formats.safetensors import container as safetensors
+from quantline.runtimes.runtime import open_runtime
 
 pytest.importorskip("gptqmodel", reason="needs the extra gptqmodel")
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from rounded import differing, rounded
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints.canonical import GroupedLinear
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant
-from stages.formats import safetensors
-from stages.formats.layouts import awq, gptq
-from stages.tracking import Failure, StageError
+from quantline.quantized.store import GroupedLinear
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
+from quantline.formats.safetensors import container as safetensors
+from quantline.formats.safetensors.layouts import awq, gptq
+from quantline.errors import Failure, StageError
 
 
 def values(seed: int, rows: int, columns: int, bits: int) -> np.ndarray:

@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 from rounded import differing, rounded, tokens_of, torch_logprobs, torch_model
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints.canonical import GroupedLinear
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant
-from stages.formats import onnx as container
-from stages.formats import onnx_quantize
-from stages.runtimes import open_runtime
-from stages.tracking import StageError
+from quantline.quantized.store import GroupedLinear
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
+from quantline.formats.onnx import container
+from quantline.formats.onnx import quantized_nodes as onnx_quantize
+from quantline.runtimes.runtime import open_runtime
+from quantline.errors import StageError
 
 
 def written(folder, model, quantized):

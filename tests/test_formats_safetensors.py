@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 from safetensors.torch import save_file as save_torch_file
 
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant
-from stages.formats import safetensors
-from stages.formats.layouts import one_scheme
-from stages.runtimes import open_runtime
-from stages.tracking import StageError
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
+from quantline.formats.safetensors import container as safetensors
+from quantline.formats.safetensors.layouts.layout import one_scheme
+from quantline.runtimes.runtime import open_runtime
+from quantline.errors import StageError
 
 
 def written(folder, model, quantized, dtype=None):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from stages.metrics import gold, scoring
-from stages.tracking import Failure, Reason, StageError
+from quantline.metrics import gold_set as gold, scoring
+from quantline.errors import Failure, Reason, StageError
 
 VOCABULARY = 17
 

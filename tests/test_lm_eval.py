@@ -6,13 +6,14 @@ import pytest
 from typer.testing import CliRunner
 
 from stages import cli, compare
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import load_params
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.compose import load_params
 from stages.lm_eval import arguments, told
-from stages.metrics.harness import Answers
-from stages.report import page
-from stages.runtimes import open_runtime
-from stages.tracking import Failure, Reason, StageError, write_json
+from quantline.metrics.lm_eval_model import Answers
+from quantline.report import page
+from quantline.runtimes.runtime import open_runtime
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import write_json
 
 NAME = "gguf-q8_0"
 QUESTIONS = [{"question": f"who met hugo by the river on day {index}?", "choices": ["ada", "nico and rosa"], "right": index % 2} for index in range(6)]

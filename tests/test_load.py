@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from stages.checkpoints import links
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.stream import SafetensorsStream
-from stages.checkpoints.tokenization import Tokenizer
-from stages.tracking import sha256_file
+from quantline.ingest import reflink as links
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.safetensors_writer import SafetensorsStream
+from quantline.text.tokenizer import Tokenizer
+from quantline.files import sha256_file
 
 
 def test_load_brings_every_file_and_writes_the_manifest(project, tiny_model, capsys):

@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from stages.checkpoints import lora
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.stream import SafetensorsStream
-from stages.tracking import StageError
+from quantline.ingest import lora
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.safetensors_writer import SafetensorsStream
+from quantline.errors import StageError
 
 
 @pytest.fixture(scope="module")

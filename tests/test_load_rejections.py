@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.checkpoints.families import FAMILIES
-from stages.checkpoints.reader import INDEX, Checkpoint
-from stages.checkpoints.stream import SafetensorsStream
+from quantline.model.families import FAMILIES
+from quantline.model.checkpoint import INDEX, Checkpoint
+from quantline.model.safetensors_writer import SafetensorsStream
 
 
 def edit_json(path: Path, **changes) -> None:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods import awq, fp8, gptq, int8, rtn, smoothquant, spans
-from stages.methods.grid import (
+from quantline.methods.integer import awq, awq_clip as spans, fp8, gptq, int8, rtn, smoothquant
+from quantline.methods.integer.grid import (
     check_finite,
     check_width,
     grid_between,
@@ -19,8 +19,8 @@ from stages.methods.grid import (
     row_errors,
     span_of,
 )
-from stages.methods.polish import polish
-from stages.tracking import Failure, StageError
+from quantline.methods.integer.coordinate_descent import polish
+from quantline.errors import Failure, StageError
 
 GRIDS = [(bits, group, symmetric) for bits in (2, 3, 4, 8) for group in (16, 64) for symmetric in (True, False)]
 
@@ -80,7 +80,7 @@ def test_the_weighted_span_is_never_worse_than_the_whole_span(bits):
 def test_spans_by_the_compiled_kernel_and_all_at_once(monkeypatch):
     weight, moment = layer(15, rows=64)
     one = grid_of(weight, 3, 16, False, moment.diagonal())
-    monkeypatch.setattr("stages.methods.grid.least_spans", least_spans_at_once)
+    monkeypatch.setattr("quantline.methods.integer.grid.least_spans", least_spans_at_once)
     other = grid_of(weight, 3, 16, False, moment.diagonal())
     assert all((first == second).float().mean() > 0.99 for first, second in zip(one, other, strict=True))
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods import curvature, gptq, rtn
-from stages.methods.curvature import damped, descend, divergence, refine, refit_scales
+from quantline.methods.integer import curvature, gptq, rtn
+from quantline.methods.integer.curvature import damped, descend, divergence, refine, refit_scales
 
 
 def layer(seed: int, rows: int = 12, width: int = 32, blocks: int = 1):

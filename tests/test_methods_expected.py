@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods import expected, rtn
-from stages.methods.grid import output_error
+from quantline.methods.integer import awq_scales as expected, rtn
+from quantline.methods.integer.grid import output_error
 
 
 def layer(seed: int, rows: int = 24, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

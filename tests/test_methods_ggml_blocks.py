@@ -6,8 +6,8 @@ from gguf import GGMLQuantizationType, quants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods import kquant
-from stages.methods.ggml_blocks import Blocks, block_type, join, split
+from quantline.methods.ggml import quantize as kquant
+from quantline.methods.ggml.block_types import Blocks, block_type, join, split
 
 TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods.knapsack import GAP, Option, choose, dominant, smallest
+from quantline.recipes.budget.knapsack import GAP, Option, choose, dominant, smallest
 
 COST = st.floats(1e-9, 1.0)
 OPTIONS = st.lists(st.tuples(st.integers(0, 40), COST), min_size=1, max_size=4)

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rounded import rounded
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant
-from stages.formats import gguf
-from stages.methods import kquant, mixes
-from stages.tracking import Failure, StageError
+from quantline.model.architecture import architecture
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
+from quantline.formats.gguf import container as gguf
+from quantline.methods.ggml import mixes, quantize as kquant
+from quantline.errors import Failure, StageError
 
 # Largest error over the row's largest weight that each type may make.
 COARSEST = {"IQ2_S": 0.6, "IQ3_XXS": 0.5, "IQ3_S": 0.4, "IQ4_XS": 0.15, "TQ1_0": 1.0, "TQ2_0": 1.0, "MXFP4": 0.3, "Q2_K": 0.5, "Q3_K": 0.25, "Q4_K": 0.1, "Q5_K": 0.05, "Q6_K": 0.04, "Q8_0": 0.005, "IQ4_NL": 0.15,

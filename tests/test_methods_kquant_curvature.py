@@ -7,13 +7,13 @@ from gguf import GGMLQuantizationType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.methods import kquant, kquant_curvature
-from stages.methods.curvature import DAMPING_OUT, damped, divergence
-from stages.methods.ggml_blocks import Blocks, block_type, dequantize
-from stages.methods.gptq import inverse_factor
-from stages.methods.kquant_curvature import DAMPING_IN, descend_codes, feed_back, round_block
-from stages.methods.kquant_scales import half, refit
-from stages.tracking import Failure, StageError
+from quantline.methods.ggml import curvature as kquant_curvature, quantize as kquant
+from quantline.methods.integer.curvature import DAMPING_OUT, damped, divergence
+from quantline.methods.ggml.block_types import Blocks, block_type, dequantize
+from quantline.methods.integer.gptq import inverse_factor
+from quantline.methods.ggml.curvature import DAMPING_IN, descend_codes, feed_back, round_block
+from quantline.methods.ggml.scale_refit import half, refit
+from quantline.errors import Failure, StageError
 
 TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from stages.methods import kquant, kquant_inputs
-from stages.methods.ggml_blocks import dequantize
-from stages.methods.kquant_inputs import REACHES, search_scales
-from stages.tracking import Failure, StageError
+from quantline.methods.ggml import input_scales as kquant_inputs, quantize as kquant
+from quantline.methods.ggml.block_types import dequantize
+from quantline.methods.ggml.input_scales import REACHES, search_scales
+from quantline.errors import Failure, StageError
 
 WIDTH = 256
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.methods import kquant, lanes
-from stages.methods.kquant_search import compiled
-from stages.methods.lanes import LANES
+from quantline.methods.ggml import quantize as kquant, simd16 as lanes
+from quantline.methods.ggml.kquant_search import compiled
+from quantline.methods.ggml.simd16 import LANES
 
 
 def weights(seed: int, rows: int = 9, width: int = 512) -> np.ndarray:

@@ -9,9 +9,9 @@ import llama_quantize
 import pytest
 from gguf import GGUFReader
 
-from stages.methods import mixes
-from stages.schema.recipes import GGML_TYPES, MIXES
-from stages.tracking import Failure, StageError
+from quantline.methods.ggml import mixes
+from quantline.config.recipes import GGML_TYPES, MIXES
+from quantline.errors import Failure, StageError
 
 GOLDEN = Path(__file__).parent / "golden" / "mixes.json"
 # What llama.cpp's rules tell apart: depth, a tied head, shared keys, experts, widths that blocks do not divide.

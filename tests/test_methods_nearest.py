@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stages.methods import rtn
-from stages.methods.nearest import nearest
+from quantline.methods.integer import rtn
+from quantline.methods.integer.rtn_numpy import nearest
 
 WEIGHTS = arrays.arrays(np.float32, (3, 64), elements=st.floats(-4, 4, width=32))
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.methods import rtn
-from stages.methods.grid import row_errors
-from stages.methods.polish import polish
+from quantline.methods.integer import rtn
+from quantline.methods.integer.grid import row_errors
+from quantline.methods.integer.coordinate_descent import polish
 
 
 def layer(seed: int, rows: int = 6, width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +85,7 @@ def test_the_kernel_does_what_a_plain_loop_does(group, monkeypatch):
     weight, moment = layer(1, 24, 128 if group == 128 else 160)  # as wide as the columns that are gathered, and wider
     linear = rtn.quantize(weight, 3, group, False)
     found, _ = polish(linear, weight, moment)
-    monkeypatch.setattr("stages.methods.polish.settle", plain_settle)
+    monkeypatch.setattr("quantline.methods.integer.coordinate_descent.settle", plain_settle)
     other, _ = polish(linear, weight, moment)
     assert (found.integers == other.integers).mean() > 0.98 and np.allclose(found.scales, other.scales, rtol=2**-6)
     assert torch.allclose(errors(found, weight, moment), errors(other, weight, moment), rtol=0.02)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from scipy.special import log_softmax
 
-from stages.metrics import gold, output_head, quality, softmax
-from stages.metrics.divergence import Divergence, quantile_se
-from stages.metrics.output_head import OutputHead
-from stages.metrics.significance import compare_gold, compare_tasks, paired_bootstrap, wilson
-from stages.tracking import Failure, StageError
+from quantline.metrics import gold_set as gold, quality, softmax
+from quantline.model import output_head
+from quantline.metrics.divergence import Divergence, quantile_se
+from quantline.model.output_head import OutputHead
+from quantline.metrics.significance import compare_gold, compare_tasks, paired_bootstrap, wilson
+from quantline.errors import Failure, StageError
 
 VOCABULARY, HIDDEN, LENGTH = 17, 5, 12
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from stages.metrics import scoring
-from stages.metrics.harness import Answers
-from stages.metrics.scoring import follow
-from stages.tracking import StageError
+from quantline.metrics import scoring
+from quantline.metrics.lm_eval_model import Answers
+from quantline.metrics.scoring import follow
+from quantline.errors import StageError
 
 SIZE, BOS, EOS = 40, 0, 1
 WORDS = ["<s>", "</s>", *(chr(97 + index) for index in range(26)), " ", "\n", *("0123456789")]

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from stages.config import Speed
-from stages.metrics import machine, speed
+from quantline.config.params import Speed
+from quantline.metrics import machine, speed
 
 
 class Timed:
@@ -47,7 +47,7 @@ def test_the_machine_is_described():
 def test_the_peak_is_that_of_this_process_alone():
     """getrusage would tell this process's peak, which is larger than that of the one it starts."""
     held = bytearray(300 << 20)
-    code = "from stages.metrics import machine; a = machine.peak_mib(); held = bytearray(64 << 20); held = None; print(a, machine.peak_mib())"
+    code = "from quantline.metrics import machine; a = machine.peak_mib(); held = bytearray(64 << 20); held = None; print(a, machine.peak_mib())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(float, done.stdout.split())
     assert len(held) and before < 200 and 60 < after - before < 80

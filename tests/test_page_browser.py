@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from test_report import TARGET, failed, report, row
 
-from stages.report import page
-from stages.schema.params import Hardware
+from quantline.report import page
+from quantline.config.params import Hardware
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

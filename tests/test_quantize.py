@@ -13,13 +13,14 @@ from conftest import ROOT
 from rounded import tokens_of, torch_logprobs, torch_model
 from safetensors.numpy import load_file
 
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.moments import Moments
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.stream import SafetensorsStream
-from stages.methods import kquant, kquant_curvature, rtn
-from stages.methods.curvature import divergence
-from stages.tracking import Failure, Reason
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.calibration.collect import Moments
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.safetensors_writer import SafetensorsStream
+from quantline.methods.ggml import curvature as kquant_curvature, quantize as kquant
+from quantline.methods.integer import rtn
+from quantline.methods.integer.curvature import divergence
+from quantline.errors import Failure, Reason
 
 RECIPES = ["none", "rtn-w4g128", "gptq-w4g128", "gptq-w4g128-curvature", "awq-w4g128", "int8", "smoothquant-w8a8", "fp8-w8a8",
            "q4_k_m", "q4_k_m-curvature"]
@@ -113,7 +114,7 @@ def test_curvature_needs_a_calibration_with_gradients(ready, capsys):
 
 
 def ready_recipe(project, name: str) -> dict:
-    from stages.config import load_params
+    from quantline.config.compose import load_params
 
     return load_params(project.root / "params.yaml").recipes[name].model_dump(mode="json")
 
@@ -236,7 +237,7 @@ def test_moments_that_are_not_finite(ready, capsys):
 
 
 def test_a_layer_worse_than_round_to_nearest_is_a_failure(ready, capsys, monkeypatch):
-    monkeypatch.setattr("stages.methods.gptq.improve", lambda linear, weight, *_: rtn.quantize(weight * 1.3, 4, 128, False))
+    monkeypatch.setattr("quantline.methods.integer.gptq.improve", lambda linear, weight, *_: rtn.quantize(weight * 1.3, 4, 128, False))
     refused(ready, capsys, "gptq-w4g128", Failure.WORSE_THAN_ROUND_TO_NEAREST,
             "model.layers.0.self_attn.q_proj has the error")
 
@@ -246,8 +247,8 @@ def stopped_after(project, name: str, parts: int) -> None:
     code = f"""
 import os, sys
 from stages import quantize
-from stages.checkpoints.canonical import QuantizedWriter
-from stages.tracking import stage_run
+from quantline.quantized.store import QuantizedWriter
+from quantline.run.stage import stage_run
 close, done = QuantizedWriter.close_part, []
 def close_part(self, part, report):
     close(self, part, report)

@@ -15,19 +15,21 @@ from conftest import ROOT
 from rounded import tokens_of, torch_logprobs, torch_model
 from safetensors.numpy import load_file
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized
-from stages.checkpoints.ends import final_states
-from stages.checkpoints.moments import ABOUT, Moments
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant, load_params
-from stages.formats import gguf, load_format
-from stages.methods import rtn
-from stages.recipes import costs as module
-from stages.recipes.costs import Costs
-from stages.recipes.work import Work
-from stages.runtimes import open_runtime
-from stages.tracking import Failure, Reason, StageError
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized
+from quantline.calibration.embedding_and_head import final_states
+from quantline.calibration.collect import ABOUT, Moments
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.compose import load_params
+from quantline.config.params import Variant
+from quantline.formats.container import load_format
+from quantline.formats.gguf import container as gguf
+from quantline.methods.integer import rtn
+from quantline.recipes.budget import costs as module
+from quantline.recipes.budget.costs import Costs
+from quantline.recipes.context import Work
+from quantline.runtimes.runtime import open_runtime
+from quantline.errors import Failure, Reason, StageError
 
 RECIPES = ["q4_k_m", "q4_k_m-budget", "q4_k_m-curvature-budget", "gptq-w4g128", "gptq-w4g128-budget"]
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -113,7 +115,7 @@ def test_the_cost_of_a_tied_embedding_is_that_of_both_ends(ready):
     assert stored["diagonal"].shape == (1, 256)
     tokens = load_file("artifacts/calibration/tokens.safetensors")["tokens"].reshape(-1)
     often = (np.bincount(tokens, minlength=len(weight)) + 1) / (len(tokens) + len(weight))
-    from stages.checkpoints.ends import embedding_factors
+    from quantline.calibration.embedding_and_head import embedding_factors
 
     factors = embedding_factors(ready.root / "artifacts/calibration")[0].astype(float)
     below = 0.5 * sum(often[token] * change[token] @ factors @ change[token] for token in range(len(weight)))
@@ -318,8 +320,8 @@ def stopped_after(project, name: str, parts: int) -> None:
     code = f"""
 import os
 from stages import quantize
-from stages.recipes import budget
-from stages.tracking import stage_run
+from quantline.recipes.budget import fit as budget
+from quantline.run.stage import stage_run
 write, done = budget.write_json, []
 def writing(path, value):
     write(path, value)

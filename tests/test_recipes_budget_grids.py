@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages.formats.layouts import compressed
-from stages.methods import rtn
-from stages.recipes.budget_grids import packed_bytes
+from quantline.formats.safetensors.layouts import compressed_tensors as compressed
+from quantline.methods.integer import rtn
+from quantline.recipes.budget.grids import packed_bytes
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

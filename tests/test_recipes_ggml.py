@@ -6,20 +6,20 @@ import torch
 from rounded import tokens_of, torch_logprobs, torch_model
 from test_formats_gguf import GEMMA, variant
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.moments import ABOUT, Moments, collect
-from stages.checkpoints.reader import Checkpoint
-from stages.formats import gguf
-from stages.methods import kquant
-from stages.methods.curvature import divergence
-from stages.methods.ggml_blocks import dequantize
-from stages.methods.grid import output_error
-from stages.recipes import ggml
-from stages.recipes.work import Work
-from stages.runtimes import open_runtime
-from stages.schema.recipes import KQuantCurvature
-from stages.tracking import write_json
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.calibration.collect import ABOUT, Moments, collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.formats.gguf import container as gguf
+from quantline.methods.ggml import quantize as kquant
+from quantline.methods.integer.curvature import divergence
+from quantline.methods.ggml.block_types import dequantize
+from quantline.methods.integer.grid import output_error
+from quantline.recipes import ggml
+from quantline.recipes.context import Work
+from quantline.runtimes.runtime import open_runtime
+from quantline.config.recipes import KQuantCurvature
+from quantline.files import write_json
 
 FAMILIES = {
     "llama with heads of their own": ("llama", {"num_key_value_heads": 4}), "llama with biases": ("llama", {"attention_bias": True}),

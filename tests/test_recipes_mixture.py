@@ -7,18 +7,19 @@ import pytest
 from gguf import GGUFReader
 from rounded import rounded, tokens_of
 
-from stages.checkpoints.architecture import architecture
-from stages.checkpoints.canonical import Quantized, QuantizedWriter
-from stages.checkpoints.moments import ABOUT, Moments, collect
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant
+from quantline.model.architecture import architecture
+from quantline.quantized.store import Quantized, QuantizedWriter
+from quantline.calibration.collect import ABOUT, Moments, collect
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
 from stages.export import check_container
-from stages.formats import gguf, imatrix
-from stages.recipes import round_block
-from stages.recipes.mixture import Mixture
-from stages.recipes.work import Work
-from stages.schema.recipes import KQuant
-from stages.tracking import Failure, StageError, write_json
+from quantline.formats.gguf import container as gguf, imatrix
+from quantline.recipes.dispatch import round_block
+from quantline.recipes.tensor_types import Mixture
+from quantline.recipes.context import Work
+from quantline.config.recipes import KQuant
+from quantline.errors import Failure, StageError
+from quantline.files import write_json
 
 VARIANT = Variant(recipe="r", format="gguf", runtime="llama.cpp")
 

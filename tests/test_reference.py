@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from stages.checkpoints.tokenization import Tokenizer
-from stages.metrics import gold
+from quantline.text.tokenizer import Tokenizer
+from quantline.metrics import gold_set as gold
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_head_with_a_bias(project, make_model, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from stages.metrics.output_head import open_head
+    from quantline.model.output_head import open_head
 
     source = make_model(tmp_path / "phi", "phi", num_key_value_heads=4, tie_word_embeddings=False)
     project.compose(f"model.path={source}")

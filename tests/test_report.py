@@ -8,11 +8,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.checkpoints.architecture import from_config
-from stages.config import Gate, Target
-from stages.report import gates, page, plots, selection
-from stages.report.memory import kv_cache_bytes, memory
-from stages.report.plots import label_places
+from quantline.model.architecture import from_config
+from quantline.config.params import Gate, Target
+from quantline.report import gates, page, plots, selection
+from quantline.report.memory import kv_cache_bytes, memory
+from quantline.report.plots import label_places
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Target(name="laptop", formats=["gguf", "onnx"], runtimes=["llama.cpp", "onnxruntime"], max_size_mib=None,

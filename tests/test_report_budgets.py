@@ -7,9 +7,9 @@ from test_compare import measured
 from test_report import LINEAGE, TARGET, row
 
 from stages import compare
-from stages.config import load_params
-from stages.report import budgets, page, selection
-from stages.tracking import write_json
+from quantline.config.compose import load_params
+from quantline.report import budgets, page, selection
+from quantline.files import write_json
 
 BUDGET = {"predicted": 0.02, "price_per_mib": 0.004, "unit": "nats of KL divergence per token", "rounding": "kquant",
           "counts": {"Q3_K": 5, "Q6_K": 2}}

@@ -8,10 +8,11 @@ from test_compare import measured
 from test_report import FACTS, TARGET, report, row
 
 from stages import compare as stage
-from stages.config import ConfigError, compose, load_params
-from stages.report import estimates, page, selection
-from stages.report.gates import check_gate
-from stages.schema.params import Gate, Hardware, Optimize
+from quantline.config.compose import compose, load_params
+from quantline.config.section import ConfigError
+from quantline.report import page, selection, speed_estimate as estimates
+from quantline.report.gates import check_gate
+from quantline.config.params import Gate, Hardware, Optimize
 
 MIB = 2**20
 DEVICE = TARGET.model_copy(update={"hardware": Hardware(name="small board", bandwidth_gb_s=16)})

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from stages.config import Gate
-from stages.metrics.significance import paired_bootstrap
-from stages.report.gates import check_gate
+from quantline.config.params import Gate
+from quantline.metrics.significance import paired_bootstrap
+from quantline.report.gates import check_gate
 
 
 def gate(metric: str = "mean_kld", operator: str = "<=", threshold: float = 0.1, **more) -> Gate:

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from stages.methods import kquant, rtn
-from stages.methods.ggml_blocks import dequantize, grid_like
-from stages.recipes import ggml
-from stages.recipes.ggml import blocks_report
-from stages.report import layers
+from quantline.methods.ggml import quantize as kquant
+from quantline.methods.integer import rtn
+from quantline.methods.ggml.block_types import dequantize, grid_like
+from quantline.recipes import ggml
+from quantline.recipes.ggml import blocks_report
+from quantline.report import layers
 
 
 def manifest(**told: dict) -> dict:

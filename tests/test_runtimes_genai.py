@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from rounded import rounded, tokens_of
 
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Variant
-from stages.formats import onnx as container
-from stages.formats import onnx_genai
-from stages.runtimes import open_runtime
-from stages.runtimes.parity import mismatches
-from stages.tracking import StageError
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.params import Variant
+from quantline.formats.onnx import container
+from quantline.formats.onnx import genai_config as onnx_genai
+from quantline.runtimes.runtime import open_runtime
+from quantline.runtimes.tokenizer_parity import mismatches
+from quantline.errors import StageError
 
 
 def export(folder, source, runtime="onnxruntime-genai", bits=0):

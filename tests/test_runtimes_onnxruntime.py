@@ -11,13 +11,13 @@ import pytest
 from rounded import rounded, tokens_of, torch_greedy, torch_logprobs, torch_model
 from scipy.special import log_softmax
 
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Variant
-from stages.formats import onnx as container
-from stages.runtimes import open_runtime
-from stages.runtimes.parity import TEXTS, mismatches
-from stages.tracking import StageError
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.params import Variant
+from quantline.formats.onnx import container
+from quantline.runtimes.runtime import open_runtime
+from quantline.runtimes.tokenizer_parity import TEXTS, mismatches
+from quantline.errors import StageError
 
 TOLERANCE = 1e-3  # in logits
 
@@ -85,7 +85,7 @@ def test_the_bundles_tokenizer_is_the_sources(engine, tiny_model):
 
 
 def test_neither_torch_nor_transformers_is_imported(bundle):
-    code = ("import json, sys, numpy as np\nfrom pathlib import Path\nfrom stages.runtimes import open_runtime\n"
+    code = ("import json, sys, numpy as np\nfrom pathlib import Path\nfrom quantline.runtimes.runtime import open_runtime\n"
             "open_runtime('onnxruntime', Path(sys.argv[1]), 1).logprobs(np.zeros((1, 3), np.int32))\n"
             "print(json.dumps(sorted({'torch', 'transformers', 'onnx'} & set(sys.modules))))")
     root = str(Path(__file__).resolve().parent.parent)

@@ -5,11 +5,12 @@ import pytest
 from rounded import rounded, tokens_of
 from scipy.special import log_softmax
 
-from stages import runtimes
-from stages.checkpoints.reader import Checkpoint
-from stages.config import Variant
-from stages.formats import load_format
-from stages.runtimes import llama_cpp, open_runtime, pieces
+from quantline.runtimes import runtime as runtimes
+from quantline.model.checkpoint import Checkpoint
+from quantline.config.params import Variant
+from quantline.formats.container import load_format
+from quantline.runtimes import llama_cpp
+from quantline.runtimes.runtime import open_runtime, pieces
 
 CONTAINERS = {"llama.cpp": ("gguf", "float32"), "onnxruntime": ("onnx", None), "transformers": ("safetensors", None)}
 COUNT, LENGTH = 5, 23

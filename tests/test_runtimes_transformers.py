@@ -7,13 +7,13 @@ import pytest
 from rounded import rounded, tokens_of, torch_greedy, torch_logprobs, torch_model
 from safetensors.numpy import load_file, save_file
 
-from stages.checkpoints.reader import Checkpoint
-from stages.checkpoints.tokenization import Tokenizer
-from stages.config import Variant
-from stages.formats import safetensors
-from stages.runtimes import open_runtime
-from stages.runtimes.parity import TEXTS, mismatches
-from stages.tracking import StageError
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.tokenizer import Tokenizer
+from quantline.config.params import Variant
+from quantline.formats.safetensors import container as safetensors
+from quantline.runtimes.runtime import open_runtime
+from quantline.runtimes.tokenizer_parity import TEXTS, mismatches
+from quantline.errors import StageError
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from stages.runtimes import open_runtime
-from stages.tracking import StageError
+from quantline.runtimes.runtime import open_runtime
+from quantline.errors import StageError
 
 SIZE = 32
 
@@ -108,9 +108,9 @@ def stand_in(monkeypatch):
     inputs.TokensPrompt = dict
     monkeypatch.setitem(sys.modules, "vllm", made)
     monkeypatch.setitem(sys.modules, "vllm.inputs", inputs)
-    monkeypatch.delitem(sys.modules, "stages.runtimes.vllm", raising=False)
+    monkeypatch.delitem(sys.modules, "quantline.runtimes.vllm", raising=False)
     yield
-    sys.modules.pop("stages.runtimes.vllm", None)
+    sys.modules.pop("quantline.runtimes.vllm", None)
 
 
 def test_every_position_has_the_whole_distribution_of_the_token_after_it(stand_in, tmp_path):
@@ -146,7 +146,7 @@ def test_a_bundle_that_vllm_refuses_is_a_named_failure(stand_in, tmp_path):
     ("vllm", "vllm", "requirements-vllm.txt"), ("onnxruntime-genai", "onnxruntime_genai", r"pip install 'quantline\[genai\]'")])
 def test_where_it_is_not_installed_the_error_says_how(monkeypatch, tmp_path, name, module, how):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(sys.modules, f"stages.runtimes.{module}", raising=False)
+    monkeypatch.delitem(sys.modules, f"quantline.runtimes.{module}", raising=False)
     with pytest.raises(StageError, match=f"expected {name}, and cannot import it: .*install it: .*{how}") as error:
         open_runtime(name, tmp_path)
     assert error.value.failure == "runtime_unavailable"

@@ -9,8 +9,8 @@ from conftest import ROOT, Project
 from test_compare import figures
 
 from stages import compare, evaluate
-from stages.config import load_params
-from stages.tracking import Failure
+from quantline.config.compose import load_params
+from quantline.errors import Failure
 
 PAIRS = {"gguf": ("gguf-f32", "gguf-f16", "model.gguf"), "safetensors": ("bf16", "int8", "model.safetensors"),
          "onnx": ("onnx-fp32", "onnx-int8", "model.onnx")}

@@ -12,18 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import as_yaml, compose
-from stages.tracking import (
-    Failure,
-    Reason,
-    StageError,
-    atomic_folder,
-    sha256_file,
-    sha256_json,
-    stage_run,
-    versions,
-    write_json,
-)
+from quantline.config.compose import as_yaml, compose
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import atomic_folder, sha256_file, sha256_json, versions, write_json
+from quantline.run.stage import stage_run
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = {"id", "ts", "run_id", "parent_run_id", "stage", "severity", "reason_code", "actor", "summary", "payload"}
@@ -131,7 +123,7 @@ def test_an_interrupted_stage_leaves_nothing(folder):
 
 
 def test_a_full_disk_that_takes_no_event_either_is_told(folder, capsys, monkeypatch):
-    from stages.tracking.stage import StageRun
+    from quantline.run.stage import StageRun
 
     with pytest.raises(SystemExit) as stopped, stage_run("load") as run:
         def full(*_, **__):
@@ -209,7 +201,7 @@ def test_nothing_reports_home():
 
 def test_a_stage_imports_nothing_heavy(folder):
     """Evaluating GGUF or ONNX must not pay for torch; no stage pays for MLflow before it logs."""
-    code = ("import sys\nfrom stages.tracking import stage_run\nwith stage_run('load') as run: pass\n"
+    code = ("import sys\nfrom quantline.run.stage import stage_run\nwith stage_run('load') as run: pass\n"
             "heavy = {'torch', 'transformers', 'mlflow', 'hydra', 'omegaconf', 'onnx', 'scipy'} & set(sys.modules)\n"
             "assert not heavy, heavy")
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
@@ -235,7 +227,7 @@ def test_a_failure_keeps_the_old_folder(tmp_path):
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
-    code = ("import os\nfrom pathlib import Path\nfrom stages.tracking import atomic_folder\n"
+    code = ("import os\nfrom pathlib import Path\nfrom quantline.files import atomic_folder\n"
             "with atomic_folder(Path('made')) as folder:\n    (folder / 'half').write_text('x')\n    os.kill(os.getpid(), 9)")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           check=False)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import ConfigError, Tracking, as_yaml, compose, load_params
-from stages.tracking import Failure, StageError, stage_run
-from stages.tracking.experiments import (
+from quantline.config.compose import as_yaml, compose, load_params
+from quantline.config.params import Tracking
+from quantline.config.section import ConfigError
+from quantline.errors import Failure, StageError
+from quantline.run.stage import stage_run
+from quantline.tracking.mlflow_runs import (
     KEY,
     MAX_DIGEST,
     Dataset,

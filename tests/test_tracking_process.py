@@ -11,16 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stages.config import Limits
-from stages.tracking import Failure, StageError
-from stages.tracking.process import ask
+from quantline.config.params import Limits
+from quantline.errors import Failure, StageError
+from quantline.run.child_process import ask
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAME = """
 import ctypes, os, subprocess, sys, time
 from pathlib import Path
-from stages.tracking import Failure, StageError
-from stages.tracking.process import answer
+from quantline.errors import Failure, StageError
+from quantline.run.child_process import answer
 def work():
 {}
 answer(Path(sys.argv[-1]), work)
@@ -107,7 +107,7 @@ def test_memory_that_is_mapped_and_not_touched_does_not_count(asked):
 def test_it_does_not_outlive_the_stage_that_is_killed(asked, tmp_path):
     (tmp_path / "child_module.py").write_text(FRAME.format(
         f"    Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n    time.sleep(600)"))
-    code = "from stages.config import Limits; from stages.tracking.process import ask; ask('child_module', limits=Limits(), what='it')"
+    code = "from quantline.config.params import Limits; from quantline.run.child_process import ask; ask('child_module', limits=Limits(), what='it')"
     stage = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():

@@ -7,9 +7,12 @@ import pytest
 from test_compare import event, events, measured
 
 from stages import compare as stage
-from stages.config import ConfigError, Tracking, compose, load_params
-from stages.tracking import Failure, StageError, registry
-from stages.tracking.registry import NoRegistry
+from quantline.config.compose import compose, load_params
+from quantline.config.params import Tracking
+from quantline.config.section import ConfigError
+from quantline.errors import Failure, StageError
+from quantline.tracking import model_registry as registry
+from quantline.tracking.model_registry import NoRegistry
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_nothing_is_registered_whose_required_gate_was_not_checked(compared):
 
 
 def test_nothing_is_registered_from_a_queued_experiment_or_if_it_is_not_asked_for(compared, monkeypatch):
-    monkeypatch.setattr("stages.report.promotion.in_queued_copy", lambda: True)
+    monkeypatch.setattr("quantline.report.promotion.in_queued_copy", lambda: True)
     compared.stage("compare")
     assert versions() == [] and "queued experiment" in said(compared)["summary"]
     compared.compose("suite=default", "variant=[bf16,gguf-q8_0]", "recipe=[none,q8_0]", "tracking.registry=null")

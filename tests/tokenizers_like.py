@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from stages.formats import gguf_pretokenizers as known
+from quantline.formats.gguf import pretokenizers as known
 
 CORPUS = [
     "It's the 1st of May 2024; we'll see 12,345.67 or 1e-9 of them, won't we? I'M sure THEY'RE here, you'd say.",

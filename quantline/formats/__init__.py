@@ -1,0 +1,1 @@
+"""Containers: how quantized weights become a bundle that a runtime loads."""

@@ -1,0 +1,1 @@
+"""Safetensors folders, for transformers and vLLM."""

@@ -1,0 +1,1 @@
+"""Layouts of quantized linear layers inside safetensors."""

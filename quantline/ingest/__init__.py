@@ -1,0 +1,1 @@
+"""Bringing a checkpoint in: fetching, verifying, merging adapters, converting."""

@@ -1,0 +1,1 @@
+"""Methods for the block types of ggml, llama.cpp's tensor library."""

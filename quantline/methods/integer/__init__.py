@@ -1,0 +1,1 @@
+"""Methods for integers in groups and for eight-bit floats."""

@@ -1,0 +1,1 @@
+"""Measuring a bundle in its runtime against the unquantized model."""

@@ -1,0 +1,1 @@
+"""Fitting a recipe to a size: which type each tensor gets."""

@@ -1,0 +1,1 @@
+"""Engines that serve a bundle. A runtime reads only the bundle."""

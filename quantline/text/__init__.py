@@ -1,0 +1,1 @@
+"""Documents, and the tokenizer of a checkpoint."""

@@ -1,0 +1,1 @@
+"""MLflow: runs, data sets, and the model registry."""

@@ -1,1 +1,0 @@
-"""What params.yaml may hold."""
