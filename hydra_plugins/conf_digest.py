@@ -1,4 +1,4 @@
-"""Makes conf/'s resolvers known when DVC composes (`dvc exp run -S`): Hydra imports whatever hydra_plugins/ holds."""
+"""Makes the resolvers of conf/ known when DVC composes: Hydra imports all of hydra_plugins/."""
 
 from quantline.config.compose import register_resolvers
 

@@ -1,12 +1,40 @@
-"""quantline: one trained language model in, every quantized variant worth deploying out, each measured from its file.
+"""One trained language model in, every quantized variant worth deploying out, each measured.
 
-The settings below belong to the process, so they come before any other import: idle OpenMP threads sleep instead of
-spinning (two processes on two cores stall each other otherwise), and so do OpenBLAS's, and nothing reports home.
+`quantline.api` documents the calls; they are imported when they are used, so that `import
+quantline` costs nothing. The settings below belong to the process, so they come before any other
+import: idle threads of OpenMP and OpenBLAS sleep instead of spinning (two processes on two cores
+stall each other otherwise), and nothing reports home.
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
-for name, value in {
+if TYPE_CHECKING:
+    from quantline.api import (
+        Comparison,
+        calibrate,
+        compare,
+        export,
+        load_checkpoint,
+        make_reference,
+        measure,
+        quantize,
+        text_file,
+    )
+
+__all__ = [
+    "Comparison",
+    "calibrate",
+    "compare",
+    "export",
+    "load_checkpoint",
+    "make_reference",
+    "measure",
+    "quantize",
+    "text_file",
+]
+
+for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "OPENBLAS_THREAD_TIMEOUT": "4",
@@ -16,4 +44,18 @@ for name, value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }.items():
-    os.environ.setdefault(name, value)
+    os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a call of `quantline.api` when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from quantline import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,11 @@
-"""The closed lists of what can go wrong, and the one exception that carries a name from them."""
+"""What can go wrong: the closed lists of names, and the exceptions that carry them."""
 
 import errno
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """`reason_code` of a run event: which promise of the pipeline was not kept, or which step was taken."""
+    """`reason_code` of a run event: which promise was not kept, or which step was taken."""
 
     STAGE_STARTED = "stage_started"
     STAGE_FINISHED = "stage_finished"
@@ -48,6 +48,7 @@ class Failure(StrEnum):
     READBACK_MISMATCH = "readback_mismatch"
     SMOKE_FAILED = "smoke_failed"
     ARTIFACT_CHANGED = "artifact_changed"
+    STALE = "stale"
     DATASET_INVALID = "dataset_invalid"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
@@ -57,6 +58,7 @@ class Failure(StrEnum):
     NETWORK_UNAVAILABLE = "network_unavailable"
     CONFIG_STALE = "config_stale"
     CONFIG_INVALID = "config_invalid"
+    PROJECT_BUSY = "project_busy"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -67,25 +69,59 @@ REASON_OF_STAGE = {
     "reference": Reason.REFERENCE_FAILED,
     "quantize": Reason.EXPORT_QUANTIZATION_FAILED,
     "export": Reason.EXPORT_RUN_FAILED,
+    "smoke": Reason.EXPORT_RUN_FAILED,
     "evaluate": Reason.EVAL_RUNTIME_ERROR,
     "lm_eval": Reason.EVAL_RUNTIME_ERROR,
     "compare": Reason.COMPARE_FAILED,
 }
 
+ADVICE = {
+    Failure.OUT_OF_MEMORY: "close other programs, or take fewer or shorter sequences",
+    Failure.DISK_FULL: "free some space (`dvc gc --workspace` drops old results), and run it again",
+}
+
 
 class StageError(Exception):
-    """A stage cannot go on. `message` says what was expected, what was found, and what to do next."""
+    """A stage cannot go on.
+
+    The message says what was expected, what was found, and what to do next.
+    """
 
     def __init__(self, failure: Failure, message: str, reason: Reason | None = None) -> None:
+        """Name the failure; without a reason the stage's own applies (REASON_OF_STAGE)."""
         super().__init__(message)
-        self.failure, self.reason = failure, reason
+        self.failure = failure
+        self.reason = reason
+
+
+class ConfigError(Exception):
+    """params.yaml or conf/ cannot be used; the message says where, why, and what mends it."""
+
+    failure = Failure.CONFIG_INVALID
+
+
+class StaleError(ConfigError):
+    """conf/ or params.yaml has changed since a stage or a composition read it."""
+
+    failure = Failure.CONFIG_STALE
+
+
+class BusyError(ConfigError):
+    """Another run works in the project."""
+
+    failure = Failure.PROJECT_BUSY
 
 
 def failure_of(error: Exception) -> Failure:
-    """The name of a failure that no stage foresaw. Native libraries (torch, safetensors) tell theirs in words only."""
-    said = str(error).lower()
-    if isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said:
+    """Name a failure that no stage foresaw.
+
+    Native libraries such as torch and safetensors say in words alone that memory or disk ran out.
+    """
+    message = str(error).lower()
+    memory_words = ("can't allocate memory", "out of memory")
+    if isinstance(error, MemoryError) or any(words in message for words in memory_words):
         return Failure.OUT_OF_MEMORY
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "no space left on device" in said:
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if full or "no space left on device" in message:
         return Failure.DISK_FULL
     return Failure.INTERNAL_ERROR

@@ -1,92 +1,121 @@
-"""Files that appear whole or not at all, and the hashes that name their content."""
+"""Files that appear whole or not at all, the hashes that name their content, and JSON."""
 
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from quantline.errors import Failure, StageError
+
+MIB = 2**20
+CHECK_FILE = "check the path; if quantline makes the file, run `dvc repro`"
+_KNOWN: dict[tuple[int, ...], str] = {}  # identity of a file → sha256
+
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its name when the block ends well, and vanishes when it does not."""
+    """Yield a new folder beside `target`.
+
+    It takes the target's name when the block ends well, and vanishes when it does not.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}.????????"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    beside.chmod(0o755)
+    _remove_leftovers(target)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    folder.chmod(0o755)
     try:
-        yield beside
-        _take_name(beside, target)
+        yield folder
+        _take_name(folder, target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take_name(beside: Path, target: Path) -> None:
+def _remove_leftovers(target: Path) -> None:
+    """Remove what runs that were killed left beside a folder."""
+    for leftover in target.parent.glob(f".{target.name}.????????"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _take_name(folder: Path, target: Path) -> None:
     """Put a finished folder in the place of the one that has the name now."""
-    for path in beside.rglob("*"):
+    for path in folder.rglob("*"):
         # Some writers make private files; a link is left alone, for its mode is the source's.
         if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(0o644)
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        os.rename(target, old / "old")
-        os.rename(beside, target)
-        shutil.rmtree(old)
-    else:
-        os.rename(beside, target)
+    if not target.exists():
+        os.rename(folder, target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    os.rename(target, aside / "old")
+    os.rename(folder, target)
+    shutil.rmtree(aside)
 
 
 @contextmanager
-def resumable_folder(target: Path, key: dict[str, Any], say: Callable[[str], None]) -> Iterator[Path]:
-    """As `atomic_folder`, but what a killed run has written is there again for the next run with the same `key`.
+def resumable_folder(
+    target: Path, key: dict[str, Any], announce: Callable[[str], None]
+) -> Iterator[Path]:
+    """Yield a folder as `atomic_folder` does, in which a killed run is continued.
 
-    After an error, or with another key, nothing is kept; `say` is told which parts of the key have changed.
+    What a killed run wrote is there again for the next run with the same key. After an error, or
+    with another key, nothing is kept.
+
+    Args:
+        target: The folder to make.
+        key: All that the content depends on, as JSON.
+        announce: Called with a sentence if an earlier run is continued or dropped.
     """
-    beside, key_file = target.parent / f".{target.name}.partial", "key.json"
-    if beside.is_dir():
+    _remove_leftovers(target)
+    folder = target.parent / f".{target.name}.partial"
+    # Beside the folder, so that it is there until the folder has its name.
+    key_file = target.parent / f".{target.name}.partial.json"
+    if folder.is_dir():
         try:
-            before = json.loads((beside / key_file).read_text(encoding="utf-8"))
+            before = json.loads(key_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
         changed = sorted(name for name in {*before, *key} if before.get(name) != key.get(name))
         if changed:
-            say(f"does not go on where an earlier run stopped: {', '.join(changed)} changed since")
-            shutil.rmtree(beside)
+            announce(f"starts over, because {', '.join(changed)} changed since a run was killed")
+            shutil.rmtree(folder)
         else:
-            say("goes on where an earlier run stopped")
-    beside.mkdir(parents=True, exist_ok=True)
-    write_json(beside / key_file, key)
+            announce("resumes where a killed run stopped")
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob(".*"):  # a file that was being written
+        leftover.unlink()
+    write_json(key_file, key)
     try:
-        yield beside
+        yield folder
     except Exception:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        key_file.unlink()
         raise
-    (beside / key_file).unlink()
-    _take_name(beside, target)
+    _take_name(folder, target)
+    key_file.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename."""
+    """Write `text` to a temporary file beside `path`, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
     finally:
-        Path(beside).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
 
 def as_json(value: Any) -> str:
-    """Indented, sorted JSON. Raises ValueError for NaN and infinities, which JSON does not know."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return indented, sorted JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -94,25 +123,105 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, as_json(value))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        StageError: missing_file, if the file is not there or holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"expected a JSON object in {path}: {error}; {CHECK_FILE}"
+        raise StageError(Failure.MISSING_FILE, message) from error
+    if not isinstance(value, dict):
+        found = type(value).__name__
+        message = f"expected a JSON object in {path}, found {found}; {CHECK_FILE}"
+        raise StageError(Failure.MISSING_FILE, message)
+    return value
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """Read a JSON array.
+
+    Raises:
+        StageError: missing_file, if the file is not there or holds no JSON array.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"expected a JSON array in {path}: {error}; {CHECK_FILE}"
+        raise StageError(Failure.MISSING_FILE, message) from error
+    if not isinstance(value, list):
+        found = type(value).__name__
+        message = f"expected a JSON array in {path}, found {found}; {CHECK_FILE}"
+        raise StageError(Failure.MISSING_FILE, message)
+    return value
+
+
 def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, as hexadecimal digits."""
+    """Return the sha256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def known_sha256(path: Path) -> str:
+    """Return the sha256 of a file, hashed once in the life of the process.
+
+    It is hashed again if its inode, its size or one of its times is another.
+    """
+    status = path.stat()
+    key = (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    if key not in _KNOWN:
+        _KNOWN[key] = sha256_file(path)
+    return _KNOWN[key]
+
+
 def sha256_json(value: Any) -> str:
-    """sha256 of a value's sorted JSON."""
+    """Return the sha256 of a value's sorted JSON in hexadecimal."""
     return hashlib.sha256(as_json(value).encode()).hexdigest()
 
 
-def describe_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """{name: {sha256, bytes}} of the named files in a folder."""
-    return {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
-            for name in sorted(names)}
+def sha256_files(folder: Path, paths: Iterable[Path]) -> str:
+    """Return the sha256 over the names and bytes of files in a folder, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return {name: {sha256, bytes}} of the named files in a folder."""
+    return {
+        name: {"sha256": known_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in sorted(names)
+    }
+
+
+def stamp(paths: Iterable[Path]) -> dict[str, list[int]]:
+    """Return {name: [bytes, time of change in ns]}, which shows that a file was replaced."""
+    found = {}
+    for path in sorted(set(paths)):
+        status = path.stat()
+        found[path.name] = [status.st_size, status.st_mtime_ns]
+    return found
+
+
+def folder_bytes(folder: Path, pattern: str = "*") -> int:
+    """Return the size of the files below a folder whose names match `pattern`."""
+    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions, read from the packages' metadata without importing them."""
+    """Return installed versions from the packages' metadata, without importing the packages."""
     found = {}
     for package in sorted(packages):
         try:

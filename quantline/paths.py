@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-MODEL = Path("artifacts/model")
-CALIBRATION = Path("artifacts/calibration")
-REFERENCE = Path("artifacts/reference")
-QUANTIZED = Path("artifacts/quantized")  # one folder per recipe
-EXPORTS = Path("artifacts/exports")  # one bundle per variant
+ARTIFACTS = Path("artifacts")
+MODEL = ARTIFACTS / "model"
+CALIBRATION = ARTIFACTS / "calibration"
+REFERENCE = ARTIFACTS / "reference"
+QUANTIZED = ARTIFACTS / "quantized"  # one folder per recipe
+EXPORTS = ARTIFACTS / "exports"  # one bundle per variant
 METRICS = Path("metrics")
 REPORTS = Path("reports")
 EVENTS = Path("events.jsonl")

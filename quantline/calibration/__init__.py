@@ -1,1 +1,1 @@
-"""Statistics of the unquantized model on the calibration text: second moments of inputs and of output gradients."""
+"""Statistics of the unquantized model: second moments of inputs and of output gradients."""

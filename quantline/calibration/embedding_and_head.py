@@ -1,7 +1,7 @@
-"""What the calibration keeps of the model's two ends, where rounding the embedding and the head is felt.
+"""Statistics of the embedding and the output head: what rounding them costs.
 
-Final hidden states of some tokens, on which the logits of a rounded head can be held against the head's own; and, with
-gradients, the output factor of the embedding: the second moments of the gradient at what enters the first block.
+Final hidden states of some tokens, on which the logits of a rounded head are compared with the
+head's own; and, with gradients, the second moments of the gradient at what enters the first block.
 """
 
 from collections.abc import Iterable
@@ -19,38 +19,52 @@ if TYPE_CHECKING:
 
     from quantline.model.block_runner import BlockRun
 
-FINAL, EMBEDDING, TOKENS = "final.safetensors", "embedding.safetensors", "tokens.safetensors"
-SAMPLE = 1024  # tokens whose final states are kept
+FINAL = "final.safetensors"
+EMBEDDING = "embedding.safetensors"
+TOKENS = "tokens.safetensors"
+SAMPLE_TOKENS = 1024  # tokens whose final states are kept
 
 
-def keep_final(run: "BlockRun", tokens: int, folder: Path) -> None:
-    """Write the normed final states, evenly spread over the `tokens` of the text; `run.hidden` is what leaves the last block.
+def keep_final_states(run: "BlockRun", tokens: int, folder: Path) -> None:
+    """Write final hidden states of sampled tokens, divided by each channel's peak, as float16.
 
-    As shares of each channel's largest, in half precision.
+    The peak is the largest magnitude; it is written too.
+
+    Args:
+        run: Its `hidden` is what leaves the last block.
+        tokens: Tokens of the text, over which the sample is evenly spread.
+        folder: Where to write.
     """
     import torch
 
     from quantline.model.device import device
 
-    stride, kept = max(1, tokens // SAMPLE), []
+    stride = max(1, tokens // SAMPLE_TOKENS)
+    parts = []
     with torch.no_grad(), run.final_norm() as norm:
         for batch in run.hidden:
-            kept.append(norm(batch.reshape(-1, batch.shape[-1])[::stride].to(device())).cpu())
-    states = torch.cat(kept)
+            rows = batch.reshape(-1, batch.shape[-1])[::stride]
+            parts.append(norm(rows.to(device())).cpu())
+    states = torch.cat(parts)
     peak = states.abs().amax(0)
     shares = states / peak.clamp(min=torch.finfo(torch.float32).tiny)
     save_file({"peak": peak.numpy(), "sample": shares.half().numpy()}, folder / FINAL)
 
 
-def keep_embedding(gradients: Iterable["torch.Tensor"], limit: int, folder: Path) -> None:
-    """Write the output factor of the embedding, in blocks of at most `limit`, from the gradients at what enters the first
-    block. It is shrunk as those of the linear layers are.
+def keep_embedding_moments(gradients: "Iterable[torch.Tensor]", limit: int, folder: Path) -> None:
+    """Write G of the embedding, shrunk as those of the linear layers are.
+
+    Args:
+        gradients: At what enters the first block, in batches.
+        limit: Channels that one block of G spans at most.
+        folder: Where to write.
     """
     from quantline.calibration.output_moments import OutputMoments
 
-    def keep(name: str, factors: np.ndarray, shrinkage: np.ndarray) -> None:
-        diagonal, triangle = packing.pack(factors)
-        save_file({"diagonal": diagonal, "shrinkage": shrinkage, "triangle": triangle}, folder / EMBEDDING)
+    def keep(layer: str, fisher_out: np.ndarray, shrinkage: np.ndarray) -> None:
+        diagonal, triangle = packing.pack(fisher_out)
+        tensors = {"diagonal": diagonal, "shrinkage": shrinkage, "triangle": triangle}
+        save_file(tensors, folder / EMBEDDING)
 
     moments = OutputMoments(limit, keep)
     for batch in gradients:
@@ -59,19 +73,23 @@ def keep_embedding(gradients: Iterable["torch.Tensor"], limit: int, folder: Path
 
 
 def final_states(folder: Path) -> np.ndarray:
-    """The kept final states, float32 [tokens, hidden]."""
-    found = load_file(folder / FINAL)
-    return found["sample"].astype(np.float32) * found["peak"]
+    """Return the kept final states, float32 [tokens, hidden]."""
+    tensors = load_file(folder / FINAL)
+    return tensors["sample"].astype(np.float32) * tensors["peak"]
 
 
-def embedding_factors(folder: Path) -> np.ndarray:
-    """G of what enters the first block, in diagonal blocks: float32 [blocks, size, size]."""
-    found = load_file(folder / EMBEDDING)
-    return packing.unpack(found["diagonal"], found["triangle"])
+def embedding_fisher(folder: Path) -> np.ndarray:
+    """Return G of what enters the first block, in diagonal blocks float32 [blocks, n, n]."""
+    tensors = load_file(folder / EMBEDDING)
+    return packing.unpack(tensors["diagonal"], tensors["triangle"])
 
 
-def frequencies(folder: Path, vocabulary: int) -> np.ndarray:
-    """The share of each token in the calibration text, float64 [vocabulary]; one more of each is counted, so that none has 0."""
+def token_frequencies(folder: Path, vocabulary: int) -> np.ndarray:
+    """Return the share of each token in the calibration text, float64 [vocabulary].
+
+    One more of each token is counted, so that none has the share 0.
+    """
     with safe_open(folder / TOKENS, "np") as file:
-        counts = np.bincount(file.get_tensor("tokens").reshape(-1), minlength=vocabulary) + 1.0
+        tokens = file.get_tensor("tokens").reshape(-1)
+    counts = np.bincount(tokens, minlength=vocabulary) + 1.0
     return counts / counts.sum()

@@ -1,106 +1,113 @@
-"""The output factors of the KL divergence's curvature: second moments of the gradients at the linear layers' outputs.
+"""Second moments of the gradients at the linear layers' outputs: how much each output error costs.
 
-With labels drawn from the model's own next-token distribution the second moment of the gradient is the Fisher matrix,
-which is the Hessian of the KL divergence at the unquantized weights. Per layer it is taken as the product of an input
-factor H and an output factor G (K-FAC: Martens and Grosse 2015, section 3.1), so that rounding W to W + Δ costs about
-tr(G Δ H Δᵀ) / 2. H is in quantline/calibration/collect.py.
+With labels drawn from the model's own next-token distribution, the second moment of the gradient is
+the Fisher matrix, which is the Hessian of the KL divergence at the unquantized weights. Per layer
+it is taken as the product of an input factor H and an output factor G (K-FAC: Martens and Grosse
+2015, section 3.1), so that rounding W to W + Δ costs about tr(G Δ H Δᵀ) / 2.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from quantline.model.architecture import architecture
+from quantline.model.activation_store import ActivationBatches, ActivationStore
 from quantline.model.block_runner import BlockRun
 from quantline.model.device import device
-from quantline.model.checkpoint import Checkpoint
-from quantline.model.activation_store import Batches, StoredStates
+from quantline.model.output_head import OutputHead
 
 CHUNK_VALUES = 1 << 24  # logits held at once
 
 
-def widest(rows: int, limit: int) -> int:
-    """The largest divisor of `rows` that is at most `limit`: how many outputs one block of G spans."""
+def widest_divisor(rows: int, limit: int) -> int:
+    """Return the largest divisor of `rows` up to `limit`: how many outputs a block of G spans."""
     return next(size for size in range(min(rows, limit), 0, -1) if rows % size == 0)
 
 
-class Head(NamedTuple):
-    """The output head: weight [V, D], and what some families do to the logits (quantline/model/output_head.py)."""
+def sampled_gradient(
+    hidden: torch.Tensor, head: OutputHead, generator: torch.Generator
+) -> torch.Tensor:
+    """Return d(-log p(label)) / d(hidden), with labels drawn from p itself.
 
-    weight: torch.Tensor
-    scale: float = 1.0
-    softcap: float | None = None
-    bias: torch.Tensor | None = None
-
-
-def head_of(checkpoint: Checkpoint) -> Head:
-    """The head of a checkpoint, on the device where blocks are loaded."""
-    facts = architecture(checkpoint)
-    weight, bias = (None if one is None else torch.from_numpy(one).to(device())
-                    for one in (checkpoint.tensor(facts.head), checkpoint.optional(facts.head_bias)))
-    return Head(weight, facts.logit_scale, facts.logit_softcap, bias)
-
-
-def output_gradient(hidden: torch.Tensor, head: Head, draw: torch.Generator) -> torch.Tensor:
-    """d(-log p(label)) / d(hidden) for final hidden states [n, D], labels drawn from p itself."""
-    found, (weight, scale, softcap, bias) = torch.empty_like(hidden), head
-    step = max(1, CHUNK_VALUES // len(weight))
+    Args:
+        hidden: Final hidden states float32 [n, D].
+        head: The output head, with torch tensors.
+        generator: Draws the labels, on the CPU, so that they are the same on every device.
+    """
+    gradients = torch.empty_like(hidden)
+    step = max(1, CHUNK_VALUES // len(head))
     for start in range(0, len(hidden), step):
-        states = hidden[start:start + step]
-        logits = nn.functional.linear(states, weight, bias) * scale
-        slope = scale
-        if softcap:
-            bent = torch.tanh(logits / softcap)
-            logits, slope = bent * softcap, scale * (1 - bent**2)
-        gradient = torch.softmax(logits, -1)
-        points = torch.rand(len(gradient), 1, generator=draw).to(gradient.device)  # drawn on the CPU: the same everywhere
-        labels = torch.searchsorted(gradient.cumsum(-1), points).clamp(max=len(weight) - 1)
-        gradient.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=gradient.dtype))
-        found[start:start + step] = (gradient * slope) @ weight
-    return found
+        logits, slope = head.logits_and_slope(hidden[start : start + step])
+        probabilities = torch.softmax(logits, -1)
+        points = torch.rand(len(probabilities), 1, generator=generator).to(logits.device)
+        labels = torch.searchsorted(probabilities.cumsum(-1), points).clamp(max=len(head) - 1)
+        ones = torch.full_like(labels, -1, dtype=probabilities.dtype)
+        by_logits = probabilities.scatter_add_(1, labels, ones)
+        gradients[start : start + step] = (by_logits * slope) @ head.weight
+    return gradients
 
 
-def shrunk(products: torch.Tensor, fourth: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(G [blocks, n, n], the intensity of its shrinkage [blocks]) from Σ g gᵀ and Σ |g|⁴ of `count` gradients.
+def shrink(
+    products: torch.Tensor, fourth_powers: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimate G from sums over a sample.
 
-    Where a few tokens have nearly all of the gradient, the sample's moments are far from the text's. Shrinking them towards
-    a multiple of the identity by the intensity with the least expected error mends that (Ledoit and Wolf 2004, section 3).
+    Where a few tokens have nearly all of the gradient, the sample's moments are far from the
+    text's. Shrinking them towards a multiple of the identity, by the intensity with the least
+    expected error, mends that (Ledoit and Wolf 2004, section 3).
+
+    Args:
+        products: Σ g gᵀ [blocks, n, n].
+        fourth_powers: Σ |g|⁴ [blocks].
+        count: Number of gradients.
+
+    Returns:
+        G [blocks, n, n], and the intensity of the shrinkage [blocks].
     """
     sample = products / count
     level = sample.diagonal(dim1=-2, dim2=-1).mean(-1)
     squares = sample.square().sum((1, 2))
     distance = squares - sample.shape[-1] * level**2
-    noise = (fourth / count - squares) / count
+    noise = (fourth_powers / count - squares) / count
     intensity = torch.where(distance > 0, noise / distance, 1).clamp(0, 1)
     identity = torch.eye(sample.shape[-1], dtype=sample.dtype, device=sample.device)
-    return (1 - intensity)[:, None, None] * sample + (intensity * level)[:, None, None] * identity, intensity
+    kept = (1 - intensity)[:, None, None] * sample
+    return kept + (intensity * level)[:, None, None] * identity, intensity
 
 
 class OutputMoments:
-    """Sums g gᵀ of the gradients at the outputs of a block's linear layers, in blocks of at most `limit` outputs."""
+    """Sums g gᵀ of the gradients at the outputs of a block's linear layers."""
 
     def __init__(self, limit: int, keep: Callable[..., None]) -> None:
-        """`keep(layer, G, shrinkage=)` takes each finished G, float32 [blocks, size, size], as `shrunk` makes it, and the
-        intensity float32 [blocks].
+        """Make empty sums.
+
+        Args:
+            limit: Outputs that one block of G spans at most.
+            keep: Called as keep(layer, fisher_out, shrinkage=) with each finished G, float32
+                [blocks, size, size], and the intensity of its shrinkage, float32 [blocks].
         """
-        self.limit, self.keep = limit, keep
+        self.limit = limit
+        self.keep = keep
+        # layer → Σ g gᵀ, Σ |g|⁴, number of gradients
         self._sums: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     @contextmanager
     def watch(self, prefix: str, block: nn.Module) -> Iterator[None]:
-        """Listen to every linear layer of a block while it runs forward and backward."""
-        def listen(name: str) -> Callable:
-            def on_output(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
+        """Register hooks on every linear layer of a block that runs forward and backward."""
+
+        def hook_of(name: str) -> Callable[..., None]:
+            def after(module: nn.Module, args: object, out: torch.Tensor) -> None:
                 out.register_hook(lambda gradient: self.add(name, gradient))
 
-            return on_output
+            return after
 
-        hooks = [module.register_forward_hook(listen(f"{prefix}.{name}"))
-                 for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+        hooks = [
+            module.register_forward_hook(hook_of(f"{prefix}.{name}"))
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
         try:
             yield
         finally:
@@ -108,43 +115,75 @@ class OutputMoments:
                 hook.remove()
         self.close()
 
-    def close(self) -> None:
-        """Hand over the factors of all layers that were seen."""
-        for name in sorted(self._sums):
-            factors, intensity = (one.float().cpu().numpy() for one in shrunk(*self._sums.pop(name)))
-            self.keep(name, factors, shrinkage=intensity)
-
-    def add(self, name: str, gradient: torch.Tensor) -> None:
-        """See a gradient [..., out] at a layer's output."""
+    def add(self, layer: str, gradient: torch.Tensor) -> None:
+        """Add gradients [..., out] at a layer's output."""
         width = gradient.shape[-1]
-        size = widest(width, self.limit)
+        size = widest_divisor(width, self.limit)
         rows = gradient.reshape(-1, width // size, size).transpose(0, 1)
-        product, fourth = (rows.transpose(1, 2) @ rows).double(), rows.square().sum(-1).double().square().sum(1)
-        if name in self._sums:
-            products, fourths, count = self._sums[name]
-            product, fourth = products.add_(product), fourths + fourth
-        else:
-            count = 0
-        self._sums[name] = (product, fourth, count + rows.shape[1])
+        product = (rows.transpose(1, 2) @ rows).double()
+        fourth_powers = rows.square().sum(-1).double().square().sum(1)
+        count = rows.shape[1]
+        if layer in self._sums:
+            products, fourths, before = self._sums[layer]
+            product = products.add_(product)
+            fourth_powers = fourths + fourth_powers
+            count += before
+        self._sums[layer] = (product, fourth_powers, count)
+
+    def close(self) -> None:
+        """Hand over G of all layers that were seen."""
+        for layer in sorted(self._sums):
+            fisher_out, intensity = shrink(*self._sums.pop(layer))
+            self.keep(
+                layer,
+                fisher_out.float().cpu().numpy(),
+                shrinkage=intensity.float().cpu().numpy(),
+            )
 
 
-def first_gradients(run: BlockRun, hidden: Iterable[torch.Tensor], head: Head, seed: int) -> Batches:
-    """The gradients at what leaves the last block, `hidden`, in its batches."""
-    draw, found = torch.Generator().manual_seed(seed), run.hidden.like()
+def last_block_gradients(
+    run: BlockRun, hidden: Iterable[torch.Tensor], head: OutputHead, seed: int
+) -> ActivationBatches:
+    """Return the gradients at what leaves the last block.
+
+    Args:
+        run: The model.
+        hidden: What leaves the last block, in batches.
+        head: The output head, with torch tensors.
+        seed: Of the labels that are drawn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    gradients = run.hidden.like()
     with run.final_norm() as norm:
-        for number, batch in enumerate(hidden):
+        for index, batch in enumerate(hidden):
             states = batch.clone().to(device()).requires_grad_(True)
             final = norm(states)
             flat = final.detach().reshape(-1, final.shape[-1])
-            final.backward(output_gradient(flat, head, draw).reshape(final.shape))
-            found[number] = states.grad.cpu()
-    return found
+            final.backward(sampled_gradient(flat, head, generator).reshape(final.shape))
+            assert states.grad is not None
+            gradients[index] = states.grad.cpu()
+    return gradients
 
 
-def backward(run: BlockRun, inputs: StoredStates, gradients: Batches, moments: OutputMoments, last: int,
-             after: Callable[[int, Batches], None] | None = None) -> None:
-    """Take the `gradients` at what leaves block `last` back to the first, which each block runs again for, from its stored
-    input, so that only its own activations are held. `after(block, gradients)` is called when a block is done.
+def backward(
+    run: BlockRun,
+    inputs: ActivationStore,
+    gradients: ActivationBatches,
+    moments: OutputMoments,
+    last: int,
+    after: Callable[[int, ActivationBatches], None] | None = None,
+) -> None:
+    """Take gradients back to the first block.
+
+    Each block runs again from its stored input, so that only its own activations are held.
+
+    Args:
+        run: The model.
+        inputs: What enters each block, by its number.
+        gradients: At what leaves block `last`; they become those at what enters the first block.
+        moments: Its hooks are on each block while that runs.
+        last: The block to begin with.
+        after: after(index, gradients) is called when a block is done.
     """
     for index in tqdm(range(last, -1, -1), desc="gradients", unit="block", disable=None):
         with run.loaded(index) as (prefix, block), moments.watch(prefix, block):
@@ -152,6 +191,7 @@ def backward(run: BlockRun, inputs: StoredStates, gradients: Batches, moments: O
                 states = batch.to(device()).requires_grad_(True)
                 with torch.enable_grad():
                     run.call(index, states).backward(gradients[number].to(device()))
+                assert states.grad is not None
                 gradients[number] = states.grad.cpu()
         if after:
             after(index, gradients)

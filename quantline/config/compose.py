@@ -1,75 +1,88 @@
-"""params.yaml: reading it, composing it from conf/ with Hydra, and noticing when it has fallen behind conf/.
+"""Composing conf/ into params.yaml with Hydra, and reading params.yaml."""
 
-`dvc repro` does not compose, so params.yaml can fall behind conf/. It therefore carries `conf_sha256`, the digest of
-the conf/ folder that it was composed from: see `check_fresh`.
-"""
-
-import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import yaml
 
-from quantline.config.params import (
-    Calibration,
-    Evaluation,
-    Gate,
-    Limits,
-    Model,
-    Optimize,
-    Params,
-    Speed,
-    Target,
-    Text,
-    Tracking,
-    Variant,
-)
-from quantline.config.recipes import RECIPES, AnyRecipe, Recipe
-from quantline.config.section import ConfigError
+from quantline.config.containers import CONTAINERS
+from quantline.config.params import Params
+from quantline.config.recipes import RECIPES
 from quantline.config.validation import unknown_key, validate
+from quantline.errors import ConfigError
+from quantline.files import sha256_files
 
-__all__ = ["RECIPES", "AnyRecipe", "Calibration", "ConfigError", "Evaluation", "Gate", "Limits", "Model", "Optimize", "Params", "Recipe",
-           "Speed", "StaleError", "Target", "Text", "Tracking", "Variant", "as_yaml", "check_fresh", "compose", "conf_digest",
-           "differences", "flat", "load_params", "missing_inputs", "project_root", "register_resolvers", "validate"]
-
-ABSENT = "absent"  # a value that no key of params.yaml has
 MEND = "run `quantline compose` (with your overrides, if any), then `dvc repro`"
 
 
-class StaleError(ConfigError):
-    """conf/ has changed since params.yaml was composed from it."""
-
-
 def project_root(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start` (default: the working folder) that holds dvc.yaml and conf/."""
+    """Return the nearest folder at or above `start` that holds dvc.yaml and conf/.
+
+    Args:
+        start: Where to begin; by default the working folder.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     start = (start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         if (folder / "dvc.yaml").is_file() and (folder / "conf").is_dir():
             return folder
-    raise ConfigError(f"expected dvc.yaml and conf/ at or above {start}; run this inside the project")
+    raise ConfigError(f"expected dvc.yaml and conf/ at or above {start}; run this in the project")
 
 
 def conf_digest(root: Path | None = None) -> str:
-    """sha256 over the names and bytes of all YAML files under conf/."""
-    conf, digest = project_root(root) / "conf", hashlib.sha256()
-    for path in sorted(conf.rglob("*.yaml")):
-        digest.update(f"{path.relative_to(conf).as_posix()}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+    """Return the sha256 over the names and bytes of all YAML files under conf/."""
+    conf = project_root(root) / "conf"
+    return sha256_files(conf, sorted(conf.rglob("*.yaml")))
 
 
 def register_resolvers(root: Path | None = None) -> None:
-    """Make known what conf/ asks for: `${conf_sha256:}` and `${first:a,b}` (the first value that is not null)."""
-    from omegaconf import OmegaConf
+    """Register with OmegaConf what conf/ interpolates.
 
-    OmegaConf.register_new_resolver("conf_sha256", lambda: conf_digest(root), replace=True)
-    OmegaConf.register_new_resolver("first", lambda *values: next((one for one in values if one is not None), None),
-                                    replace=True)
+    `${conf_sha256:}` is the digest of conf/; `${first:a,b}` the first value that is not null;
+    `${format_of:recipe}` the container of a variant that names none, and `${runtime_of:format}`
+    its runtime.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    def digest() -> str:
+        return conf_digest(root)
+
+    def first(*values: Any) -> Any:
+        return next((value for value in values if value is not None), None)
+
+    # What does not exist is refused by the schema, by its key and with the names there are; until
+    # then any format and runtime will do.
+    def format_of(recipe: str, *, _root_: Any) -> str:
+        recipes = _root_.get("recipes")
+        entry = recipes.get(recipe) if isinstance(recipes, DictConfig) else None
+        method = str(entry.get("method")) if isinstance(entry, DictConfig) else "none"
+        return RECIPES[method if method in RECIPES else "none"].container
+
+    def runtime_of(container: str) -> str:
+        return CONTAINERS[container if container in CONTAINERS else "safetensors"].runtime
+
+    OmegaConf.register_new_resolver("conf_sha256", digest, replace=True)
+    OmegaConf.register_new_resolver("first", first, replace=True)
+    OmegaConf.register_new_resolver("format_of", format_of, replace=True)
+    OmegaConf.register_new_resolver("runtime_of", runtime_of, replace=True)
 
 
-def compose(overrides: list[str] | tuple[str, ...] = (), root: Path | None = None) -> dict:
-    """conf/ composed by Hydra with the given overrides, as plain values that fit the schema.
+def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str, Any]:
+    """Compose conf/ with Hydra.
 
-    Raises ConfigError with Hydra's own words if it does not compose, or with ours if it does not fit.
+    Args:
+        overrides: Hydra's overrides, such as "suite=quick".
+        root: Where the project lies; by default at or above the working folder.
+
+    Returns:
+        Plain values that fit the schema.
+
+    Raises:
+        ConfigError: If conf/ does not compose, or the result does not fit the schema.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -81,79 +94,69 @@ def compose(overrides: list[str] | tuple[str, ...] = (), root: Path | None = Non
     try:
         with initialize_config_dir(str(folder / "conf"), version_base=None):
             register_resolvers(folder)
-            composed = OmegaConf.to_container(hydra_compose("config", overrides=list(overrides)), resolve=True,
-                                              throw_on_missing=True)
+            config = hydra_compose("config", overrides=[_forced(one) for one in overrides])
+            container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"conf/ does not compose: {_plain(error)}") from error
+    composed = cast(dict[str, Any], container)
     validate(composed)
     return composed
 
 
+def _forced(override: str) -> str:
+    """Turn `+a.b=value` into Hydra's `++a.b=value`, which also overrides a key that conf/ defines.
+
+    `+group=choice` stays, and adds to a group.
+    """
+    if re.match(r"\+[\w-]+\.", override):
+        return "+" + override
+    return override
+
+
 def _plain(error: Exception) -> str:
-    """Hydra's and OmegaConf's words, or ours for a key that nobody knows and for a `???` that is left to the person."""
+    """Return Hydra's words, or ours for an unknown key and for a `???` that has no value yet."""
     if "MissingMandatoryValue" in f"{type(error).__name__} {error}":
-        return f"{error.full_key} has no value; give one: {error.full_key}=..."
+        key = getattr(error, "full_key", None)
+        return f"{key} has no value; give one: {key}=..."
     if named := re.match(r"Could not override '([\w.-]+)'", str(error)):
         return unknown_key(named[1]) or str(error)
     return str(error).strip()
 
 
-def as_yaml(composed: dict) -> str:
-    """The text of params.yaml: values in the order and form in which `dvc exp run` writes them."""
-    return ("# Composed from conf/ by `quantline compose`: edit conf/, not this file.\n"
-            + yaml.safe_dump(composed, sort_keys=False, allow_unicode=True))
-
-
-def missing_inputs(params: Params) -> list[str]:
-    """The local paths that the parameters name and that are not there, as `key: ...` lines."""
-    model, calibration, evaluation = params.model, params.calibration, params.evaluation
-    named = {"model.path": model.path if model.source != "hub" else None, "model.adapter": model.adapter,
-             "calibration.path": calibration.path if calibration.source == "file" else None,
-             "evaluation.path": evaluation.path if evaluation.source == "file" else None,
-             "evaluation.gold": evaluation.gold}
-    return [f"{key}: there is no {path}" for key, path in named.items() if path and not Path(path).exists()]
+def as_yaml(composed: dict[str, Any]) -> str:
+    """Return the text of params.yaml, in the order and form in which `dvc exp run` writes it."""
+    return (
+        "# Composed from conf/ by `quantline compose`: edit conf/, not this file.\n"
+        + yaml.safe_dump(composed, sort_keys=False, allow_unicode=True)
+    )
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
-    """The typed content of params.yaml. Raises ConfigError."""
+    """Read and check params.yaml. Raises ConfigError."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}; {MEND}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"expected keys and values in {path}, found {type(values).__name__}; {MEND}")
+        found = type(values).__name__
+        raise ConfigError(f"expected keys and values in {path}, found {found}; {MEND}")
     return validate(values)
 
 
-def check_fresh(params: Params, root: Path | None = None) -> None:
-    """Raise StaleError if conf/ was edited after params.yaml was composed.
-
-    Comparing values would call every override (`dvc exp run -S recipes.x.bits=3`) stale. The digest compares what
-    params.yaml was composed *from*: an override leaves conf/ alone, an edit does not. DVC's own composition evaluates
-    the digest too, through hydra_plugins/.
-    """
-    if params.conf_sha256 == conf_digest(root):
-        return
-    try:
-        # The choices that params.yaml names are asked for again: they are no staleness, and would hide what is.
-        what = differences(params, validate(compose([f"suite={params.suite}", f"target={params.target.name}"], root)))
-    except ConfigError as error:
-        raise StaleError(f"params.yaml is stale: conf/ was edited after it was composed, and now {error}") from error
-    told = f" ({'; '.join(what[:3])}{f'; and {len(what) - 3} more' if len(what) > 3 else ''})" if what else ""
-    raise StaleError(f"params.yaml is stale: conf/ was edited after it was composed{told}; {MEND}")
-
-
-def differences(before: Params, after: Params) -> list[str]:
-    """What changes from one set of parameters to another, as `key: old -> new` lines."""
-    old, new = (flat(params.model_dump(mode="json", exclude={"conf_sha256"})) for params in (before, after))
-    return [f"{key}: {old.get(key, ABSENT)!r} -> {new.get(key, ABSENT)!r}"
-            for key in sorted(old.keys() | new.keys()) if old.get(key, ABSENT) != new.get(key, ABSENT)]
-
-
-def flat(values: dict, separator: str = ".", prefix: str = "") -> dict:
-    """Nested values by the path to each, such as `model.id`."""
-    found = {}
-    for key, value in values.items():
-        place = f"{prefix}{key}"
-        found |= flat(value, separator, place + separator) if isinstance(value, dict) else {place: value}
-    return found
+def missing_inputs(params: Params) -> list[str]:
+    """Return the local paths that the parameters name and that do not exist, as `key: ...`."""
+    model = params.model
+    calibration = params.calibration
+    evaluation = params.evaluation
+    named = {
+        "model.path": model.path if model.source != "hub" else None,
+        "model.adapter": model.adapter,
+        "calibration.path": calibration.path if calibration.source == "file" else None,
+        "evaluation.path": evaluation.path if evaluation.source == "file" else None,
+        "evaluation.gold": evaluation.gold,
+    }
+    return [
+        f"{key}: there is no {path}"
+        for key, path in named.items()
+        if path and not Path(path).exists()
+    ]

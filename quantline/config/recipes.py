@@ -1,139 +1,162 @@
-"""The recipes of params.yaml: how weights are rounded, one class for each method."""
+"""What a recipe is: how weights are quantized, and what the rest has to know about its method.
 
-from typing import Annotated, ClassVar, Literal
+A method is one module: it defines a subclass of `Recipe` with the method's options, and names its
+implementation. See CONTRIBUTING.md, "Add a method".
+"""
 
-from pydantic import Field, model_validator
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from quantline.config.section import Section
+from quantline.registry import Registry
 
-INTEGER_METHODS = ("rtn", "gptq", "awq", "int8")
-ACTIVATION_METHODS = ("smoothquant", "fp8")  # activations are rounded too
-# The mixes of llama.cpp, and the types that one tensor can be asked to have (quantline/methods/ggml/mixes.py).
-MIXES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S",
-         "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS",
-         "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4_MOE")
-GGML_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S",
-              "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4")
-# Those of them that have a codec (quantline/methods/ggml/block_types.py), so that curvature can round within their grids.
-CURVED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-CURVED_MIXES = tuple(mix for mix in MIXES[3:] if mix.startswith(("Q", "IQ4")))
+Bits = Literal[2, 3, 4, 8]
+GroupSize = Literal[32, 64, 128, -1]  # -1: a group is a whole row
+BITS: tuple[Bits, ...] = get_args(Bits)
+GROUP_SIZES: tuple[GroupSize, ...] = get_args(GroupSize)
 
-
-BITS, GROUP_SIZES = (2, 3, 4, 8), (32, 64, 128, -1)
-K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+OutputStatistics = Literal["none", "diagonal", "full"]
+RecipeType = TypeVar("RecipeType", bound="Recipe")
 
 
 class Budget(Section):
-    """A limit of size within which each tensor gets what the calibration says it is worth, instead of what the recipe's
-    mix or grid gives it. Without a limit of its own, the file is as large as the recipe would make it without a budget.
+    """A size within which each tensor gets the type that its predicted cost is worth.
+
+    Without a limit of its own, the file is as large as the recipe without a budget would make it.
     """
 
-    size_mib: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # of the file with the weights
-    bits_per_weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # over all weights of the file
+    size_mib: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Size of the weight file in MiB."
+    )
+    bits_per_weight: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Bits per weight over all weights of the file.",
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> "Budget":
         if self.size_mib is not None and self.bits_per_weight is not None:
-            raise ValueError("expected one limit, found size_mib and bits_per_weight; leave one of them out")
+            raise ValueError(
+                "expected one limit, found size_mib and bits_per_weight; leave one of them out"
+            )
         return self
 
 
 class GridBudget(Budget):
-    """Of layers of grouped integers: `bits` and `group_sizes` are what a layer can have."""
+    """A budget for layers of grouped integers."""
 
-    bits: tuple[Literal[BITS], ...] = Field(default=BITS, min_length=1)
-    group_sizes: tuple[Literal[GROUP_SIZES], ...] = Field(default=GROUP_SIZES[:3], min_length=1)
+    bits: tuple[Bits, ...] = Field(
+        default=BITS, min_length=1, description="Bits that a layer can have."
+    )
+    group_sizes: tuple[GroupSize, ...] = Field(
+        default=GROUP_SIZES[:3], min_length=1, description="Group sizes that a layer can have."
+    )
 
 
 class Recipe(Section):
-    substitution: Literal["report", "fail"] = "report"
+    """The options of one quantization method.
+
+    The class attributes are what the rest of quantline knows about the method:
+
+    * `storage`: the kind of quantized tensor that it makes (quantline.quantized.store), or "none".
+    * `activations`: whether the server rounds activations too.
+    * `scales_inputs`: whether layers that share an input are scaled together before rounding.
+    * `container`: the format of a variant that names none.
+    * `baseline`: the plain method that every layer is compared with, "rtn" or "ggml".
+    * `implementation`: "module:Class" of the Method that does it, imported when it is used; None
+      if the weights stay as they are.
+    """
+
+    method: str
+    substitution: Literal["report", "fail"] = Field(
+        default="report",
+        description="What happens where a container stores another type than was asked for.",
+    )
+
+    storage: ClassVar[str]
+    activations: ClassVar[bool] = False
+    scales_inputs: ClassVar[bool] = False
+    container: ClassVar[str] = "safetensors"
+    baseline: ClassVar[str] = "rtn"
+    implementation: ClassVar[str | None] = None
+
+    @property
+    def size_budget(self) -> Budget | None:
+        """The budget that the recipe is fitted to, if it has one."""
+        return getattr(self, "budget", None)
+
+    @property
+    def output_statistics(self) -> OutputStatistics:
+        """How much of the output gradient's second moments the method uses."""
+        return "none"
+
+    @property
+    def rounding_name(self) -> str:
+        """How the method rounds, in the words of a budget's report."""
+        return self.method
 
 
-class Grouped(Recipe):
-    bits: Literal[BITS]
-    group_size: Literal[GROUP_SIZES]
-    budget: GridBudget | None = None
-    symmetric: bool
-    scales: Literal["minmax", "weighted"] = "weighted"  # weighted: the span with the least diag(H)-weighted error
-    curvature: bool = False  # afterwards move integers and scales to where the KL divergence rises least
+class GroupedRecipe(Recipe):
+    """A recipe for grouped integers: `bits` per weight, one scale and zero point per group."""
+
+    storage: ClassVar[str] = "grouped"
+
+    bits: Bits = Field(description="Bits per weight.")
+    group_size: GroupSize = Field(
+        description="Neighbouring inputs that share a scale; -1 is the whole row."
+    )
+    budget: GridBudget | None = Field(
+        default=None, description="Choose bits and group size layer by layer within a size."
+    )
+    symmetric: bool = Field(description="Whether the zero point is fixed in the middle.")
+    scales: Literal["minmax", "weighted"] = Field(
+        default="weighted",
+        description="minmax: a scale spans its group. weighted: the span is clipped to where the "
+        "error weighted by diag(H) is least.",
+    )
+    curvature: bool = Field(
+        default=False,
+        description="Afterwards move integers and scales to where the KL divergence rises least.",
+    )
+
+    @property
+    def output_statistics(self) -> OutputStatistics:
+        """All of the output gradient's second moments, if the recipe descends on them."""
+        return "full" if self.curvature else "none"
 
 
-class NoneRecipe(Recipe):
-    method: Literal["none"]
+RECIPES: Registry[type[Recipe]] = Registry("method")
 
 
-class Rtn(Grouped):
-    method: Literal["rtn"]
-    scales: Literal["minmax", "weighted"] = "minmax"
+def register_method(name: str) -> Callable[[type[RecipeType]], type[RecipeType]]:
+    """Return a decorator that registers a recipe class as the method `name`."""
+
+    def register(recipe: type[RecipeType]) -> type[RecipeType]:
+        RECIPES.add(name, recipe)
+        return recipe
+
+    return register
 
 
-class Gptq(Grouped):
-    method: Literal["gptq"]
-    act_order: bool = True
-    damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+def parse_recipe(values: Any) -> Recipe:
+    """Read a recipe by its `method`.
+
+    Raises:
+        ValidationError: pydantic's, if there is no such method or an option is wrong.
+    """
+    if isinstance(values, Recipe):
+        return values
+    method = values.get("method") if isinstance(values, dict) else None
+    if not isinstance(method, str) or method not in RECIPES:
+        problem = PydanticCustomError("value_error", RECIPES.unknown(method))
+        details = InitErrorDetails(type=problem, loc=("method",), input=method)
+        raise ValidationError.from_exception_data("Recipe", [details])
+    return RECIPES[method].model_validate(values)
 
 
-class Awq(Grouped):
-    method: Literal["awq"]
-    grid: int = Field(default=20, ge=2)
-    rounding: Literal["nearest", "gptq"] = "nearest"  # how the scaled weights are rounded
-
-
-class Int8(Recipe):
-    method: Literal["int8"]
-
-
-class SmoothQuant(Recipe):
-    method: Literal["smoothquant"]
-    smoothing: float | None = Field(default=None, ge=0, le=1)  # the exponent a; None searches the best for each input
-    grid: int = Field(default=20, ge=2)
-
-
-class Fp8(Recipe):
-    method: Literal["fp8"]
-
-
-class TypeBudget(Budget):
-    """Of tensors in ggml's blocks: `types` are what a tensor can have."""
-
-    types: tuple[Literal[GGML_TYPES[1:]], ...] = Field(default=K_QUANTS, min_length=1)
-
-
-class CurvedTypeBudget(Budget):
-    types: tuple[Literal[CURVED_TYPES[1:]], ...] = Field(default=K_QUANTS, min_length=1)
-
-
-class KQuant(Recipe):
-    method: Literal["kquant"]
-    mix: Literal[MIXES]
-    importance: bool = True  # weigh errors by the input's second moments (the importance matrix)
-    kernel: Literal["ggml", "numba"] = "numba"  # numba: the same blocks as ggml's own, several times as fast
-    # An importance matrix that llama.cpp's tool llama-imatrix made, instead of the calibration's. Where its content
-    # changes, give it another name: DVC looks at the path alone.
-    importance_file: str | None = None
-    # Types that take precedence over the mix: regular expression → type. It is searched for in the names that tensors
-    # have in the GGUF file (blk.0.attn_v.weight, output.weight), as that of llama-quantize's --tensor-type; the first fits.
-    overrides: dict[str, Literal[GGML_TYPES]] = Field(default_factory=dict)
-    budget: TypeBudget | None = None  # what the overrides name stays as they say
-
-
-class KQuantCurvature(Recipe):
-    """Rounded within ggml's grids by the curvature, which needs a calibration with gradients."""
-
-    method: Literal["kquant-curvature"]
-    mix: Literal[CURVED_MIXES]
-    overrides: dict[str, Literal[CURVED_TYPES]] = Field(default_factory=dict)  # as KQuant's
-    budget: CurvedTypeBudget | None = None
-    damping: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    rounds: int = Field(default=4, ge=0)  # of scales and codes in turn
-    # Scale inputs as awq does, which norms make up for; not for a file to which LoRA adapters are to be applied.
-    scaling: bool = True
-    importance: ClassVar[bool] = True  # ggml's part of the work is weighed by the calibration
-    importance_file: ClassVar[None] = None
-    kernel: ClassVar[str] = "numba"
-
-
-RECIPES = {"none": NoneRecipe, "rtn": Rtn, "gptq": Gptq, "awq": Awq, "int8": Int8, "smoothquant": SmoothQuant, "fp8": Fp8,
-           "kquant": KQuant, "kquant-curvature": KQuantCurvature}
-AnyRecipe = Annotated[NoneRecipe | Rtn | Gptq | Awq | Int8 | SmoothQuant | Fp8 | KQuant | KQuantCurvature,
-                      Field(discriminator="method")]
+AnyRecipe = Annotated[SerializeAsAny[Recipe], BeforeValidator(parse_recipe)]

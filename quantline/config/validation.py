@@ -1,73 +1,93 @@
-"""Reading values into the schema, and errors that say plainly what is wrong with them."""
+"""Reading values into the schema, with errors that say plainly what is wrong."""
 
 import difflib
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from quantline.config.params import Gate, Params, Variant
+from quantline.config.params import Params
 from quantline.config.recipes import RECIPES, Recipe
-from quantline.config.section import ConfigError, Section
+from quantline.config.section import Section
+from quantline.config.variants import Variant
+from quantline.errors import ConfigError
+
+NAMED = {"recipes": Recipe, "variants": Variant}  # sections whose keys are names that users choose
 
 
-def validate(values: dict) -> Params:
-    """The typed parameters. Raises ConfigError that names each wrong key and lists the valid ones."""
+def validate(values: dict[str, Any]) -> Params:
+    """Return the typed parameters.
+
+    Raises:
+        ConfigError: With all that is wrong, each wrong key with the valid ones.
+    """
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(one) for one in error.errors())) from None
+        problems = [_explain(dict(problem), values) for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
 
 
-def _explain(error: dict) -> str:
-    """One of pydantic's errors as `dotted.key: what was expected, what was found`."""
-    where = [str(part) for part in error["loc"]]
-    if where[:1] == ["recipes"] and len(where) > 2 and where[2] in RECIPES:
-        del where[2]  # pydantic names the method here; it is no key of params.yaml
-    dotted = ".".join(where)
-    if error["type"] == "extra_forbidden":
-        valid = _fields(error["loc"][:-1])
-        return f"{dotted}: unknown key{_nearest(where[-1], valid)}; valid keys here are {', '.join(sorted(valid))}"
-    if error["type"] == "union_tag_invalid":
-        found = error["ctx"]["tag"]
-        return f"{dotted}.method: unknown method {found!r}{_nearest(found, RECIPES)}; there are {', '.join(RECIPES)}"
-    if where[-1:] == ["[key]"]:
-        dotted = ".".join(where[:-1])
-        if error["type"] == "string_pattern_mismatch":
-            return f"{dotted}: a name has only a-z, 0-9, _ and -, and starts with a letter or digit"
-    said = error["msg"].removeprefix("Value error, ")
-    if not where:
-        return said
-    return f"{dotted}: {said}" + ("" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}")
+def _explain(problem: dict[str, Any], values: dict[str, Any]) -> str:
+    """Word one of pydantic's errors as `dotted.key: what was expected, found ...`."""
+    keys = [str(key) for key in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return _unknown_key(keys, _fields_at(keys[:-1], values))
+    if keys[-1:] == ["[key]"]:
+        keys = keys[:-1]
+        if problem["type"] == "string_pattern_mismatch":
+            return (
+                f"{'.'.join(keys)}: a name has only a-z, 0-9, _ and -, and starts with a letter "
+                "or digit"
+            )
+    message = problem["msg"].removeprefix("Value error, ")
+    if not keys:
+        return message
+    if problem["type"] in ("missing", "value_error"):
+        return f"{'.'.join(keys)}: {message}"
+    return f"{'.'.join(keys)}: {message}, found {problem['input']!r}"
+
+
+def _unknown_key(keys: list[str], valid: Iterable[str]) -> str:
+    names = sorted(set(valid))
+    near = difflib.get_close_matches(keys[-1], names, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{'.'.join(keys)}: unknown key{hint}; valid keys here are {', '.join(names)}"
 
 
 def unknown_key(dotted: str) -> str | None:
-    """What to say of a dotted key that the schema does not know; None for one that it knows."""
-    where = dotted.split(".")
-    valid = _fields(tuple(where[:-1]))
-    if where[0] == "recipes" and len(where) == 3:
-        valid = [field for recipe in RECIPES.values() for field in recipe.model_fields]
-    if where[-1] in valid or (len(where) == 2 and where[0] in ("recipes", "variants")):
+    """Say that the schema does not know a dotted key; return None for one that it knows.
+
+    An option of a recipe is known if any method has it.
+    """
+    keys = dotted.split(".")
+    if len(keys) == 2 and keys[0] in NAMED:
         return None
-    return f"{dotted}: unknown key{_nearest(where[-1], valid)}; valid keys here are {', '.join(sorted(set(valid)))}"
+    if len(keys) == 3 and keys[0] == "recipes":
+        valid = [field for recipe in RECIPES.values() for field in recipe.model_fields]
+    else:
+        valid = _fields_at(keys[:-1], {})
+    return None if keys[-1] in valid else _unknown_key(keys, valid)
 
 
-def _nearest(word: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(valid), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _fields(where: tuple[str | int, ...]) -> list[str]:
-    """The field names of the section at this place of the schema."""
-    section: type[Section] = Params
-    for part in where:
-        if section is Params and part in ("recipes", "variants"):
-            section = Variant if part == "variants" else Recipe
-        elif part in RECIPES and section is Recipe:
-            section = RECIPES[part]
-        elif part == "gates":
-            section = Gate
-        elif field := section.model_fields.get(str(part)):
-            inner = (field.annotation, *get_args(field.annotation))  # a section that may be left out is a union
-            section = next((one for one in inner if isinstance(one, type) and issubclass(one, Section)), section)
+def _fields_at(keys: list[str], values: dict[str, Any]) -> list[str]:
+    """Return the field names of the section at a place of the schema."""
+    section: Any = Params
+    for depth, key in enumerate(keys):
+        if depth == 0 and key in NAMED:
+            section = NAMED[key]
+        elif depth == 1 and keys[0] in NAMED:
+            recipe = values.get("recipes", {}).get(key, {}) if keys[0] == "recipes" else {}
+            if recipe.get("method") in RECIPES:
+                section = RECIPES[str(recipe["method"])]
+        elif field := section.model_fields.get(key):
+            section = _section_in(field.annotation) or section
     return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """Return the section among the members of a type, which may be optional."""
+    for member in (annotation, *get_args(annotation)):
+        if isinstance(member, type) and issubclass(member, Section):
+            return member
+    return None

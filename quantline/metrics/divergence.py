@@ -1,112 +1,138 @@
-"""How far a variant's next-token distributions are from the full-precision model's.
+"""How far a variant's next-token distributions are from the unquantized model's.
 
-The definitions are those of llama.cpp's `perplexity` tool with --kl-divergence: per token, KL(P || Q) with P the
-reference; whether both have the same top token; the difference of the probability of the token that follows (Δp).
-The reference is exact: its logits are the stored final hidden states times the output head, made again block by block of
-the vocabulary, so that no token's whole distribution is held. All in natural logarithms.
-
-The standard error of a mean is the sample's standard deviation over the square root of the number of tokens, that of a
-function of means follows by the delta method, and that of a quantile is Maritz and Jarrett's (1978). The greatest
-divergence is of these tokens alone and has none.
+The definitions are those of llama.cpp's `perplexity` tool with --kl-divergence: per token,
+KL(P || Q) with P the reference; whether both have the same top token; the difference of the
+probability of the token that follows (Δp). The reference is exact: its logits are the stored final
+hidden states times the output head, made again block by block of the vocabulary, so that no token's
+whole distribution is held. All in natural logarithms.
 """
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betainc
 from threadpoolctl import ThreadpoolController
 
-from quantline.model.output_head import OutputHead
-from quantline.metrics.softmax import block_sums, merged, normalizers
 from quantline.errors import Failure, StageError
-
-QUANTILES = {"median_kld": 0.5, "p99_kld": 0.99, "p999_kld": 0.999}
-
-
-def mean_se(values: np.ndarray) -> float:
-    """Standard error of the mean of `values` [n], for n > 1."""
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
+from quantline.metrics.figure import FIGURES
+from quantline.metrics.softmax import block_sums, merge_blocks, normalizers
+from quantline.metrics.token_values import TokenValues
+from quantline.model.output_head import OutputHead
 
 
-def quantile_se(ordered: np.ndarray, share: float) -> float:
-    """Standard error of the `share` quantile of `ordered` [n], ascending (Maritz and Jarrett, JASA 73, 1978).
+class _BlockValues(NamedTuple):
+    """What `DivergenceCollector.add` needs of a block of the vocabulary, each [n].
 
-    The quantile is an order statistic, whose place among the values is beta distributed.
+    The first four are those of BlockSums, with `top` counted in the whole vocabulary. `following`
+    is the reference's logit of the token that follows, float64, and 0 where it is not in the block.
     """
-    n = len(ordered)
-    weights = np.diff(betainc((n + 1) * share, (n + 1) * (1 - share), np.arange(n + 1) / n))
-    centre = weights @ ordered
-    return float(np.sqrt(weights @ (ordered - centre) ** 2))
+
+    high: np.ndarray
+    top: np.ndarray
+    total: np.ndarray
+    weighted: np.ndarray
+    following: np.ndarray
 
 
-@dataclass
-class Divergence:
-    """Collects per-token figures piece by piece; `summary` gives the metrics."""
+class DivergenceCollector:
+    """Collects the values of tokens chunk by chunk; `summary` makes figures of them.
 
-    head: OutputHead
-    kld: list[np.ndarray] = field(default_factory=list)
-    same_top: list[np.ndarray] = field(default_factory=list)
-    delta_p: list[np.ndarray] = field(default_factory=list)
-    nll: list[np.ndarray] = field(default_factory=list)
-    reference_nll: list[np.ndarray] = field(default_factory=list)
-    blas: ThreadpoolController = field(default_factory=ThreadpoolController)
+    Attributes:
+        head: The unquantized model's output head.
+    """
+
+    def __init__(self, head: OutputHead) -> None:
+        """Start without any token."""
+        self.head = head
+        self._chunks: list[TokenValues] = []
+        self._blas = ThreadpoolController()
 
     def add(self, hidden: np.ndarray, logits: np.ndarray, following: np.ndarray) -> None:
-        """n tokens: reference hidden float32 [n, D], the variant's logits or log-probabilities float32 [n, V] over its whole
-        vocabulary, of which the first are the reference's, and the ids [n] of the tokens that follow.
+        """Add n tokens.
 
-        Threads share the blocks of the vocabulary, and each multiplies matrices alone: threads of BLAS go on spinning after a
-        product, and take the time of the runtime's.
+        Threads share the blocks of the vocabulary, and each multiplies matrices alone: threads of
+        BLAS go on spinning after a product, and take the time of the runtime's.
+
+        Args:
+            hidden: The reference's final hidden states, float32 [n, D].
+            logits: The variant's logits or log-probabilities, float32 [n, V], over its whole
+                vocabulary, of which the first are the reference's.
+            following: Ids of the tokens that follow, [n].
         """
-        rows, threads = np.arange(len(following)), os.cpu_count()
-        with self.blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
+        rows = np.arange(len(following))
+        threads = os.cpu_count() or 1
+
+        def block_values(tokens: slice) -> _BlockValues:
+            return self._block_values(hidden, logits, following, tokens)
+
+        with self._blas.limit(limits=1), ThreadPoolExecutor(threads) as pool:
             parts = [part for part in np.array_split(logits, threads) if len(part)]
-            log_sum, its_top = map(np.concatenate, zip(*pool.map(normalizers, parts), strict=True))
-            blocks = pool.map(lambda tokens: self._block(hidden, logits, following, tokens), self.head.blocks())
-            high, top, total, weighted, wanted = map(np.stack, zip(*blocks, strict=True))
-        normalizer, mean, best = merged(high, total, weighted)
-        p, q = wanted.sum(0) - normalizer, logits[rows, following] - log_sum
-        self.kld.append(np.maximum(mean - normalizer + log_sum, 0))  # rounding may leave less; NaN stays
-        self.same_top.append(top[best, rows] == its_top)
-        self.delta_p.append(np.exp(q) - np.exp(p))
-        self.nll.append(-q)
-        self.reference_nll.append(-p)
+            normalized = list(pool.map(normalizers, parts))
+            blocks = list(pool.map(block_values, self.head.blocks()))
+        log_sum = np.concatenate([part.log_sum for part in normalized])
+        variant_top = np.concatenate([part.top for part in normalized])
+        merged = merge_blocks(
+            np.stack([block.high for block in blocks]),
+            np.stack([block.total for block in blocks]),
+            np.stack([block.weighted for block in blocks]),
+        )
+        reference_top = np.stack([block.top for block in blocks])[merged.best, rows]
+        # Log-probabilities of the token that follows.
+        p = np.stack([block.following for block in blocks]).sum(0) - merged.log_sum
+        q = logits[rows, following] - log_sum
+        self._chunks.append(
+            TokenValues(
+                # Rounding may leave less than 0; NaN stays.
+                kld=np.maximum(merged.mean_difference - merged.log_sum + log_sum, 0),
+                nll=-q,
+                reference_nll=-p,
+                delta_p=np.exp(q) - np.exp(p),
+                same_top=reference_top == variant_top,
+            )
+        )
 
-    def _block(self, hidden: np.ndarray, logits: np.ndarray, following: np.ndarray, tokens: slice) -> tuple[np.ndarray, ...]:
-        """What `add` needs of some tokens of the vocabulary: the greatest of the reference's logits, its token, and the sums
-        of `block_sums`; and the logit of the token that follows, 0 where it is none of these tokens.
-        """
+    def _block_values(
+        self, hidden: np.ndarray, logits: np.ndarray, following: np.ndarray, tokens: slice
+    ) -> _BlockValues:
+        """Compare the tokens of one block of the vocabulary."""
         block = self.head.block(hidden, tokens)
-        high, top, total, weighted = block_sums(block, logits[:, tokens])
-        place = following - tokens.start
-        here = (place >= 0) & (place < block.shape[1])
-        wanted = np.where(here, block[np.arange(len(block)), np.where(here, place, 0)], 0)
-        return high, top + tokens.start, total, weighted, wanted.astype(np.float64)
+        sums = block_sums(block, logits[:, tokens])
+        column = following - tokens.start
+        inside = (column >= 0) & (column < block.shape[1])
+        chosen = block[np.arange(len(block)), np.where(inside, column, 0)]
+        following_logits = np.where(inside, chosen, 0).astype(np.float64)
+        return _BlockValues(
+            sums.high, sums.top + tokens.start, sums.total, sums.weighted, following_logits
+        )
 
     def summary(self) -> dict[str, float]:
-        """The metrics. Raises StageError(non_finite) if one of them is NaN or infinite."""
-        with np.errstate(invalid="ignore"):
-            metrics = self._metrics()
-        broken = sorted(name for name, value in metrics.items() if not np.isfinite(value))
-        if broken:
-            raise StageError(Failure.NON_FINITE, f"expected finite metrics, found {', '.join(broken)} that are not")
-        return metrics
+        """Return every registered metric, its standard error as <key>_se, and how many tokens.
 
-    def _metrics(self) -> dict[str, float]:
-        kld, nll = np.sort(np.concatenate(self.kld)), np.concatenate(self.nll)
-        base, delta_p = np.concatenate(self.reference_nll), np.concatenate(self.delta_p)
-        same = float(np.concatenate(self.same_top).mean())
-        ours, theirs, n = float(np.exp(nll.mean())), float(np.exp(base.mean())), len(kld)
-        rms = float(np.sqrt((delta_p**2).mean()))
-        return {
-            "perplexity": ours, "perplexity_se": ours * mean_se(nll),
-            "perplexity_delta": ours - theirs, "perplexity_delta_se": mean_se(ours * nll - theirs * base),
-            "mean_kld": float(kld.mean()), "mean_kld_se": mean_se(kld),
-            **{key: float(np.quantile(kld, share)) for key, share in QUANTILES.items()},
-            **{f"{key}_se": quantile_se(kld, share) for key, share in QUANTILES.items()}, "max_kld": float(kld[-1]),
-            "mean_delta_p": float(delta_p.mean()), "mean_delta_p_se": mean_se(delta_p),
-            "rms_delta_p": rms, "rms_delta_p_se": mean_se(delta_p**2) / (2 * rms) if rms else 0.0,
-            "same_top_p": same, "same_top_p_se": float(np.sqrt(same * (1 - same) / (n - 1))), "tokens": n,
-        }
+        Raises:
+            StageError: non_finite, if one of them is NaN or infinite.
+        """
+        tokens = TokenValues.join(self._chunks)
+        with np.errstate(invalid="ignore"):
+            figures = compute_figures(tokens)
+        broken = sorted(name for name, value in figures.items() if not np.isfinite(value))
+        if broken:
+            raise StageError(
+                Failure.NON_FINITE,
+                f"expected finite metrics, found {', '.join(broken)} that are not; look at the "
+                "recipe, and at whether its runtime computes in a type that is too narrow",
+            )
+        return figures
+
+
+def compute_figures(tokens: TokenValues) -> dict[str, float]:
+    """Return every registered metric of these tokens, with standard errors as <key>_se."""
+    figures: dict[str, float] = {"tokens": len(tokens)}
+    for figure in FIGURES.values():
+        if figure.compute is None:
+            continue
+        estimate = figure.compute(tokens)
+        figures[figure.key] = estimate.value
+        if estimate.standard_error is not None:
+            figures[f"{figure.key}_se"] = estimate.standard_error
+    return figures

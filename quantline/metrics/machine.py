@@ -4,21 +4,30 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-MIB = 2**20
+from quantline.files import MIB
 
 
-def describe() -> dict:
-    """{cpu, cores, memory_mib, gpus, system, python}: `cores` are those that this process may use."""
-    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "memory_mib": psutil.virtual_memory().total // MIB,
-            "gpus": _gpus(), "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "python": platform.python_version()}
+def describe_machine() -> dict[str, Any]:
+    """Return {cpu, cores, memory_mib, gpus, system, python}.
+
+    `cores` are those that this process may use.
+    """
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": psutil.virtual_memory().total // MIB,
+        "gpus": _gpus(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
 
 
 def _cpu() -> str:
-    """The processor's name as the kernel tells it, or else its architecture."""
+    """Return the processor's name as the kernel gives it, or else its architecture."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and value.strip():
@@ -27,17 +36,23 @@ def _cpu() -> str:
 
 
 def _gpus() -> list[str]:
-    """Names of the GPUs, if this process has torch: a runtime without it is measured on the CPU."""
+    """Return names of the GPUs, if this process has torch.
+
+    A runtime without torch is measured on the CPU.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
-def peak_mib() -> float:
-    """The peak of this process's resident memory, MiB, pages of mapped files included.
+def peak_memory_mib() -> float:
+    """Return the peak of this process's resident memory in MiB, pages of mapped files included.
 
     Not getrusage's: that starts from the peak of the process that started this one.
+
+    Raises:
+        RuntimeError: If the kernel does not tell it.
     """
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):

@@ -1,90 +1,167 @@
-"""Gold items scored in a runtime: by log-likelihoods in batches, or by the text that it generates."""
+"""Gold items scored by a model: by log-likelihoods in batches, or by the text that it generates."""
 
 import re
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from quantline.metrics.gold_set import GoldResult, TokenizedItem
 from quantline.errors import Failure, StageError
+from quantline.metrics.gold_set import GoldResult, TokenizedItem
 
 BATCH_TOKENS = 4096
 BATCH_VALUES = 1 << 27  # log-probabilities of a batch: half a gigabyte
 
-
-class Model(Protocol):
-    """The part of a runtime (stages/runtimes) that scoring needs."""
-
-    def logprobs(self, tokens: np.ndarray) -> np.ndarray: ...
-    def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]: ...
-    def decode(self, ids: list[int]) -> str: ...
+Pair = tuple[list[int], list[int]]  # a context, of one token at least, and a continuation
 
 
-def score(model: Model, items: list[TokenizedItem]) -> list[GoldResult]:
-    """Score items, in their order. Raises StageError(non_finite) for a log-likelihood that is NaN or infinite."""
-    followed = iter(follow(model, [(item.prompt, tokens) for item in items for tokens in item.continuations]))
-    found = [[_mean(item, next(followed)) for _ in item.continuations] for item in items]
-    return [_generated(model, item) if item.kind == "generated" else
-            _chosen(model, item, found[index]) if item.kind == "choices" else _forced(model, item, found[index][0])
-            for index, item in enumerate(items)]
+class ScoringModel(Protocol):
+    """The part of a runtime (quantline.runtimes.runtime.Runtime) that scoring needs."""
+
+    def logprobs(self, tokens: np.ndarray) -> np.ndarray:
+        """Return natural log-probabilities float32 [b, n, V] of the token after each token."""
+
+    def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
+        """Decode greedily; return the new tokens without the stop token."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids."""
 
 
-def follow(model: Model, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, list[int]]]:
-    """Per pair of a context, of one token at least, and a continuation: the natural log-likelihood of each of the
-    continuation's tokens, float32, and the most probable token at each of its places.
+class ContinuationScore(NamedTuple):
+    """What a model makes of a continuation of m tokens.
 
-    Sequences of like length are run together, padded on the right, which changes nothing for a causal model.
+    Attributes:
+        logprobs: Natural log-likelihood of each of its tokens, float32 [m].
+        greedy: The most probable token at each of its positions, [m].
     """
-    lengths = [len(context) + len(continuation) - 1 for context, continuation in pairs]  # the last token is not run
-    jobs = sorted(range(len(pairs)), key=lambda job: (lengths[job], job))
-    found: list = [None] * len(pairs)
-    start, most = 0, 0  # tokens run at once; the first batch, of one sequence, tells how large the vocabulary is
-    while start < len(jobs):
+
+    logprobs: np.ndarray
+    greedy: list[int]
+
+
+def score_items(model: ScoringModel, items: list[TokenizedItem]) -> list[GoldResult]:
+    """Score gold items, in their order.
+
+    Raises:
+        StageError: non_finite, for a log-likelihood that is NaN or infinite.
+    """
+    pairs = []
+    for item in items:
+        pairs += [(item.prompt, tokens) for tokens in item.continuations]
+    remaining = iter(score_continuations(model, pairs))
+    scores = []
+    for item in items:
+        own = [next(remaining) for _ in item.continuations]
+        _check_finite(item, own)
+        scores.append(own)
+    results = []
+    for item, own in zip(items, scores, strict=True):
+        if item.kind == "generated":
+            results.append(_score_generated(model, item))
+        elif item.kind == "choices":
+            results.append(_score_choices(model, item, own))
+        else:
+            results.append(_score_forced(model, item, own[0]))
+    return results
+
+
+def score_continuations(model: ScoringModel, pairs: list[Pair]) -> list[ContinuationScore]:
+    """Score the continuation of each pair of a context and a continuation.
+
+    Sequences of like length are run together, padded on the right, which changes nothing for a
+    causal model.
+    """
+    # The last token is not run.
+    lengths = [len(context) + len(continuation) - 1 for context, continuation in pairs]
+    order = sorted(range(len(pairs)), key=lambda index: (lengths[index], index))
+    scores: dict[int, ContinuationScore] = {}
+    start = 0
+    # Tokens run at once: the first batch, of one sequence, shows how large the vocabulary is.
+    most_tokens = 0
+    while start < len(order):
         end = start + 1
-        while end < len(jobs) and lengths[jobs[end]] * (end + 1 - start) <= most:
+        while end < len(order) and lengths[order[end]] * (end + 1 - start) <= most_tokens:
             end += 1
-        batch = jobs[start:end]
+        batch = order[start:end]
         tokens = np.zeros((len(batch), lengths[batch[-1]]), np.int32)
-        for row, job in zip(tokens, batch, strict=True):
-            row[:lengths[job]] = (pairs[job][0] + pairs[job][1])[:lengths[job]]
-        values = model.logprobs(tokens)
-        for row, job in zip(values, batch, strict=True):
-            context, continuation = pairs[job]
-            after = row[len(context) - 1:lengths[job]]
-            found[job] = after[np.arange(len(continuation)), continuation], after.argmax(-1).tolist()
-        start, most = end, min(BATCH_TOKENS, BATCH_VALUES // values.shape[-1])
-    return found
+        for row, index in zip(tokens, batch, strict=True):
+            context, continuation = pairs[index]
+            row[: lengths[index]] = (context + continuation)[: lengths[index]]
+        logprobs = model.logprobs(tokens)
+        for row, index in zip(logprobs, batch, strict=True):
+            context, continuation = pairs[index]
+            after = row[len(context) - 1 : lengths[index]]
+            likelihoods = after[np.arange(len(continuation)), continuation]
+            scores[index] = ContinuationScore(likelihoods, after.argmax(-1).tolist())
+        start = end
+        most_tokens = min(BATCH_TOKENS, BATCH_VALUES // logprobs.shape[-1])
+    return [scores[index] for index in range(len(pairs))]
 
 
-def _mean(item: TokenizedItem, found: tuple[np.ndarray, list[int]]) -> tuple[float, list[int]]:
-    """A continuation's log-likelihood per token, and the most probable tokens."""
-    likelihood = float(found[0].mean(dtype=np.float64))
-    if not np.isfinite(likelihood):
-        raise StageError(Failure.NON_FINITE, f"gold item {item.id} has the log-likelihood {likelihood}")
-    return likelihood, found[1]
+def first_stop(text: str, stops: list[str]) -> str:
+    """Return the text up to the first of some stops."""
+    positions = [text.find(stop) for stop in stops]
+    end = min((position for position in positions if position >= 0), default=len(text))
+    return text[:end]
 
 
-def _chosen(model: Model, item: TokenizedItem, found: list[tuple[float, list[int]]]) -> GoldResult:
-    """The choice with the greatest log-likelihood, divided as the item asks."""
-    likelihoods = [likelihood for likelihood, _ in found]
-    best = int(np.argmax([likelihood * len(tokens) / divisor for likelihood, tokens, divisor
-                          in zip(likelihoods, item.continuations, item.divisors, strict=True)]))
-    return GoldResult(item.id, item.task, best == item.answer, likelihoods, model.decode(item.continuations[best]))
+def _mean_likelihood(score: ContinuationScore) -> float:
+    """Return a continuation's log-likelihood per token."""
+    return float(score.logprobs.mean(dtype=np.float64))
 
 
-def _forced(model: Model, item: TokenizedItem, found: tuple[float, list[int]]) -> GoldResult:
-    """Greedy decoding gives the answer if each of its tokens is the most probable after those before it."""
-    likelihood, greedy = found
-    wanted = item.continuations[item.answer]
-    wrong = next((place for place, pair in enumerate(zip(greedy, wanted, strict=True)) if pair[0] != pair[1]), None)
-    said = model.decode(wanted) if wrong is None else model.decode(greedy[:wrong + 1]) + "…"
-    return GoldResult(item.id, item.task, wrong is None, [likelihood], said)
+def _check_finite(item: TokenizedItem, scores: list[ContinuationScore]) -> None:
+    for score in scores:
+        likelihood = _mean_likelihood(score)
+        if not np.isfinite(likelihood):
+            raise StageError(
+                Failure.NON_FINITE,
+                f"expected finite log-likelihoods, found {likelihood} for gold item {item.id}; "
+                "look at the recipe of this variant",
+            )
 
 
-def _generated(model: Model, item: TokenizedItem) -> GoldResult:
-    """What greedy decoding writes, up to the first stop, held against the answer."""
-    text = model.decode(model.generate(item.prompt, item.max_tokens, set(item.end or ())))
-    said = text[:min([place for stop in item.stop or () if (place := text.find(stop)) >= 0], default=len(text))]
-    correct = {"exact": said.strip() == item.reference.strip(), "contains": item.reference in said,
-               "regex": item.match == "regex" and re.search(item.reference, said) is not None}[item.match]
-    return GoldResult(item.id, item.task, correct, [], said)
+def _score_choices(
+    model: ScoringModel, item: TokenizedItem, scores: list[ContinuationScore]
+) -> GoldResult:
+    """Take the choice with the greatest log-likelihood, divided as the item asks."""
+    likelihoods = [_mean_likelihood(score) for score in scores]
+    compared = [
+        likelihood * len(tokens) / divisor
+        for likelihood, tokens, divisor in zip(
+            likelihoods, item.continuations, item.divisors, strict=True
+        )
+    ]
+    best = int(np.argmax(compared))
+    text = model.decode(item.continuations[best])
+    return GoldResult(item.id, item.task, best == item.answer, likelihoods, text)
+
+
+def _score_forced(model: ScoringModel, item: TokenizedItem, score: ContinuationScore) -> GoldResult:
+    """Check whether greedy decoding gives the answer.
+
+    It does if each token of the answer is the most probable one after those before it.
+    """
+    answer = item.continuations[item.answer]
+    likelihood = _mean_likelihood(score)
+    for position, (greedy, wanted) in enumerate(zip(score.greedy, answer, strict=True)):
+        if greedy != wanted:
+            text = model.decode(score.greedy[: position + 1]) + "…"
+            return GoldResult(item.id, item.task, False, [likelihood], text)
+    return GoldResult(item.id, item.task, True, [likelihood], model.decode(answer))
+
+
+def _score_generated(model: ScoringModel, item: TokenizedItem) -> GoldResult:
+    """Compare what greedy decoding writes, up to the first stop, with the answer."""
+    ids = model.generate(item.prompt, item.max_tokens, set(item.end or ()))
+    text = first_stop(model.decode(ids), item.stop or [])
+    return GoldResult(item.id, item.task, _matches(item, text), [], text)
+
+
+def _matches(item: TokenizedItem, text: str) -> bool:
+    """Whether a generated text is the right answer, as the item says."""
+    if item.match == "contains":
+        return item.reference in text
+    if item.match == "regex":
+        return re.search(item.reference, text) is not None
+    return text.strip() == item.reference.strip()

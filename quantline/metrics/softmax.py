@@ -1,62 +1,114 @@
 """Sums over the vocabulary that next-token distributions are compared by.
 
-Exponentials are numpy's of float32, which err by less than 3 units in the last place and are vector instructions; sums are
-float64, so that the divergence of near-equal distributions is not lost among the rounding of its terms. Rows are taken a
-few at a time, so that what one step makes is still in the processor's cache for the next.
+Exponentials are numpy's of float32, which err by less than 3 units in the last place and are vector
+instructions; sums are float64, so that the divergence of near-equal distributions is not lost among
+the rounding of its terms. Rows are taken a few at a time, so that what one step makes is still in
+the processor's cache for the next.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 CACHED_VALUES = 1 << 16
 
 
-def _few(logits: np.ndarray) -> Iterator[slice]:
-    """The rows of logits [n, m] in parts of some CACHED_VALUES values."""
+class Normalizers(NamedTuple):
+    """Of n distributions over the whole vocabulary.
+
+    Attributes:
+        log_sum: log Σ e**logits, float64 [n].
+        top: The most probable token, int64 [n].
+    """
+
+    log_sum: np.ndarray
+    top: np.ndarray
+
+
+class BlockSums(NamedTuple):
+    """Of n distributions over a block of the vocabulary, and of a second model's logits.
+
+    Attributes:
+        high: The greatest logit, float32 [n].
+        top: The first place in the block that has it, int64 [n].
+        total: Σ e**(logits - high), float64 [n].
+        weighted: Σ e**(logits - high) · (logits - second model's logits), float64 [n].
+    """
+
+    high: np.ndarray
+    top: np.ndarray
+    total: np.ndarray
+    weighted: np.ndarray
+
+
+class MergedSums(NamedTuple):
+    """The sums of all blocks.
+
+    Attributes:
+        log_sum: log Σ e**logits, float64 [n].
+        mean_difference: The mean difference of both models' logits under the first's distribution,
+            float64 [n].
+        best: The first block that has the greatest logit, int64 [n].
+    """
+
+    log_sum: np.ndarray
+    mean_difference: np.ndarray
+    best: np.ndarray
+
+
+def _row_slices(logits: np.ndarray) -> Iterator[slice]:
+    """Yield the rows of logits [n, m] in parts of some CACHED_VALUES values."""
     step = max(1, CACHED_VALUES // logits.shape[1])
-    yield from (slice(start, start + step) for start in range(0, len(logits), step))
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
 
 
 def _exponentials(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(e**(logits - greatest) float64 [n, m], the greatest float32 [n], the first place that has it) of logits [n, m]."""
+    """Return e**(logits - greatest) float64 [n, m], the greatest float32 [n], and its place [n]."""
     top = logits.argmax(1)
     high = logits[np.arange(len(logits)), top]
     return np.exp(logits - high[:, None]).astype(np.float64), high, top
 
 
-def normalizers(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(log Σ e**logits float64 [n], the most probable token int64 [n]) of logits float32 [n, V]."""
-    log_sum, top = np.empty(len(logits)), np.empty(len(logits), np.int64)
+def normalizers(logits: np.ndarray) -> Normalizers:
+    """Return the normalizer and the most probable token of logits float32 [n, vocabulary]."""
+    log_sum = np.empty(len(logits))
+    top = np.empty(len(logits), np.int64)
     with np.errstate(invalid="ignore"):  # what is not finite comes out as such
-        for rows in _few(logits):
+        for rows in _row_slices(logits):
             exponentials, high, top[rows] = _exponentials(logits[rows])
             log_sum[rows] = high + np.log(exponentials.sum(1))
-    return log_sum, top
+    return Normalizers(log_sum, top)
 
 
-def block_sums(block: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of the logits float32 [n, m] of a block of the vocabulary, and `other` [n, m], another model's: the greatest, h
-    float32, the place of the first that has it int64, Σ e**(block - h) and Σ e**(block - h) (block - other) float64, all [n].
+def block_sums(block: np.ndarray, second: np.ndarray) -> BlockSums:
+    """Sum over a block of the vocabulary.
+
+    Args:
+        block: Logits float32 [n, m].
+        second: The second model's logits of the same tokens, float32 [n, m].
     """
-    n = len(block)
-    high, top, total, weighted = np.empty(n, np.float32), np.empty(n, np.int64), np.empty(n), np.empty(n)
+    count = len(block)
+    high = np.empty(count, np.float32)
+    top = np.empty(count, np.int64)
+    total = np.empty(count)
+    weighted = np.empty(count)
     with np.errstate(invalid="ignore"):
-        for rows in _few(block):
+        for rows in _row_slices(block):
             exponentials, high[rows], top[rows] = _exponentials(block[rows])
             total[rows] = exponentials.sum(1)
-            weighted[rows] = np.einsum("ij,ij->i", exponentials, np.subtract(block[rows], other[rows], dtype=np.float64))
-    return high, top, total, weighted
+            differences = np.subtract(block[rows], second[rows], dtype=np.float64)
+            weighted[rows] = np.einsum("ij,ij->i", exponentials, differences)
+    return BlockSums(high, top, total, weighted)
 
 
-def merged(high: np.ndarray, total: np.ndarray, weighted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(log Σ e**logits float64 [n], mean difference of both models' logits under the first's distribution float64 [n], the
-    first block that has the greatest logit int64 [n]) from the sums of each block, `block_sums`' first, third and fourth, all
-    [blocks, n].
-    """
+def merge_blocks(high: np.ndarray, total: np.ndarray, weighted: np.ndarray) -> MergedSums:
+    """Merge the sums of all blocks, each [blocks, n] (see BlockSums)."""
     best = high.argmax(0)
     greatest = high.max(0).astype(np.float64)
     with np.errstate(invalid="ignore"):
         shrink = np.exp(high - greatest)
-        total, weighted = (shrink * total).sum(0), (shrink * weighted).sum(0)
-        return greatest + np.log(total), weighted / total, best
+        total = (shrink * total).sum(0)
+        weighted = (shrink * weighted).sum(0)
+        return MergedSums(greatest + np.log(total), weighted / total, best)

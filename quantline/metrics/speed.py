@@ -1,44 +1,75 @@
-"""Speed and memory of a runtime on this machine; never mixed with the quality figures, never deterministic."""
+"""Speed and memory of a runtime on this machine.
+
+They are never mixed with the quality figures, and never deterministic.
+"""
 
 import os
 import time
+from typing import Any
 
 import numpy as np
 
-from quantline.config.params import Speed
-from quantline.metrics import machine
+from quantline.config.texts import Speed
+from quantline.metrics.machine import describe_machine, peak_memory_mib
 from quantline.runtimes.runtime import Runtime
 
 PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on which
 
 
-def measure(runtime: Runtime, settings: Speed, load_s: float) -> dict:
-    """Tokens a second of one sequence, the process's peak memory until here, and what they were measured with.
+def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str, Any]:
+    """Measure tokens per second of one sequence.
 
-    Prefill is the prompt's tokens over the time to the first new one; decode is the new tokens, after a prompt of one
-    token, over the time that they take. The first repetition warms up and is dropped; a figure is the median over the
-    others, `_iqr` the range from their first to their third quartile, `_spread` least and greatest. `load_s` is one
-    reading, with the files in the page cache.
+    Prefill is the prompt's tokens over the time to the first new one; decode is the new tokens,
+    after a prompt of one token, over the time that they take. The first repetition warms up and is
+    dropped; a figure is the median over the others.
+
+    Args:
+        runtime: With the bundle loaded.
+        settings: Lengths, repetitions and threads.
+        load_s: Seconds that loading took: one reading, with the files in the page cache.
+
+    Returns:
+        The figures, with `_iqr` the range from their first to their third quartile and `_spread`
+        least and greatest; the process's peak memory until here; and what all of it was measured
+        with.
     """
-    load_average = os.getloadavg()[0]  # of the minute before: others that were busy make the figures low
+    # Of the minute before: other processes that were busy make the figures low.
+    load_average = os.getloadavg()[0]
     prompt = [index % PROMPT_IDS for index in range(settings.prompt_tokens)]
-
-    def rate(ids: list[int], new_tokens: int, counted: int) -> float:
-        started = time.perf_counter()
-        runtime.generate(ids, new_tokens, set())
-        return counted / (time.perf_counter() - started)
-
-    runs = [(rate(prompt, 1, settings.prompt_tokens), rate(prompt[:1], settings.new_tokens, settings.new_tokens))
-            for _ in range(settings.repetitions + 1)]
-    prefill, decode = zip(*runs[1:], strict=True)
+    prefill = []
+    decode = []
+    for _ in range(settings.repetitions + 1):
+        seconds = _seconds_to_generate(runtime, prompt, 1)
+        prefill.append(settings.prompt_tokens / seconds)
+        seconds = _seconds_to_generate(runtime, prompt[:1], settings.new_tokens)
+        decode.append(settings.new_tokens / seconds)
     return {
-        "load_s": load_s, **_figures("prefill", prefill), **_figures("decode", decode), "peak_rss_mib": machine.peak_mib(),
-        "batch": 1, "prompt_tokens": settings.prompt_tokens, "new_tokens": settings.new_tokens,
-        "repetitions": settings.repetitions, "threads": settings.threads or os.cpu_count(), "device": runtime.device,
-        "load_average": load_average, "machine": machine.describe(),
+        "load_s": load_s,
+        **_statistics("prefill", prefill[1:]),
+        **_statistics("decode", decode[1:]),
+        "peak_rss_mib": peak_memory_mib(),
+        "batch": 1,
+        "prompt_tokens": settings.prompt_tokens,
+        "new_tokens": settings.new_tokens,
+        "repetitions": settings.repetitions,
+        "threads": settings.threads or os.cpu_count(),
+        "device": runtime.device,
+        "load_average": load_average,
+        "machine": describe_machine(),
     }
 
 
-def _figures(name: str, rates: tuple[float, ...]) -> dict:
+def _seconds_to_generate(runtime: Runtime, prompt: list[int], new_tokens: int) -> float:
+    started = time.perf_counter()
+    runtime.generate(prompt, new_tokens, set())
+    return time.perf_counter() - started
+
+
+def _statistics(name: str, rates: list[float]) -> dict[str, Any]:
+    """Return median, quartiles and extremes of rates."""
     first, median, third = np.quantile(rates, (0.25, 0.5, 0.75)).tolist()
-    return {f"{name}_tok_s": median, f"{name}_iqr": [first, third], f"{name}_spread": [min(rates), max(rates)]}
+    return {
+        f"{name}_tok_s": median,
+        f"{name}_iqr": [first, third],
+        f"{name}_spread": [min(rates), max(rates)],
+    }

@@ -1,6 +1,6 @@
-"""The states of all tokens of a text between two blocks, in batches: in memory while they are few, in a file when not.
+"""Hidden states of all tokens of a text between two blocks, in memory or in a file.
 
-A file is read and written, not mapped: pages that are mapped count as the process's memory.
+A file is read and written, not mapped: mapped pages count as the process's memory.
 """
 
 import tempfile
@@ -11,82 +11,97 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-HELD = 1 << 30  # bytes of one set of states that may stay in memory
+RESIDENT_BYTES = 1 << 30  # of one set of states that may stay in memory
 Shape = tuple[int, int, int]  # sequences, length, width
 
 
-class Batches:
-    """float32 tensors of `shapes` that are read and replaced one by one."""
+class ActivationBatches:
+    """float32 batches of hidden states that are read and replaced one by one."""
 
     def __init__(self, shapes: list[Shape], folder: Path) -> None:
-        """States that outgrow `HELD` lie in a file without a name in `folder`, which is gone with the process."""
-        self.shapes, self.folder = shapes, folder
+        """Make empty batches.
+
+        Args:
+            shapes: The shape of each batch.
+            folder: Where states that outgrow RESIDENT_BYTES lie, in a file without a name, which
+                is gone with the process.
+        """
+        self.shapes = shapes
+        self.folder = folder
         self.ends = np.cumsum([4 * int(np.prod(shape)) for shape in shapes]).tolist()
-        self._held: list[torch.Tensor | None] = [None] * len(shapes)
+        self._resident: dict[int, torch.Tensor] = {}
         self._file: BinaryIO | None = None
-        if self.bytes > HELD:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 open as long as this lives
+        if self.bytes > RESIDENT_BYTES:
+            # The file is open as long as this object lives.
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
 
     @property
     def bytes(self) -> int:
+        """Bytes of all batches together."""
         return self.ends[-1]
 
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __getitem__(self, number: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:
         if self._file is None:
-            return self._held[number]
-        self._file.seek(self.ends[number - 1] if number else 0)
-        return read(self._file, self.shapes[number])
+            return self._resident[index]
+        self._file.seek(self.ends[index - 1] if index else 0)
+        return read_tensor(self._file, self.shapes[index])
 
-    def __setitem__(self, number: int, batch: torch.Tensor) -> None:
+    def __setitem__(self, index: int, batch: torch.Tensor) -> None:
         if self._file is None:
-            self._held[number] = batch
+            self._resident[index] = batch
         else:
-            self._file.seek(self.ends[number - 1] if number else 0)
+            self._file.seek(self.ends[index - 1] if index else 0)
             self._file.write(batch.contiguous().numpy().data)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return (self[number] for number in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
     def fill(self, batches: Iterable[torch.Tensor]) -> None:
-        """Replace all of them."""
-        for number, batch in zip(range(len(self)), batches, strict=True):
-            self[number] = batch
+        """Replace all batches."""
+        for index, batch in zip(range(len(self)), batches, strict=True):
+            self[index] = batch
 
-    def like(self) -> "Batches":
-        """Others of the same shapes, to be filled."""
-        return Batches(self.shapes, self.folder)
+    def like(self) -> "ActivationBatches":
+        """Return empty batches of the same shapes."""
+        return ActivationBatches(self.shapes, self.folder)
 
 
-def read(file: BinaryIO, shape: Shape) -> torch.Tensor:
-    """The tensor that lies in a file from where it stands. Raises EOFError if the file is too short."""
+def read_tensor(file: BinaryIO, shape: Shape) -> torch.Tensor:
+    """Read a float32 tensor from a file's position. Raises EOFError if the file is too short."""
     values = np.empty(shape, np.float32)
-    if file.readinto(values.data.cast("B")) != values.nbytes:
+    if file.readinto(values.data.cast("B")) != values.nbytes:  # type: ignore[attr-defined]
         raise EOFError(f"expected {values.nbytes} bytes of states, found fewer")
     return torch.from_numpy(values)
 
 
-class StoredStates:
-    """Sets of states in a file that outlives the process: what a killed run stored is there for the next.
+class ActivationStore:
+    """Sets of hidden states in a file that outlives the process.
 
-    There are `slots` of them, and set n lies in slot n modulo that.
+    What a killed run stored is there for the next. There are `slots` of them, and set n lies in
+    slot n modulo that.
     """
 
-    def __init__(self, path: Path, slots: int, like: Batches) -> None:
-        self.path, self.slots, self.shapes, self.bytes = path, slots, like.shapes, like.bytes
+    def __init__(self, path: Path, slots: int, like: ActivationBatches) -> None:
+        """Open or make the file, for sets of the shapes of `like`."""
+        self.path = path
+        self.slots = slots
+        self.shapes = like.shapes
+        self.bytes = like.bytes
         path.touch()
 
     def put(self, number: int, batches: Iterable[torch.Tensor]) -> None:
+        """Store a set."""
         with self.path.open("r+b") as file:
             file.seek(number % self.slots * self.bytes)
             for batch in batches:
                 file.write(batch.contiguous().numpy().data)
 
     def get(self, number: int) -> Iterator[torch.Tensor]:
-        """Batch after batch."""
+        """Yield a set's batches."""
         with self.path.open("rb") as file:
             file.seek(number % self.slots * self.bytes)
             for shape in self.shapes:
-                yield read(file, shape)
+                yield read_tensor(file, shape)

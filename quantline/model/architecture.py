@@ -1,26 +1,46 @@
-"""What the pipeline has to know of a model family, read from config.json: names, sizes, and what feeds what."""
+"""Sizes and names of one model, read from its config.json."""
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from quantline.model.inferred_family import completed
-from quantline.model.families import FAMILIES, ROUTER, Block, Family, family_of, tied
-from quantline.model.checkpoint import Checkpoint
 from quantline.errors import Failure, StageError
+from quantline.model.family import FAMILIES, ROUTER, VALUE, Block, Family, InputGroup
+from quantline.model.find_family import family_of, is_tied
+from quantline.model.inferred_family import complete_config
 
-VALUE = "self_attn.v_proj"
 # What config.json calls a size; the first name that it has counts.
-USUAL = {"hidden_size": ("hidden_size",), "intermediate_size": ("intermediate_size",), "layers": ("num_hidden_layers",),
-         "heads": ("num_attention_heads",), "kv_heads": ("num_key_value_heads",), "head_dim": ("head_dim",),
-         "vocab_size": ("vocab_size",), "max_positions": ("max_position_embeddings",), "norm_eps": ("rms_norm_eps",),
-         "activation": ("hidden_activation", "hidden_act"), "rope_theta": ("rope_theta", "rotary_emb_base"),
-         "rotary_share": ("partial_rotary_factor", "rotary_pct"), "experts": ("num_local_experts", "num_experts"),
-         "experts_used": ("num_experts_per_tok",), "expert_size": ("moe_intermediate_size", "intermediate_size")}
+USUAL_KEYS = {
+    "hidden_size": ("hidden_size",),
+    "intermediate_size": ("intermediate_size",),
+    "layers": ("num_hidden_layers",),
+    "heads": ("num_attention_heads",),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim",),
+    "vocab_size": ("vocab_size",),
+    "max_positions": ("max_position_embeddings",),
+    "norm_eps": ("rms_norm_eps",),
+    "activation": ("hidden_activation", "hidden_act"),
+    "rope_theta": ("rope_theta", "rotary_emb_base"),
+    "rotary_share": ("partial_rotary_factor", "rotary_pct"),
+    "experts": ("num_local_experts", "num_experts"),
+    "experts_used": ("num_experts_per_tok",),
+    "expert_size": ("moe_intermediate_size", "intermediate_size"),
+}
+EXPERT_NUMBER = re.compile(r"\.experts\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes and names of one model."""
+    """Sizes and names of one model.
+
+    Attributes:
+        sparse_layers: The blocks with experts.
+        experts_used: How many experts each token is sent to.
+        expert_size: The intermediate size of one expert.
+        logit_scale: What logits are multiplied by.
+        logit_softcap: Logits become softcap · tanh(logits / softcap), if there is one.
+    """
 
     model_type: str
     family: Family
@@ -34,13 +54,13 @@ class Architecture:
     max_positions: int
     norm_eps: float
     rope_theta: float
-    rope_scaling: dict | None
+    rope_scaling: dict[str, Any] | None
     rotary_dim: int
     tied: bool
-    sparse_layers: frozenset[int] = frozenset()  # the blocks with experts
+    sparse_layers: frozenset[int] = frozenset()
     experts: int = 0
-    experts_used: int = 0  # by each token
-    expert_size: int = 0  # the intermediate size of one
+    experts_used: int = 0
+    expert_size: int = 0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
@@ -70,114 +90,171 @@ class Architecture:
         return f"{self.family.outside['output_norm']}.weight"
 
     @property
-    def kept(self) -> list[str]:
-        """Module names of the linear layers that no method rounds."""
-        heads = [self.family.outside["output"]]
-        heads += [own for own, stored in self.family.renamed.items() if stored in heads]
-        return heads + [self.prefix(layer) + module for layer in sorted(self.sparse_layers)
-                        for module, part in self.block(layer).modules.items() if part == ROUTER]
+    def unquantized_modules(self) -> list[str]:
+        """Module names of the linear layers that no method rounds: heads and routers."""
+        head = self.family.outside["output"]
+        modules = [head]
+        modules += [own for own, stored in self.family.renamed.items() if stored == head]
+        for layer in sorted(self.sparse_layers):
+            for module, part in self.block(layer).modules.items():
+                if part == ROUTER:
+                    modules.append(self.prefix(layer) + module)
+        return modules
 
     def prefix(self, layer: int) -> str:
-        """What the names of one decoder block begin with."""
+        """Return what the names of one decoder block begin with."""
         return f"{self.family.blocks}.{layer}."
 
     def block(self, layer: int) -> Block:
-        """What a decoder block consists of."""
-        return self.family.sparse if layer in self.sparse_layers else self.family.block
+        """Return what a decoder block consists of."""
+        if layer in self.sparse_layers and self.family.sparse:
+            return self.family.sparse
+        return self.family.block
 
-    def each(self, module: str) -> list[str]:
-        """The module, or where its name has a `*` that of every expert."""
-        return [module.replace("*", str(number)) for number in range(self.experts)] if "*" in module else [module]
+    def expand_experts(self, module: str) -> list[str]:
+        """Return the module, or where its name has a `*` that of every expert."""
+        if "*" not in module:
+            return [module]
+        return [module.replace("*", str(number)) for number in range(self.experts)]
 
     def linears_of(self, layer: int) -> list[str]:
-        """Module names of the linear layers of one decoder block, in order of use."""
-        return [self.prefix(layer) + one for module in self.block(layer).linears for one in self.each(module)]
+        """Return module names of the linear layers of one decoder block, in order of use."""
+        names = []
+        for module in self.block(layer).linears:
+            names += [self.prefix(layer) + name for name in self.expand_experts(module)]
+        return names
 
     def linears(self) -> list[str]:
-        """Module names of all linear layers of the decoder blocks, in order of use."""
+        """Return module names of all linear layers of the decoder blocks, in order of use."""
         return [name for layer in range(self.layers) for name in self.linears_of(layer)]
 
-    def role(self, name: str) -> str:
-        """The part that a tensor or module plays, as llama.cpp names it: token_embd, output, attn_q, ffn_down, …
+    def part(self, name: str) -> str:
+        """Return the part that a tensor or module plays, as llama.cpp names it.
 
-        Raises StageError(unsupported_architecture) for a name that this family does not have.
+        Such as token_embd, output, attn_q or ffn_down.
+
+        Raises:
+            StageError: unsupported_architecture, for a name that this family does not have.
         """
-        module, layer = re.sub(r"\.(weight|bias)$", "", name), self.layer_index(name)
-        parts = ({module: part for part, module in self.family.outside.items()} if layer is None else
-                 {self.prefix(layer) + inner: part for inner, part in self.block(layer).modules.items()})
-        module = re.sub(r"\.experts\.\d+\.", ".experts.*.", module)
+        layer = self.layer_index(name)
+        if layer is None:
+            parts = {module: part for part, module in self.family.outside.items()}
+        else:
+            modules = self.block(layer).modules
+            parts = {self.prefix(layer) + module: part for module, part in modules.items()}
+        module = re.sub(r"\.(weight|bias)$", "", name)
+        module = EXPERT_NUMBER.sub(".experts.*.", module)
         if module not in parts:
-            raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"tensor {name} has no known part in {self.model_type}")
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected a tensor that {self.model_type} is known to have, found {name}; take "
+                "another format, or name llama.cpp's converter (model.converter)",
+            )
         return parts[module]
 
     def layer_index(self, name: str) -> int | None:
-        """The decoder block that a tensor or module lies in; None for what is around the blocks."""
+        """Return the decoder block of a tensor or module; None for what is around the blocks."""
         found = re.match(rf"{re.escape(self.family.blocks)}\.(\d+)\.", name)
         return int(found[1]) if found else None
 
-    def input_groups(self, layer: int) -> list[tuple[list[str], str | None]]:
-        """Linears that share an input, each with the norm or linear before it that a scale can be folded into.
+    def input_groups(self, layer: int) -> list[InputGroup]:
+        """Return the linear layers of a block, grouped by the tensor that they read.
 
-        Values reach o_proj through attention, which shares a head of v among several of q: with grouped-query
-        attention there is no scale of v that equals one of o's input, so nothing can be folded there.
+        Values reach o_proj through attention, which shares a head of v among several of q: with
+        grouped-query attention no scale of v equals one of o's input, so nothing can be folded
+        there.
         """
-        shared, prefix = self.heads != self.kv_heads, self.prefix(layer)
+        shared_heads = self.heads != self.kv_heads
+        prefix = self.prefix(layer)
         groups = []
         for linears, before in self.block(layer).inputs:
-            before = None if shared and before == VALUE else before
+            foldable = None if shared_heads and before == VALUE else before
             for number in range(self.experts if "*" in linears[0] else 1):
-                names = [prefix + linear.replace("*", str(number)) for linear in linears]
-                groups.append((names, prefix + before.replace("*", str(number)) if before else None))
+                names = tuple(prefix + name.replace("*", str(number)) for name in linears)
+                target = prefix + foldable.replace("*", str(number)) if foldable else None
+                groups.append(InputGroup(names, target))
         return groups
 
 
-def architecture(checkpoint: Checkpoint) -> Architecture:
-    """The facts of a checkpoint. Raises StageError(unsupported_architecture) for an unknown family.
+def architecture_from_config(config: dict[str, Any]) -> Architecture:
+    """Read a config.json.
 
-    A converter's file (quantline/model/gguf_checkpoint.py) has its own, with the names that tensors have there.
+    Raises:
+        StageError: unsupported_architecture, for a family that neither we nor transformers know,
+            or a config.json that lacks a size.
     """
-    return getattr(checkpoint, "facts", None) or from_config(checkpoint.config)
-
-
-def from_config(config: dict) -> Architecture:
-    """The facts that a config.json tells. Raises StageError(unsupported_architecture) as `architecture` does."""
-    name, family = config.get("model_type"), family_of(config)
+    name = config.get("model_type")
+    family = family_of(config)
     if family is None:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE,
-                         f"expected model_type among {', '.join(FAMILIES)}, or a decoder without experts that transformers "
-                         f"has, found {name!r} in config.json")
-    config = config if name in FAMILIES else completed(config)
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected model_type among {', '.join(FAMILIES)}, or a decoder without experts that "
+            f"transformers has, found {name!r} in config.json; take another model",
+        )
+    if name not in FAMILIES:
+        config = complete_config(config)
+    try:
+        return _read(str(name), family, config)
+    except KeyError as error:
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"config.json lacks {error}, which {name} needs; fetch the checkpoint again, or add it",
+        ) from None
+
+
+def _read(name: str, family: Family, config: dict[str, Any]) -> Architecture:
+    """Read the sizes. Raises KeyError for one that config.json lacks; StageError as its caller."""
 
     def key(size: str) -> str:
-        """What this config.json calls a size, or would."""
-        names = (family.keys[size],) if size in family.keys else USUAL[size]
-        return next((one for one in names if one in config), names[0])
+        """Return what this config.json calls a size, or would."""
+        names = (family.keys[size],) if size in family.keys else USUAL_KEYS[size]
+        return next((candidate for candidate in names if candidate in config), names[0])
 
-    try:
-        if (activation := config.get(key("activation"))) not in (None, *family.activations):
-            raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {key('activation')} "
-                             f"{' or '.join(family.activations)}, found {activation!r} in config.json")
-        rope = config.get("rope_parameters") or {}
-        scaling = config.get("rope_scaling") or {one: value for one, value in rope.items()
-                                                 if one not in ("rope_theta", "partial_rotary_factor")}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        heads, hidden = config[key("heads")], config[key("hidden_size")]
-        head_dim = config.get(key("head_dim")) or hidden // heads
-        share = rope.get("partial_rotary_factor", config.get(key("rotary_share"), family.rotary_share))
-        width = config.get(key("intermediate_size")) or family.widening * hidden or config[key("intermediate_size")]
-        layers, sparse = config[key("layers")], {}
-        if family.sparse:
-            dense, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
-            sparse = {size: config[key(size)] for size in ("experts", "experts_used", "expert_size")}
-            sparse["sparse_layers"] = frozenset(one for one in range(layers) if one not in dense and (one + 1) % step == 0)
-        return Architecture(
-            model_type=name, family=family, hidden_size=hidden, intermediate_size=width, layers=layers,
-            heads=heads, kv_heads=config.get(key("kv_heads")) or heads, head_dim=head_dim,
-            vocab_size=config[key("vocab_size")], max_positions=config[key("max_positions")],
-            norm_eps=config[key("norm_eps")],
-            rope_theta=float(rope.get("rope_theta", config.get(key("rope_theta"), 10000.0))),
-            rope_scaling=scaling if kind != "default" else None, rotary_dim=int(head_dim * share), tied=tied(config),
-            logit_softcap=config.get("final_logit_softcapping"), logit_scale=config.get("logit_scale", 1.0), **sparse,
+    activation = config.get(key("activation"))
+    if activation not in (None, *family.activations):
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected {key('activation')} {' or '.join(map(str, family.activations))}, found "
+            f"{activation!r} in config.json; take another model",
         )
-    except KeyError as error:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"config.json lacks {error}, which {name} needs") from None
+    rope = config.get("rope_parameters") or {}
+    unscaled = ("rope_theta", "partial_rotary_factor")
+    scaling = config.get("rope_scaling") or {
+        setting: value for setting, value in rope.items() if setting not in unscaled
+    }
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    heads = config[key("heads")]
+    hidden = config[key("hidden_size")]
+    head_dim = config.get(key("head_dim")) or hidden // heads
+    share = rope.get("partial_rotary_factor", config.get(key("rotary_share"), family.rotary_share))
+    width = config.get(key("intermediate_size")) or family.widening * hidden
+    theta = rope.get("rope_theta", config.get(key("rope_theta"), 10000.0))
+    layers = config[key("layers")]
+    sparse: dict[str, Any] = {}
+    if family.sparse:
+        dense = config.get("mlp_only_layers") or ()
+        step = config.get("decoder_sparse_step") or 1
+        sparse = {size: config[key(size)] for size in ("experts", "experts_used", "expert_size")}
+        sparse["sparse_layers"] = frozenset(
+            layer for layer in range(layers) if layer not in dense and (layer + 1) % step == 0
+        )
+    return Architecture(
+        model_type=name,
+        family=family,
+        hidden_size=hidden,
+        intermediate_size=width or config[key("intermediate_size")],
+        layers=layers,
+        heads=heads,
+        kv_heads=config.get(key("kv_heads")) or heads,
+        head_dim=head_dim,
+        vocab_size=config[key("vocab_size")],
+        max_positions=config[key("max_positions")],
+        norm_eps=config[key("norm_eps")],
+        rope_theta=float(theta),
+        rope_scaling=scaling if kind != "default" else None,
+        rotary_dim=int(head_dim * share),
+        tied=is_tied(config),
+        logit_softcap=config.get("final_logit_softcapping"),
+        logit_scale=config.get("logit_scale", 1.0),
+        **sparse,
+    )

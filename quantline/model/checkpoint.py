@@ -1,129 +1,184 @@
-"""Tensors of a Hugging Face folder, one at a time, without torch."""
+"""Tensors of a Hugging Face folder, read one at a time, without torch."""
 
-import json
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-import ml_dtypes  # also gives numpy the bfloat16 that safetensors hands over
+import ml_dtypes  # it also gives numpy the bfloat16 that safetensors hands over
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from quantline.model.families import family_of, tied_head
 from quantline.errors import Failure, StageError
+from quantline.files import read_json, stamp
+from quantline.model.architecture import Architecture, architecture_from_config
+from quantline.model.find_family import family_of, tied_head
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-# Buffers that config.json determines and old checkpoints store: frequencies, and masks of GPT-2 and GPT-NeoX.
-COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# What a checkpoint has beside its weights, as far as quantline brings it in and hands it on.
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+# Buffers that config.json determines and old checkpoints store: frequencies, and attention masks.
+COMPUTED_BUFFERS = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
 
 
 def inside(folder: Path, name: str) -> Path:
-    """`folder/name`. Raises StageError(path_escape) if the name is absolute, climbs out of the folder, or is a link.
+    """Return `folder/name`.
 
-    A link may lead only to where the folder itself lies, or into the cache of huggingface_hub that it is part of
-    (there snapshots/<commit>/ links to blobs/): what a link leads to ends up in bundles that people publish.
+    A link may lead only to where the folder itself lies, or into the cache of huggingface_hub that
+    it is part of (there snapshots/<commit>/ links to blobs/): what a link leads to ends up in
+    bundles that people publish.
+
+    Raises:
+        StageError: path_escape, if the name is absolute or leads out of the folder.
     """
     parts = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
     if parts.is_absolute() or ".." in parts.parts or "\\" in str(name) or not parts.parts:
-        raise StageError(Failure.PATH_ESCAPE, f"expected a file name inside {folder}, found {name!r}; "
-                                              "the checkpoint is not to be trusted")
+        raise StageError(
+            Failure.PATH_ESCAPE,
+            f"expected a file name inside {folder}, found {name!r}; the checkpoint cannot be "
+            "trusted",
+        )
     home = folder.resolve()
     if home.parent.name == "snapshots" and (home.parent.parent / "blobs").is_dir():
         home = home.parent.parent
-    if not (folder / name).resolve().is_relative_to(home):
-        raise StageError(Failure.PATH_ESCAPE, f"expected {name} to lie inside {folder}, found a link to "
-                                              f"{(folder / name).resolve()}; put the file itself there if you trust it")
+    target = (folder / name).resolve()
+    if not target.is_relative_to(home):
+        raise StageError(
+            Failure.PATH_ESCAPE,
+            f"expected {name} to lie inside {folder}, found a link to {target}; put the file "
+            "itself there if you trust it",
+        )
     return folder / name
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object from a file. Raises StageError(missing_file) if it is not there or not JSON."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StageError(Failure.MISSING_FILE, f"expected a JSON object in {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise StageError(Failure.MISSING_FILE, f"expected a JSON object in {path}, found {type(value).__name__}")
-    return value
-
-
-def stamp(paths: Iterable[Path]) -> dict[str, list[int]]:
-    """{name: [bytes, time of change]} of files: what tells in no time that one was replaced."""
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(set(paths))}
-
-
 def weight_map(folder: Path) -> dict[str, Path]:
-    """Tensor name → the safetensors file that holds it.
+    """Return tensor name → the safetensors file that holds it.
 
-    Raises StageError: missing_shard for a file that is absent or cut short, path_escape for one outside the folder.
+    Raises:
+        StageError: missing_shard, for a file that is absent or cut short; path_escape, for one
+            outside the folder.
     """
-    if (folder / INDEX).is_file():
+    indexed = (folder / INDEX).is_file()
+    if indexed:
         listed = read_json(folder / INDEX).get("weight_map")
         if not isinstance(listed, dict) or not listed:
-            raise StageError(Failure.MISSING_SHARD, f"expected a weight_map in {folder / INDEX}, found none; "
-                                                    "fetch the checkpoint again")
+            raise StageError(
+                Failure.MISSING_SHARD,
+                f"expected a weight_map in {folder / INDEX}, found none; fetch the checkpoint "
+                "again",
+            )
         files = {name: inside(folder, file) for name, file in listed.items()}
     else:
         files = {SINGLE: inside(folder, SINGLE)}
-    found: dict[str, Path] = {}
+    tensors: dict[str, Path] = {}
     for path in sorted(set(files.values())):
         if not path.is_file():
-            raise StageError(Failure.MISSING_SHARD, f"expected {path.name} in {folder}, found no such file; "
-                                                    "fetch the whole checkpoint again")
+            raise StageError(
+                Failure.MISSING_SHARD,
+                f"expected {path.name} in {folder}, found no such file; fetch the whole "
+                "checkpoint again",
+            )
         try:
             with safe_open(path, "np") as file:
-                found |= dict.fromkeys(file.keys(), path)
+                tensors |= dict.fromkeys(file.keys(), path)
         except SafetensorError as error:
-            raise StageError(Failure.MISSING_SHARD, f"{path} is damaged or cut short ({error}); fetch it again") from None
-    absent = sorted(set(files) - set(found)) if (folder / INDEX).is_file() else []
+            raise StageError(
+                Failure.MISSING_SHARD, f"{path} is damaged or cut short ({error}); fetch it again"
+            ) from None
+    absent = sorted(set(files) - set(tensors)) if indexed else []
     if absent:
-        raise StageError(Failure.MISSING_SHARD, f"the index lists {absent[0]} and {len(absent) - 1} more tensors that "
-                                                f"no shard holds; fetch the checkpoint again")
-    return found
+        raise StageError(
+            Failure.MISSING_SHARD,
+            f"the index lists {absent[0]} and {len(absent) - 1} more tensors that no shard holds; "
+            "fetch the checkpoint again",
+        )
+    return tensors
 
 
 class Checkpoint:
-    """A checkpoint folder. Raises StageError as `weight_map` does.
+    """A checkpoint folder as a TensorSource.
 
-    `names` are the tensors that the model consists of: a stored copy of a tied head and buffers that are computed
-    from config.json are left out, so that nobody rounds or ships them. Files of a bare GPT-2 lack the first part of the
-    names; here they have it. A weight is [out, in] here, also where the family's files hold it as [in, out].
+    `names` leave out a stored copy of a tied head and buffers that are computed from config.json,
+    so that nobody rounds or ships them. Files of a bare GPT-2 lack the first part of the names;
+    here they have it. A weight is [out, in], also where the family's files hold it as [in, out].
+
+    Raises:
+        StageError: As `weight_map` does.
     """
 
+    converted = False
+
     def __init__(self, folder: Path | str) -> None:
+        """Read the names of all tensors."""
         self.folder = Path(folder)
-        files, config = weight_map(self.folder), self.config if (self.folder / "config.json").is_file() else {}
-        self.family, self.tied_head = family_of(config), tied_head(config)
+        files = weight_map(self.folder)
+        config = self.config if (self.folder / "config.json").is_file() else {}
+        self.family = family_of(config)
+        self.tied_head = tied_head(config)
         first = f"{self.family.blocks.partition('.')[0]}." if self.family else ""
         bare = not any(name.startswith(first) for name in files)
         # The name of a tensor here → its name in its file.
-        self.keys = {first + name if bare and name != self.tied_head else name: name for name in files}
+        self.keys = {}
+        for key in files:
+            name = first + key if bare and key != self.tied_head else key
+            self.keys[name] = key
         self.files = {name: files[key] for name, key in self.keys.items()}
-        self.names = sorted(name for name in self.files if not name.endswith(COMPUTED) and name != self.tied_head)
+        self.names = sorted(
+            name
+            for name in self.files
+            if not name.endswith(COMPUTED_BUFFERS) and name != self.tied_head
+        )
 
     @cached_property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
         return read_json(self.folder / "config.json")
 
+    @cached_property
+    def arch(self) -> Architecture:
+        """Sizes and names. Raises StageError(unsupported_architecture) for an unknown family."""
+        return architecture_from_config(self.config)
+
     def stamp(self) -> dict[str, list[int]]:
-        """The stamps of the weights' files."""
+        """Return size and time of change of the weight files."""
         return stamp(self.files.values())
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape; of a weight [out, in]."""
         with safe_open(self.files[name], "np") as file:
             shape = tuple(file.get_slice(self.keys[name]).get_shape())
-        return shape[::-1] if self._turned(name) else shape
+        return shape[::-1] if self._is_transposed(name) else shape
 
     def stored_dtype(self, name: str) -> str:
-        """The dtype on disk in safetensors' words: F32, F16, BF16."""
+        """Return the dtype on disk as safetensors names it: F32, F16, BF16."""
         with safe_open(self.files[name], "np") as file:
             return file.get_slice(self.keys[name]).get_dtype()
 
     def raw(self, name: str) -> np.ndarray:
-        """The tensor in the dtype that it is stored in."""
-        return self.as_stored(name, self._get(name))
+        """Return a tensor in the dtype that it is stored in."""
+        return self.as_stored(name, self._read(name))
 
-    def _get(self, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         key = self.keys[name]
         with safe_open(self.files[name], "np") as file:
             if file.get_slice(key).get_dtype() != "F8_E4M3":
@@ -131,19 +186,32 @@ class Checkpoint:
         import torch  # safetensors hands this type to torch alone
 
         with safe_open(self.files[name], "pt") as file:
-            return file.get_tensor(key).view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn)
+            values = file.get_tensor(key).view(torch.uint8).numpy()
+        return values.view(ml_dtypes.float8_e4m3fn)
 
-    def _turned(self, name: str) -> bool:
-        return self.family is not None and self.family.turned(name)
+    def _is_transposed(self, name: str) -> bool:
+        return self.family is not None and self.family.is_transposed(name)
 
     def as_stored(self, name: str, tensor: np.ndarray) -> np.ndarray:
-        """A tensor as the family's files hold it, turned where they do; of such a one, what it is here."""
-        return np.ascontiguousarray(tensor.T) if self._turned(name) else tensor
-
-    def optional(self, name: str) -> np.ndarray | None:
-        """The tensor in float32; None where the checkpoint has none of that name."""
-        return self.tensor(name) if name in self.files else None
+        """Transpose a tensor between [out, in] and the order of the family's files."""
+        return np.ascontiguousarray(tensor.T) if self._is_transposed(name) else tensor
 
     def tensor(self, name: str) -> np.ndarray:
-        """The tensor in float32, which holds every bfloat16 and float16 exactly."""
+        """Return a tensor in float32, which holds every bfloat16 and float16 exactly."""
         return self.raw(name).astype(np.float32)
+
+    def optional(self, name: str) -> np.ndarray | None:
+        """Return a tensor in float32; None where the checkpoint has none of that name."""
+        return self.tensor(name) if name in self.files else None
+
+    def keeps_float32(self, name: str) -> bool:
+        """Return False: the checkpoint's dtype is what it is."""
+        return False
+
+    def layer_of(self, name: str) -> str | None:
+        """Return the module whose weight a tensor is."""
+        return name.removesuffix(".weight")
+
+    def row_order(self, name: str) -> np.ndarray | None:
+        """Return None: the rows are in the checkpoint's order."""
+        return None

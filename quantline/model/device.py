@@ -1,4 +1,4 @@
-"""Where tensors are worked on: the GPU if there is one. How far that agrees with the CPU is in benchmarks/README.md."""
+"""Where tensors are computed on: the GPU if there is one (benchmarks/README.md compares both)."""
 
 from functools import cache
 
@@ -7,5 +7,5 @@ import torch
 
 @cache
 def device() -> torch.device:
-    """One device for calibration and quantization."""
+    """Return the one device for calibration and quantization."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

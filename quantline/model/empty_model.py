@@ -1,5 +1,7 @@
-"""The model that config.json describes, without weights, in the checkpoint's own terms: every module has the name that the
-checkpoint gives it, and every layer that can be rounded is an nn.Linear of its own, with its weight as [out, in].
+"""The model that config.json describes, without weights, with the checkpoint's names.
+
+Every module has the name that the checkpoint gives it, and every layer that can be rounded is an
+nn.Linear of its own, with its weight as [out, in].
 """
 
 from pathlib import Path
@@ -7,45 +9,56 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from quantline.errors import Failure, StageError
+from quantline.files import read_json
 from quantline.model.device import device
 from quantline.model.experts import split_experts
-from quantline.model.families import family_of
-from quantline.model.checkpoint import read_json
+from quantline.model.find_family import family_of
 
 
-def empty_model(folder: Path) -> nn.Module:
-    """The model on the meta device, float32.
+def empty_model(folder: Path) -> PreTrainedModel:
+    """Build the model on the meta device, in float32.
 
-    Built by transformers from its own code, never by code from the checkpoint. Buffers that are not stored (the
-    frequencies of the rotary embedding) are real.
+    transformers builds it from its own code, never from code of the checkpoint. Buffers that are
+    not stored (the frequencies of the rotary embedding) are real.
     """
-    config, family = AutoConfig.from_pretrained(folder, trust_remote_code=False), family_of(read_json(folder / "config.json"))
+    family = family_of(read_json(folder / "config.json"))
+    if family is None:
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected a model in {folder} that transformers knows, found none; take another model",
+        )
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        turn_linears(model)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
+        replace_conv1d(model)
         split_experts(model, family.expert_names)
     model.tie_weights()
-    rename(model, family.renamed)
+    rename_modules(model, family.renamed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device()), persistent=False)
     return model.eval()
 
 
-def turn_linears(model: nn.Module) -> None:
-    """Put an nn.Linear in the place of every Conv1D, GPT-2's linear layer with its weight as [in, out]."""
+def replace_conv1d(model: nn.Module) -> None:
+    """Put an nn.Linear in the place of every Conv1D, GPT-2's linear layer stored as [in, out]."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Conv1D):
             model.set_submodule(name, nn.Linear(module.nx, module.nf))
 
 
-def rename(model: nn.Module, names: dict[str, str]) -> None:
-    """Register modules under the names that checkpoints have for them; the model's code finds them by its own as before."""
+def rename_modules(model: nn.Module, names: dict[str, str]) -> None:
+    """Register modules under the checkpoint's names; the model's code finds them by its own."""
     for parent in list(model.modules()):
         for own, stored in names.items():
-            if own in parent._modules:
-                parent._modules = {stored if name == own else name: child for name, child in parent._modules.items()}
-                parent.__dict__[own] = parent._modules[stored]
+            if own not in parent._modules:
+                continue
+            children = parent._modules.items()
+            parent._modules = {stored if name == own else name: child for name, child in children}
+            parent.__dict__[own] = parent._modules[stored]

@@ -1,113 +1,173 @@
-"""The GGUF file that a user's converter made of the checkpoint, read as a checkpoint whose names are those of the file.
+"""The GGUF file that a converter made of a checkpoint, read with the names of the file.
 
-It lies beside the checkpoint, unquantized. What the calibration says of a layer is found through gguf's own map of
-tensor names, and the order of rows, which converters change for llama.cpp's rotary embedding, by the rows themselves.
+It lies beside the checkpoint, unquantized. The calibrated layer of a tensor is found through gguf's
+own map of names, and the order of its rows, which converters change for llama.cpp's rotary
+embedding, by the rows themselves.
 """
 
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import gguf
 import ml_dtypes
 import numpy as np
 
-from quantline.model.architecture import Architecture, architecture
-from quantline.model.families import Block, Family
-from quantline.model.checkpoint import Checkpoint, stamp
+from quantline.errors import Failure, StageError
+from quantline.files import stamp
+from quantline.model.architecture import Architecture
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.family import Block, Family, GgufFamily
+from quantline.model.tensor_source import TensorSource
 
 FILE = "converted.gguf"
-FLOATS = ("F32", "F16", "BF16")
-# Names of llama.cpp instead of those of a family.
-IN_FILE = Family(Block({}, ()), blocks="blk",
-                 outside={"token_embd": "token_embd", "output_norm": "output_norm", "output": "output"})
-REWRITTEN = ("general.architecture", "general.file_type", "general.quantization_version", "general.type")
+# What quantline writes anew instead of copying it.
+REWRITTEN = (
+    "general.architecture",
+    "general.file_type",
+    "general.quantization_version",
+    "general.type",
+)
 
 
-class Converted:
-    """A checkpoint folder with a converter's file in it. `names` are the file's tensors; `facts` are the model's, with
-    `model_type` what llama.cpp calls the architecture.
-    """
+class GgufCheckpoint:
+    """A checkpoint folder with a converter's file in it, as a TensorSource."""
 
-    tied_head = None
+    converted = True
+    tied_head: str | None = None
 
     def __init__(self, folder: Path | str) -> None:
+        """Read the header of the file."""
         self.folder = Path(folder)
-        self.source, reader = Checkpoint(folder), gguf.GGUFReader(self.folder / FILE)
+        self.checkpoint = Checkpoint(folder)
+        reader = gguf.GGUFReader(self.folder / FILE)
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.names = sorted(self.tensors)
-        self.settings = {name: field for name, field in reader.fields.items()
-                         if name not in REWRITTEN and not name.startswith(("GGUF.", "split."))}
-        self.name = str(reader.fields["general.architecture"].contents())
+        self.fields = {
+            name: field
+            for name, field in reader.fields.items()
+            if name not in REWRITTEN and not name.startswith(("GGUF.", "split."))
+        }
+        self.architecture_name = str(reader.fields["general.architecture"].contents())
 
     @property
-    def config(self) -> dict:
-        return self.source.config
+    def config(self) -> dict[str, Any]:
+        """The content of the checkpoint's config.json."""
+        return self.checkpoint.config
 
     @cached_property
-    def facts(self) -> Architecture:
-        return replace(architecture(self.source), model_type=self.name, family=IN_FILE,
-                       tied="output.weight" not in self.tensors)
+    def arch(self) -> Architecture:
+        """The checkpoint's sizes, with llama.cpp's names."""
+        family = Family(
+            Block({}, ()),
+            blocks="blk",
+            outside={
+                "token_embd": "token_embd",
+                "output_norm": "output_norm",
+                "output": "output",
+            },
+            gguf=GgufFamily(self.architecture_name),
+        )
+        return replace(
+            self.checkpoint.arch,
+            model_type=self.architecture_name,
+            family=family,
+            tied="output.weight" not in self.tensors,
+        )
 
     def stamp(self) -> dict[str, list[int]]:
-        """As Checkpoint's."""
-        return self.source.stamp() | stamp([self.folder / FILE])
+        """Return size and time of change of the checkpoint's files and of the converter's."""
+        return self.checkpoint.stamp() | stamp([self.folder / FILE])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape; of a weight [out, in]."""
         return tuple(int(size) for size in reversed(self.tensors[name].shape))
 
     def stored_dtype(self, name: str) -> str:
-        """The dtype of the checkpoint's matrices: the file's own, save of what llama.cpp wants in full precision."""
-        return self.source.stored_dtype(architecture(self.source).embedding)
+        """Return the dtype of the checkpoint's matrices, which is that of the file's."""
+        return self.checkpoint.stored_dtype(self.checkpoint.arch.embedding)
 
-    def whole(self, name: str) -> bool:
-        """Whether the converter kept a tensor in full precision though the checkpoint is in half."""
-        return self.tensors[name].tensor_type.name == "F32" != self.stored_dtype(name)
+    def keeps_float32(self, name: str) -> bool:
+        """Whether the converter kept a tensor in float32 though the checkpoint is in half."""
+        return self.tensors[name].tensor_type.name == "F32" and self.stored_dtype(name) != "F32"
 
     def raw(self, name: str) -> np.ndarray:
-        """The tensor in the dtype that it is stored in."""
-        data, kind = self.tensors[name].data, self.tensors[name].tensor_type.name
-        return (data.view(ml_dtypes.bfloat16) if kind == "BF16" else data).reshape(self.shape(name))
+        """Return a tensor in the dtype that it is stored in."""
+        tensor = self.tensors[name]
+        data = tensor.data
+        if tensor.tensor_type.name == "BF16":
+            data = data.view(ml_dtypes.bfloat16)
+        return data.reshape(self.shape(name))
 
     def tensor(self, name: str) -> np.ndarray:
-        """The tensor in float32."""
+        """Return a tensor in float32."""
         tensor = self.tensors[name]
-        return gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(self.shape(name)).astype(np.float32)
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        return values.reshape(self.shape(name)).astype(np.float32)
 
-    def add_settings(self, writer: gguf.GGUFWriter) -> None:
+    def optional(self, name: str) -> np.ndarray | None:
+        """Return a tensor in float32; None where the file has none of that name."""
+        return self.tensor(name) if name in self.tensors else None
+
+    def write_fields(self, writer: gguf.GGUFWriter) -> None:
         """Write what the file says of the model and of its tokenizer."""
-        for name, field in self.settings.items():
-            more = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(name, field.contents(), field.types[0], sub_type=more)
+        for name, field in self.fields.items():
+            is_array = field.types[0] == gguf.GGUFValueType.ARRAY
+            item_type = field.types[-1] if is_array else None
+            writer.add_key_value(name, field.contents(), field.types[0], sub_type=item_type)
 
     @cached_property
-    def sources(self) -> dict[str, str]:
-        """Tensor of the file → that of the checkpoint which gguf's map of the architecture's names says it is."""
-        kind = next((kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == self.name), None)
-        names = gguf.get_tensor_name_map(kind, self.facts.layers) if kind is not None else None
-        ours = self.source.names if names else []
-        found = {names.get_name(name, try_suffixes=(".weight", ".bias")): name for name in ours}
-        return {there: name for there, name in found.items() if there in self.tensors}
+    def checkpoint_names(self) -> dict[str, str]:
+        """Tensor of the file → that of the checkpoint, by gguf's map of the architecture."""
+        by_name = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+        kind = by_name.get(self.architecture_name)
+        if kind is None:
+            return {}
+        name_map = gguf.get_tensor_name_map(kind, self.arch.layers)
+        names = {}
+        for name in self.checkpoint.names:
+            gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
+            if gguf_name in self.tensors:
+                names[gguf_name] = name
+        return names
 
-    def layer(self, name: str) -> str | None:
-        """The module of the checkpoint whose weight a tensor of the file is; None if that is not known."""
-        source = self.sources.get(name, "")
+    def layer_of(self, name: str) -> str | None:
+        """Return the checkpoint's module whose weight a tensor is; None if that is not known."""
+        source = self.checkpoint_names.get(name, "")
         return source.removesuffix(".weight") if source.endswith(".weight") else None
 
     def row_order(self, name: str) -> np.ndarray | None:
-        """The rows of the checkpoint's tensor in the order of the file, int [rows]; None if they are not the same rows."""
-        ours, theirs = self.tensor(name), self.source.tensor(self.sources[name])
-        if ours.shape != theirs.shape:
-            return None
-        places: dict[bytes, list[int]] = {}
-        for number, row in reversed(list(enumerate(theirs))):
-            places.setdefault(row.tobytes(), []).append(number)
-        order = [places[key].pop() if places.get(key := row.tobytes()) else -1 for row in ours]
-        return None if -1 in order else np.array(order)
+        """Return the rows of the checkpoint's tensor in the order of the file, int [rows].
+
+        Raises:
+            StageError: unsupported_architecture, if they are not the checkpoint's rows.
+        """
+        ours = self.tensor(name)
+        source = self.checkpoint_names[name]
+        theirs = self.checkpoint.tensor(source)
+        # Equal rows are handed out in their order, so the last is put down first.
+        numbers: dict[bytes, list[int]] = {}
+        for number in reversed(range(len(theirs))):
+            numbers.setdefault(theirs[number].tobytes(), []).append(number)
+        order = []
+        for row in ours if ours.shape == theirs.shape else ():
+            same = numbers.get(row.tobytes())
+            order.append(same.pop() if same else -1)
+        if len(order) != len(ours) or -1 in order:
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected the rows of {source} in {name}, as curvature rounding needs them, "
+                "found other ones, which the converter made; take the method kquant",
+            )
+        return np.array(order)
 
 
-def in_gguf(folder: Path | str) -> Checkpoint | Converted:
-    """What a GGUF file is made of: the converter's file if there is one in a checkpoint's folder, or the checkpoint."""
-    return Converted(folder) if (Path(folder) / FILE).is_file() else Checkpoint(folder)
-
-
+def source_for_gguf(folder: Path | str) -> TensorSource:
+    """Return what a GGUF file is made of: the converter's file, or the checkpoint itself."""
+    if (Path(folder) / FILE).is_file():
+        return GgufCheckpoint(folder)
+    return Checkpoint(folder)

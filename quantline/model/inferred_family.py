@@ -1,46 +1,68 @@
-"""The family of a model that has no table (families.py), read off the model that transformers builds from config.json.
+"""The family of a model that has no table, read off the model that transformers builds.
 
-It says enough to run the model block by block and to round the linear layers of its blocks one by one. What it cannot
-say is what a scale could be folded into, and how the model lies in a container with names of its own.
+It says enough to run the model block by block and to round the linear layers of its blocks one by
+one. It cannot say what a scale could be folded into, nor how the model lies in a container with
+names of its own.
 """
 
 import json
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from quantline.model.families import Block, Family
+from quantline.model.family import Block, Family, InputGroup
 
-NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon", "layernorm_epsilon")
+if TYPE_CHECKING:
+    from torch import nn
+
+NORM_EPS = (
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_eps",
+    "norm_epsilon",
+    "layernorm_epsilon",
+)
 
 
-def derived(config: dict) -> Family | None:
-    """The family of a config.json; None for a model that transformers does not know, or whose decoder is not embeddings,
-    blocks of equal parts without experts, and one norm.
+def infer_family(config: dict[str, Any]) -> Family | None:
+    """Infer the family of a config.json.
+
+    Returns:
+        None for a model that transformers does not know, or whose decoder is not embeddings,
+        blocks of equal parts without experts, and one norm.
     """
-    return _derived(json.dumps(config, sort_keys=True, default=str))
+    return _infer(json.dumps(config, sort_keys=True, default=str))
 
 
-def completed(config: dict) -> dict:
-    """A config.json with the values that transformers takes where it says nothing, sizes under their usual names."""
-    known = _known(config)
-    found = known.to_dict() | config
-    found |= {usual: getattr(known, usual) for usual in known.attribute_map if hasattr(known, usual)}
-    eps = next((found[name] for name in NORM_EPS if found.get(name) is not None), 0.0)
-    found.setdefault("rms_norm_eps", eps)
-    found.setdefault("intermediate_size", 4 * found.get("hidden_size", 0))
-    if "logits_scaling" in found:  # Granite divides
-        found["logit_scale"] = 1 / found["logits_scaling"]
-    return found
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json with transformers' defaults, and sizes under their usual names."""
+    known = _known_config(config)
+    completed = known.to_dict() | config
+    for usual in known.attribute_map:
+        if hasattr(known, usual):
+            completed[usual] = getattr(known, usual)
+    named_eps = [completed[name] for name in NORM_EPS if completed.get(name) is not None]
+    completed.setdefault("rms_norm_eps", named_eps[0] if named_eps else 0.0)
+    completed.setdefault("intermediate_size", 4 * completed.get("hidden_size", 0))
+    if "logits_scaling" in completed:  # Granite divides
+        completed["logit_scale"] = 1 / completed["logits_scaling"]
+    return completed
 
 
-def _known(config: dict):
-    """transformers' configuration, from its own classes alone. Raises ValueError for an unknown model_type."""
+def _known_config(config: dict[str, Any]) -> Any:
+    """Return transformers' configuration, from its own classes alone.
+
+    Raises:
+        ValueError: If it does not know the model_type.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(**{key: value for key, value in config.items() if key != "auto_map"})
+    values = {key: value for key, value in config.items() if key != "auto_map"}
+    return AutoConfig.for_model(**values)
 
 
 @cache
-def _derived(text: str) -> Family | None:
+def _infer(text: str) -> Family | None:
     import torch
     from accelerate import init_empty_weights
     from torch import nn
@@ -48,28 +70,59 @@ def _derived(text: str) -> Family | None:
 
     config = json.loads(text)
     try:
-        known = _known(config)
+        known = _known_config(config)
         with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(known, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError):  # no such model, or one that cannot be built with these values
+            model = AutoModelForCausalLM.from_config(
+                known, dtype=torch.float32, trust_remote_code=False
+            )
+    except (ValueError, TypeError, KeyError):  # no such model, or not with these values
         return None
     names = {module: name for name, module in model.named_modules()}
-    decoder, head, rows = model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings()
-    parts = [module for module in decoder.children() if list(module.parameters())] if decoder else []
-    stacks = [one for one in parts if isinstance(one, nn.ModuleList) and len(one) == known.num_hidden_layers]
-    if len(stacks) != 1 or rows not in parts or not isinstance(head, nn.Linear) or head.bias is not None:
+    decoder = model.get_decoder()
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    parts = [child for child in decoder.children() if list(child.parameters())] if decoder else []
+    stacks = [
+        part
+        for part in parts
+        if isinstance(part, nn.ModuleList) and len(part) == known.num_hidden_layers
+    ]
+    plain_head = isinstance(head, nn.Linear) and head.bias is None
+    if len(stacks) != 1 or embedding not in parts or not plain_head:
         return None
     blocks = stacks[0]
-    before, after = parts[:parts.index(blocks)], parts[parts.index(blocks) + 1:]
-    shapes = [{name: tuple(one.shape) for name, one in block.named_parameters()} for block in blocks]
-    uneven = any(one.keys() != shapes[0].keys() for one in shapes)
-    if len(after) != 1 or rows not in before or uneven or any(len(shape) > 2 for shape in shapes[0].values()):
+    before = parts[: parts.index(blocks)]
+    after = parts[parts.index(blocks) + 1 :]
+    if len(after) != 1 or embedding not in before or not _blocks_are_alike(blocks):
         return None
-    outside = {"token_embd" if module is rows else f"{names[module].rpartition('.')[2]}_embd": names[module]
-               for module in before}
-    modules = {name.rpartition(".")[0]: name.rpartition(".")[0] for name in shapes[0]}
+    outside = {}
+    for module in before:
+        part = "token_embd" if module is embedding else f"{_last_name(names[module])}_embd"
+        outside[part] = names[module]
+    modules = [name.rpartition(".")[0] for name, _ in blocks[0].named_parameters()]
     linears = [name for name, module in blocks[0].named_modules() if isinstance(module, nn.Linear)]
-    activation = next((getattr(known, key) for key in ("hidden_activation", "hidden_act") if hasattr(known, key)), None)
-    return Family(Block(modules, tuple(((name,), None) for name in linears)),
-                  outside=outside | {"output_norm": names[after[0]], "output": names[head]}, blocks=names[blocks],
-                  activations=(activation,), tied=bool(known.tie_word_embeddings), normalized="llama")
+    activations = [
+        getattr(known, key) for key in ("hidden_activation", "hidden_act") if hasattr(known, key)
+    ]
+    return Family(
+        block=Block(
+            modules={module: module for module in modules},
+            inputs=tuple(InputGroup((name,)) for name in linears),
+        ),
+        outside=outside | {"output_norm": names[after[0]], "output": names[head]},
+        blocks=names[blocks],
+        activations=(activations[0] if activations else None,),
+        tied=bool(known.tie_word_embeddings),
+        normalized="llama",
+    )
+
+
+def _last_name(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _blocks_are_alike(blocks: "nn.ModuleList") -> bool:
+    """Whether all blocks have the same parameters, none of which is a stack of matrices."""
+    names = [{name for name, _ in block.named_parameters()} for block in blocks]
+    alike = all(other == names[0] for other in names)
+    return alike and all(parameter.ndim <= 2 for parameter in blocks[0].parameters())

@@ -1,181 +1,180 @@
-"""The one canonical layout of quantized weights: what every method writes and every container reads.
+"""The canonical store: what every method writes and every container reads.
 
-A grouped linear layer is integers, scales and zero points, and stands for (integers - zeros) * scales; one in eight-bit
-floats is values times scales. The k-quants are ggml blocks, row by row as in the source. Tensors that a method changes without quantizing them (norms into which
-AWQ folded its scales) are overrides. They lie in one safetensors file per part of the model; quantized.json is the report.
+Quantized tensors, and tensors that a method changes without quantizing them (norms into which
+scales were folded), lie in one safetensors file per part of the model. quantized.json is the
+report.
 """
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
-import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from quantline.errors import Failure, StageError
-from quantline.files import write_json
+from quantline.config.recipes import Recipe
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import read_json, write_json
+from quantline.quantized.storages import GROUPED, STORAGES
+from quantline.quantized.tensors import GgmlBlocks, QuantizedTensor
+from quantline.registry import load_object
 
 REPORT = "quantized.json"
+REST = "rest"  # the part that holds what lies outside the decoder blocks
 
 
-@dataclass(frozen=True)
-class GroupedLinear:
-    """integers uint8 [out, in] in 0 … 2^bits - 1; scales float32 [out, groups]; zeros uint8 [out, groups].
-
-    A group is `group_size` neighbouring inputs of one output; the scales are values that bfloat16 holds exactly.
-    """
-
-    integers: np.ndarray
-    scales: np.ndarray
-    zeros: np.ndarray
-    bits: int
-    group_size: int
-    symmetric: bool
-
-    def __post_init__(self) -> None:
-        rows, columns = self.integers.shape
-        groups = (rows, columns // self.group_size)
-        if columns % self.group_size or self.scales.shape != groups or self.zeros.shape != groups:
-            raise ValueError(f"expected scales and zeros {groups}, found {self.scales.shape}, {self.zeros.shape}")
-        if not np.isfinite(self.scales).all():
-            raise StageError(Failure.NON_FINITE, "a scale is not finite; look at the weights of this layer")
-        if self.integers.max(initial=0) >= 1 << self.bits or self.zeros.max(initial=0) >= 1 << self.bits:
-            raise ValueError(f"an integer or zero point does not fit {self.bits} bits")
-
-    @property
-    def kind(self) -> str:
-        """What one weight is stored as."""
-        return f"int{self.bits}"
-
-    @property
-    def scheme(self) -> tuple[str, bool, int, bool]:
-        """(kind, symmetric, group size, whether a group is the whole row): what layers of one layout have to share."""
-        return self.kind, self.symmetric, self.group_size, self.group_size == self.integers.shape[1]
-
-    def about(self) -> dict:
-        """What quantized.json says of it."""
-        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
-
-    def parts(self) -> dict[str, np.ndarray]:
-        return {"integers": self.integers, "scales": self.scales, "zeros": self.zeros}
-
-    def dequantize(self) -> np.ndarray:
-        """The weight that the integers stand for, float32 [out, in]."""
-        rows, columns = self.integers.shape
-        grouped = self.integers.reshape(rows, -1, self.group_size).astype(np.float32)
-        return ((grouped - self.zeros[:, :, None]) * self.scales[:, :, None]).reshape(rows, columns)
-
-
-@dataclass(frozen=True)
-class FloatLinear:
-    """values float8_e4m3fn [out, in]; scales float32 [out, 1], values that bfloat16 holds exactly."""
-
-    values: np.ndarray
-    scales: np.ndarray
-    kind = "float8"
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.scales).all() and np.isfinite(self.values.astype(np.float32)).all()):
-            raise StageError(Failure.NON_FINITE, "a value is not finite; look at the weights of this layer")
-
-    @property
-    def scheme(self) -> tuple[str, bool, int, bool]:
-        """As that of GroupedLinear."""
-        return self.kind, True, self.values.shape[1], True
-
-    def about(self) -> dict:
-        """What quantized.json says of it."""
-        return {"kind": self.kind}
-
-    def parts(self) -> dict[str, np.ndarray]:
-        return {"values": self.values.view(np.uint8), "scales": self.scales}
-
-    def dequantize(self) -> np.ndarray:
-        """The weight that it stands for, float32 [out, in]."""
-        return self.values.astype(np.float32) * self.scales
+def _no_contents() -> dict[str, dict[str, Any]]:
+    return {"linears": {}, "overrides": {}, "blocks": {}}
 
 
 class QuantizedWriter:
-    """Collects what a method makes of one part of the model (a decoder block, or what lies outside of them) and writes it,
-    so that one part is in memory at a time. A part that is in the folder already need not be made again.
+    """Collects one part of the model at a time, a decoder block for example, and writes it.
+
+    A part that is in the folder already need not be made again.
     """
 
     def __init__(self, folder: Path) -> None:
+        """Write into a folder."""
         self.folder = folder
-        self._clear()
+        self.tensors: dict[str, np.ndarray] = {}
+        self.contents = _no_contents()
 
-    def _clear(self) -> None:
-        self.tensors, self.kinds = {}, {"linears": {}, "overrides": {}, "blocks": {}}
-
-    def add_linear(self, name: str, linear: GroupedLinear | FloatLinear) -> None:
-        """A quantized linear layer, by its module name."""
-        self.tensors |= {f"{name}.{part}": values for part, values in linear.parts().items()}
-        self.kinds["linears"][name] = linear.about()
+    def add_linear(self, name: str, linear: QuantizedTensor) -> None:
+        """Add a quantized linear layer, by its module name."""
+        for part, values in linear.parts().items():
+            self.tensors[f"{name}.{part}"] = values
+        entry = linear.describe()
+        if linear.storage != GROUPED:
+            entry = {"kind": linear.storage} | entry
+        self.contents["linears"][name] = entry
 
     def add_override(self, name: str, tensor: np.ndarray) -> None:
-        """A full-precision tensor, float32, that takes the place of the source's."""
+        """Add a full-precision tensor that replaces the source's."""
         self.tensors[f"override:{name}"] = np.ascontiguousarray(tensor, np.float32)
-        self.kinds["overrides"][name] = {}
+        self.contents["overrides"][name] = {}
 
-    def add_blocks(self, name: str, kind: str, data: np.ndarray, shape: tuple[int, ...]) -> None:
-        """ggml blocks uint8 [rows, bytes per row] of type `kind`, standing for a tensor of `shape`."""
-        self.tensors[f"blocks:{name}"] = data
-        self.kinds["blocks"][name] = {"type": kind, "shape": list(shape)}
+    def add_ggml_blocks(self, name: str, blocks: GgmlBlocks) -> None:
+        """Add a tensor in ggml's blocks."""
+        self.tensors[f"blocks:{name}"] = blocks.data
+        self.contents["blocks"][name] = {"type": blocks.type, "shape": list(blocks.shape)}
 
-    def report_of(self, part: str) -> dict | None:
-        """The report of a part that is complete, else None."""
+    def report_of(self, part: str) -> dict[str, Any] | None:
+        """Return the report of a part that is complete; None for one that is not."""
         path = self.folder / f"{part}.json"
-        return json.loads(path.read_text(encoding="utf-8"))["report"] if path.is_file() else None
+        return read_json(path)["report"] if path.is_file() else None
 
-    def close_part(self, part: str, report: dict) -> None:
-        """Write what was added since the last part. The part counts as complete once its report is there."""
+    def close_part(self, part: str, report: dict[str, Any]) -> None:
+        """Write what was added since the last part; it is complete once its report is there."""
         save_file(dict(sorted(self.tensors.items())), self.folder / f"{part}.safetensors")
-        contents = {kind: {name: about | {"part": part} for name, about in found.items()}
-                    for kind, found in self.kinds.items()}
-        write_json(self.folder / f"{part}.json", {"contents": contents, "report": report})
-        self._clear()
+        for entries in self.contents.values():
+            for entry in entries.values():
+                entry["part"] = part
+        write_json(self.folder / f"{part}.json", {"contents": self.contents, "report": report})
+        self.tensors = {}
+        self.contents = _no_contents()
 
-    def close(self, report: dict) -> None:
+    def close(self, report: dict[str, Any]) -> None:
         """Write the report on the whole, after the last part."""
         if self.tensors:
-            self.close_part("rest", {})
-        contents = {"linears": {}, "overrides": {}, "blocks": {}}
-        parts = sorted(path for path in self.folder.glob("*.json") if path.with_suffix(".safetensors").is_file())
-        for path in parts:
-            for kind, found in json.loads(path.read_text(encoding="utf-8"))["contents"].items():
-                contents[kind] |= found
+            self.close_part(REST, {})
+        contents = _no_contents()
+        for path in self._part_reports():
+            for kind, entries in read_json(path)["contents"].items():
+                contents[kind] |= entries
         write_json(self.folder / REPORT, report | {"contents": contents})
-        for path in parts:
+        self._remove_part_reports()
+
+    def finished_report(self) -> dict[str, Any] | None:
+        """Return the report on the whole, if an earlier run was killed after it was written."""
+        path = self.folder / REPORT
+        if not path.is_file():
+            return None
+        self._remove_part_reports()
+        report = read_json(path)
+        del report["contents"]
+        return report
+
+    def _remove_part_reports(self) -> None:
+        for path in self._part_reports():
             path.unlink()
 
+    def _part_reports(self) -> list[Path]:
+        paths = self.folder.glob("*.json")
+        return sorted(path for path in paths if path.with_suffix(".safetensors").is_file())
 
-class Quantized:
-    """A quantized model in the canonical layout, read tensor by tensor."""
+
+class QuantizedModel:
+    """A quantized model in the canonical store, read tensor by tensor.
+
+    Attributes:
+        report: The content of quantized.json.
+        linears: Names of the quantized linear layers, sorted.
+        overrides: Names of the tensors that replace the source's, sorted.
+        ggml_names: Names of the tensors that are stored in ggml's blocks, sorted.
+    """
 
     def __init__(self, folder: Path | str) -> None:
+        """Read quantized.json."""
         self.folder = Path(folder)
-        self.report = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        self.report = read_json(self.folder / REPORT)
         self._contents = self.report["contents"]
-        self.linears, self.overrides, self.blocks_names = (sorted(self._contents[kind])
-                                                           for kind in ("linears", "overrides", "blocks"))
+        self.linears = sorted(self._contents["linears"])
+        self.overrides = sorted(self._contents["overrides"])
+        self.ggml_names = sorted(self._contents["blocks"])
 
-    def _get(self, about: dict, key: str) -> np.ndarray:
-        with safe_open(self.folder / f"{about['part']}.safetensors", "np") as file:
+    def _read(self, entry: dict[str, Any], key: str) -> np.ndarray:
+        with safe_open(self.folder / f"{entry['part']}.safetensors", "np") as file:
             return file.get_tensor(key)
 
-    def linear(self, name: str) -> GroupedLinear | FloatLinear:
-        about = self._contents["linears"][name]
-        if about.get("kind") == FloatLinear.kind:
-            return FloatLinear(self._get(about, f"{name}.values").view(ml_dtypes.float8_e4m3fn), self._get(about, f"{name}.scales"))
-        parts = (self._get(about, f"{name}.{part}") for part in ("integers", "scales", "zeros"))
-        return GroupedLinear(*parts, about["bits"], about["group_size"], about["symmetric"])
+    def linear(self, name: str) -> QuantizedTensor:
+        """Return a quantized linear layer."""
+        entry = self._contents["linears"][name]
+        kind = STORAGES[entry.get("kind", GROUPED)]
+        tensor_class = cast(type[QuantizedTensor], load_object(kind))
+        return tensor_class.from_parts(lambda part: self._read(entry, f"{name}.{part}"), entry)
 
     def override(self, name: str) -> np.ndarray:
-        return self._get(self._contents["overrides"][name], f"override:{name}")
+        """Return a tensor that replaces the source's, float32."""
+        return self._read(self._contents["overrides"][name], f"override:{name}")
 
-    def blocks(self, name: str) -> tuple[str, np.ndarray, tuple[int, ...]]:
-        """(type, uint8 [rows, bytes per row], shape of the tensor)."""
-        about = self._contents["blocks"][name]
-        return about["type"], self._get(about, f"blocks:{name}"), tuple(about["shape"])
+    def ggml_blocks(self, name: str) -> GgmlBlocks:
+        """Return a tensor in ggml's blocks."""
+        entry = self._contents["blocks"][name]
+        data = self._read(entry, f"blocks:{name}")
+        return GgmlBlocks(entry["type"], data, tuple(entry["shape"]))
+
+    @property
+    def activations_rounded(self) -> bool:
+        """Whether the server rounds activations too."""
+        return self.report.get("activations") is not None
+
+
+def open_quantized(folder: Path, name: str, recipe: Recipe) -> QuantizedModel:
+    """Open what the stage `quantize` made of a recipe.
+
+    Args:
+        folder: The store.
+        name: Of the recipe.
+        recipe: Its options, as params.yaml has them now.
+
+    Raises:
+        StageError: missing_file (reason export_artifact_missing); artifact_changed, if the weights
+            are of another recipe.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise StageError(
+            Failure.MISSING_FILE,
+            f"expected {path}, found nothing; run `dvc repro quantize@{name}`",
+            Reason.EXPORT_ARTIFACT_MISSING,
+        )
+    quantized = QuantizedModel(folder)
+    wanted = {"name": name, **recipe.model_dump(mode="json")}
+    found = quantized.report["recipe"]
+    if found != wanted:
+        raise StageError(
+            Failure.ARTIFACT_CHANGED,
+            f"expected weights of {wanted}, found those of {found}; run "
+            f"`dvc repro quantize@{name}`",
+        )
+    return quantized

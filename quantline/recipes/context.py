@@ -1,74 +1,120 @@
-"""What every recipe works with: the model, its calibration, and where the result goes."""
+"""What every driver works with: the recipe, the model, its calibration, and where results go."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantline.calibration.store import CalibrationStore
+from quantline.config.recipes import Recipe
+from quantline.methods.method import LayerStatistics, load_method
 from quantline.model.architecture import Architecture
+from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedWriter
-from quantline.model.gguf_checkpoint import Converted
-from quantline.calibration.collect import Moments
-from quantline.model.checkpoint import Checkpoint
-from quantline.config.recipes import AnyRecipe
 
 if TYPE_CHECKING:
     import torch
 
-    from quantline.recipes.tensor_types import Mixture
+    from quantline.recipes.tensor_types import TensorTypes
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every method works with."""
+class QuantizationContext:
+    """What every driver works with.
 
-    recipe: AnyRecipe
-    checkpoint: Checkpoint | Converted
-    facts: Architecture
-    moments: Moments
+    Torch is imported by what returns its tensors alone: k-quants do without it.
+
+    Attributes:
+        recipe: The options of the method.
+        source: The unquantized model.
+        arch: Its sizes and names.
+        calibration: Its statistics.
+        writer: Takes what was quantized.
+        grids: Layer → the options, such as bits and group size, that a budget chose for it.
+    """
+
+    recipe: Recipe
+    source: TensorSource
+    arch: Architecture
+    calibration: CalibrationStore
     writer: QuantizedWriter
-    grids: dict[str, dict] = field(default_factory=dict)  # of layers that have another grid than the recipe's
+    grids: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def recipe_of(self, name: str) -> AnyRecipe:
-        """The recipe with the grid of a layer."""
-        return self.recipe.model_copy(update=self.grids.get(name))
+    def recipe_of(self, layer: str) -> Recipe:
+        """Return the recipe with the grid of a layer."""
+        return self.recipe.model_copy(update=self.grids.get(layer))
+
+    def method_of(self, layer: str) -> Any:
+        """Return the method with the grid of a layer."""
+        return load_method(self.recipe_of(layer))
 
     @cached_property
-    def mixture(self) -> "Mixture":
-        """Of a kquant recipe: the type and the importance of each tensor."""
-        from quantline.recipes.tensor_types import Mixture
+    def tensor_types(self) -> "TensorTypes":
+        """The type and the importance of each tensor, for a recipe in ggml's blocks."""
+        from quantline.recipes.tensor_types import TensorTypes
 
-        return Mixture(self.recipe, self.checkpoint, self.facts, self.moments)
+        return TensorTypes(self.recipe, self.source, self.arch, self.calibration)
 
     def on_device(self, values: np.ndarray) -> "torch.Tensor":
-        """A tensor where the rounding is done: on the GPU, if there is one."""
+        """Return a tensor on the device that rounds: the GPU, if there is one."""
         import torch
 
         from quantline.model.device import device
 
         return torch.from_numpy(values).to(device())
 
-    def weight(self, name: str) -> "torch.Tensor":
-        """W [out, in] of a layer."""
-        return self.on_device(self.checkpoint.tensor(f"{name}.weight"))
+    def weight(self, layer: str) -> "torch.Tensor":
+        """Return W float32 [out, in] of a layer."""
+        return self.on_device(self.source.tensor(f"{layer}.weight"))
 
-    def factors(self, name: str) -> "torch.Tensor | None":
-        """What a layer's outputs matter, as the recipe looks at it: G in blocks for curvature rounding, its diagonal
-        [out, 1, 1] for awq if the calibration has it, else None.
+    def hessian(self, layer: str) -> "torch.Tensor":
+        """Return H float32 [in, in] of a layer. Raises as CalibrationStore.hessian does."""
+        return self.on_device(self.calibration.hessian(layer))
+
+    def fisher_out(self, layer: str) -> "torch.Tensor | None":
+        """Return how much errors of a layer's outputs matter, as far as the recipe looks at it.
+
+        Returns:
+            G float32 [blocks, n, n]; its diagonal [out, 1, 1] for a recipe that looks at that
+            alone, if the calibration has gradients; otherwise None.
+
+        Raises:
+            StageError: calibration_empty, if the recipe needs gradients that were not collected.
         """
-        if getattr(self.recipe, "curvature", False):
-            return self.on_device(self.moments.factors(name))
-        if self.recipe.method == "awq" and self.moments.info["curvature"]:
-            return self.importance(name)[:, None, None]
+        if self.recipe.output_statistics == "full":
+            return self.on_device(self.calibration.fisher_out(layer))
+        if self.recipe.output_statistics == "diagonal" and self.calibration.has_gradients:
+            return self.output_importance(layer)[:, None, None]
         return None
 
-    def importance(self, name: str) -> "torch.Tensor":
-        """The diagonal of G, or 1 if the calibration has no gradients: how much each output matters, float32 [out]."""
-        if not self.moments.info["curvature"]:
-            return self.on_device(np.ones(self.checkpoint.shape(f"{name}.weight")[0], np.float32))
-        return self.on_device(self.moments.importance(name))
+    def output_importance(self, layer: str) -> "torch.Tensor":
+        """Return how much each output of a layer matters, float32 [out].
 
-    def moment(self, name: str) -> "torch.Tensor":
-        """H of a layer."""
-        return self.on_device(self.moments.moment(name))
+        It is the diagonal of G, or 1 if the calibration has no gradients.
+        """
+        if not self.calibration.has_gradients:
+            outputs = self.source.shape(f"{layer}.weight")[0]
+            return self.on_device(np.ones(outputs, np.float32))
+        return self.on_device(self.calibration.output_importance(layer))
+
+    def statistics(self, layer: str, hessian: "torch.Tensor") -> LayerStatistics:
+        """Return what the calibration knows about a layer.
+
+        Args:
+            layer: The module's name.
+            hessian: Its H [in, in], which layers that read one input share.
+        """
+        return replace(
+            self.statistics_without_fisher(layer, hessian), fisher_out=self.fisher_out(layer)
+        )
+
+    def statistics_without_fisher(self, layer: str, hessian: "torch.Tensor") -> LayerStatistics:
+        """Return the same without reading G, for what does not look at it."""
+        return LayerStatistics(
+            layer,
+            hessian,
+            read_input_peak=lambda: self.on_device(self.calibration.input_peak(layer)),
+            read_input_sample=lambda: self.on_device(self.calibration.input_sample(layer)),
+            read_output_importance=lambda: self.output_importance(layer),
+        )

@@ -1,62 +1,154 @@
-"""kquant and kquant-curvature: tensors in ggml's blocks."""
+"""The driver for recipes in ggml's blocks: every tensor gets the type that its mix means for it.
 
+It imports no torch, which k-quants without curvature do not need.
+"""
+
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantline.methods.ggml import quantize as kquant
-from quantline.methods.ggml.block_types import dequantize, grid_like
-from quantline.methods.ggml.mixes import FLOATS
-from quantline.methods.integer.rtn_numpy import nearest
-from quantline.recipes.context import Work
+from quantline.methods.ggml.block_types import dequantize_blocks, plain_grid_of
+from quantline.methods.ggml.method import BlockMethod
+from quantline.methods.ggml.mixes import FLOAT_TYPES
+from quantline.methods.integer.rtn_numpy import round_to_nearest
+from quantline.methods.method import load_method
+from quantline.quantized.tensors import GgmlBlocks
+from quantline.recipes.context import QuantizationContext
+
+if TYPE_CHECKING:
+    from quantline.recipes.ggml_curvature import CurvatureRounding
 
 ERROR_ROWS = 512  # of a tensor whose error is computed
+TENSORS_AT_ONCE = 2  # one tensor is read while another is rounded
 
 
-def round_block(work: Work, layer: int | None) -> dict:
-    """The report of a block, or of what lies outside of all blocks, whose tensors go to the writer in the types that the
-    mix and their widths give. Without calibration a tensor is rounded by ggml in either method.
+def quantize_block(ctx: QuantizationContext, layer: int | None) -> dict[str, Any]:
+    """Round the tensors of a block and give them to the writer.
+
+    A tensor that was not calibrated is rounded without importance in every recipe.
+
+    Args:
+        ctx: What to quantize, and how.
+        layer: The number of the block; None for what lies outside all blocks.
+
+    Returns:
+        {layers: the report of each tensor, transforms: what was folded into what}.
+
+    Raises:
+        StageError: worse_than_round_to_nearest; as the method and the calibration do.
     """
-    reports, folds = {}, None
-    if work.recipe.method == "kquant-curvature":  # torch, which the other does without
-        from quantline.recipes import ggml_curvature as ggml_curved
+    method: BlockMethod[Any] = load_method(ctx.recipe)
+    curvature = _curvature_rounding(ctx, method, layer)
 
-        folds = ggml_curved.fold(work, layer)
+    def run(name: str) -> tuple[GgmlBlocks, dict[str, Any]]:
+        return quantize_tensor(ctx, method, curvature, name)
 
-    def rounded(name: str) -> tuple[str, np.ndarray, tuple[int, ...], dict]:
-        tensor, (wanted, actual) = work.checkpoint.raw(name), work.mixture.types(name)
-        importance, tokens = work.mixture.importance(name, actual)
-        if folds and importance is not None:
-            data, more = ggml_curved.in_file(work, name, actual, folds)
-        else:
-            rows = (folds.tensors.get(name, tensor) if folds else tensor).reshape(-1, tensor.shape[-1])
-            data = kquant.quantize(rows, actual, importance, kernel=work.recipe.kernel)
-            more = blocks_report(work, work.mixture.layer(name), tensor, actual, data) if tokens else {}
-        return actual, data, tensor.shape, {"requested": wanted, "actual": actual, "shape": list(tensor.shape), "tokens": tokens,
-                                            "importance": importance is not None} | more
-
-    names = [name for name in work.checkpoint.names if work.facts.layer_index(name) == layer]
-    with ThreadPoolExecutor(2) as pool:  # one tensor of a block is read while another is rounded; torch has threads of its own
-        for name, (kind, data, shape, report) in zip(names, (map if folds or layer is None else pool.map)(rounded, names), strict=True):
-            work.writer.add_blocks(name, kind, data, shape)
+    names = [name for name in ctx.source.names if ctx.arch.layer_index(name) == layer]
+    reports = {}
+    with ThreadPoolExecutor(TENSORS_AT_ONCE) as pool:
+        # Curvature rounding has threads of torch's own; outside of blocks tensors are large.
+        one_by_one = curvature is not None or layer is None
+        in_order: Callable[..., Any] = map if one_by_one else pool.map
+        for name, (blocks, report) in zip(names, in_order(run, names), strict=True):
+            ctx.writer.add_ggml_blocks(name, blocks)
             reports[name] = report
-    return {"layers": reports, "transforms": folds.transforms if folds else []}
+    transforms = curvature.transforms if curvature is not None else []
+    return {"layers": reports, "transforms": transforms}
 
 
-def blocks_report(work: Work, module: str, weight: np.ndarray, kind: str, data: np.ndarray) -> dict:
-    """What is told of a weight [out, in] in ggml's blocks: the error Σ ΔW² diag(H), which is what an importance matrix
-    lowers, held against that of round-to-nearest with as many bits and groups as large (None if the type is no grid).
+def _curvature_rounding(
+    ctx: QuantizationContext, method: BlockMethod[Any], layer: int | None
+) -> "CurvatureRounding | None":
+    """Return what rounds a block's calibrated weights, if the recipe looks at their gradients."""
+    if ctx.recipe.output_statistics != "full":
+        return None
+    from quantline.recipes.ggml_curvature import CurvatureRounding
 
-    Of a tall matrix that is seen on `ERROR_ROWS` rows, evenly spread, and scaled up, so that telling it costs little beside
-    the rounding. Nothing is told of a tensor that has no calibration, as the embedding, or whose type is a plain float.
+    return CurvatureRounding(ctx, method, layer)
+
+
+def quantize_tensor(
+    ctx: QuantizationContext,
+    method: BlockMethod[Any],
+    curvature: "CurvatureRounding | None",
+    name: str,
+) -> tuple[GgmlBlocks, dict[str, Any]]:
+    """Round one tensor.
+
+    Args:
+        ctx: What to quantize, and how.
+        method: The recipe's.
+        curvature: Rounds calibrated weights, where the recipe looks at output gradients.
+        name: Of the tensor.
+
+    Returns:
+        The blocks, and the tensor's report.
     """
-    if module not in work.moments.layers or kind in FLOATS:
+    requested, actual = ctx.tensor_types.types(name)
+    importance, tokens = ctx.tensor_types.importance(name, actual)
+    tensor = ctx.source.raw(name)
+    report = {
+        "requested": requested,
+        "actual": actual,
+        "shape": list(tensor.shape),
+        "tokens": tokens,
+        "importance": importance is not None,
+    }
+    if curvature is not None and importance is not None:
+        data, extra = curvature.quantize(name, actual, importance)
+        return GgmlBlocks(actual, data, tensor.shape), report | extra
+    values = tensor if curvature is None else curvature.replaced.get(name, tensor)
+    rows = values.reshape(-1, values.shape[-1])
+    data, extra = method.quantize(rows, actual, importance, None)
+    report |= extra
+    if tokens:
+        report |= diagonal_errors(ctx, ctx.source.layer_of(name), tensor, actual, data)
+    return GgmlBlocks(actual, data, tensor.shape), report
+
+
+def diagonal_errors(
+    ctx: QuantizationContext,
+    layer: str | None,
+    weight: np.ndarray,
+    ggml_type: str,
+    data: np.ndarray,
+) -> dict[str, Any]:
+    """Return the error Σ ΔW² diag(H) of a weight, which an importance matrix lowers.
+
+    Of a tall matrix it is computed on ERROR_ROWS rows, evenly spread, and scaled up, so that it
+    costs little beside the rounding.
+
+    Args:
+        ctx: With the calibration.
+        layer: The module whose weight it is, if that is known.
+        weight: [out, in].
+        ggml_type: The type of the blocks.
+        data: The blocks uint8 [out, bytes per row].
+
+    Returns:
+        The error, and for comparison that of rounding to nearest with as many bits and groups as
+        large (None for a type of a codebook). Nothing for a layer that was not calibrated, and for
+        floats.
+    """
+    if layer is None or layer not in ctx.calibration.layers or ggml_type in FLOAT_TYPES:
         return {}
-    rows = np.unique(np.linspace(0, len(weight) - 1, ERROR_ROWS).round().astype(int))
-    some, squares, grid = weight[rows].astype(np.float32), work.moments.diagonal(module), grid_like(kind)
+    spread = np.linspace(0, len(weight) - 1, ERROR_ROWS).round().astype(int)
+    rows = np.unique(spread)
+    sample = weight[rows].astype(np.float32)
+    importance = ctx.calibration.hessian_diagonal(layer)
 
     def error(stored: np.ndarray) -> float:
-        return float(((stored - some) ** 2 @ squares).sum(dtype=np.float64)) * len(weight) / len(rows)
+        errors = (stored - sample) ** 2 @ importance
+        return float(errors.sum(dtype=np.float64)) * len(weight) / len(rows)
 
-    return {"diagonal_error": error(dequantize(data[rows], kind)), "rtn_diagonal_error": error(nearest(some, *grid)) if grid else None,
-            "error_rows": len(rows)}
+    grid = plain_grid_of(ggml_type)
+    baseline = None
+    if grid is not None:
+        baseline = error(round_to_nearest(sample, *grid))
+    return {
+        "diagonal_error": error(dequantize_blocks(data[rows], ggml_type)),
+        "rtn_diagonal_error": baseline,
+        "error_rows": len(rows),
+    }

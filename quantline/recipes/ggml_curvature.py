@@ -1,100 +1,195 @@
-"""kquant-curvature: tensors in ggml's blocks, rounded by the curvature, and the scales that go before it."""
+"""Rounding to ggml's blocks by curvature, and the scales of inputs that go before it.
+
+Inputs are divided by the scales and weights multiplied, so that the function stays the same. What
+divides an input is what comes before it: a norm, or a linear layer of the same block, whose rows
+are divided.
+"""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from quantline.model.gguf_checkpoint import Converted
-from quantline.methods.ggml import (
-    curvature as kquant_curvature,
-    input_scales as kquant_inputs,
-    mixes,
-    quantize as kquant,
-)
-from quantline.methods.integer import awq
+from quantline.methods.ggml.block_types import dequantize_blocks
+from quantline.methods.ggml.input_scales import search_scales
+from quantline.methods.ggml.method import BlockMethod
+from quantline.methods.ggml.mixes import FLOAT_TYPES
+from quantline.methods.ggml.quantize import quantize_blocks
 from quantline.methods.integer.curvature import divergence
-from quantline.methods.ggml.block_types import dequantize
-from quantline.methods.integer.grid import output_error
-from quantline.recipes.input_scaling import divided
+from quantline.methods.integer.output_error import output_error
+from quantline.methods.method import LayerStatistics
+from quantline.recipes.context import QuantizationContext
+from quantline.recipes.input_scaling import divided_tensors
 from quantline.recipes.layer_report import check_gain
-from quantline.recipes.context import Work
-from quantline.errors import Failure, StageError
+
+BASELINE = "ggml"  # what every layer is compared with
+
+
+def layer_statistics(ctx: QuantizationContext, layer: str) -> LayerStatistics:
+    """Return H and G of a layer on the CPU, where the kernels run."""
+    return LayerStatistics(
+        layer,
+        torch.from_numpy(ctx.calibration.hessian(layer)),
+        torch.from_numpy(ctx.calibration.fisher_out(layer)),
+    )
 
 
 @dataclass
-class Folds:
-    """The scales of a block: `columns` [in] multiply a module's weight, `rows` [out] divide it, `tensors` are what stands in
-    the place of norms and biases.
+class InputScaling:
+    """The scales of the inputs of one block.
+
+    Attributes:
+        input_scales: Layer → what multiplies its weight and divides its input, float32 [in].
+        row_divisors: Layer → the scales of the next layer's input, which divide the rows of its
+            weight, float32 [out].
+        tensors: Norms and biases that scales were folded into, by tensor.
+        transforms: The steps of the manifest.
     """
 
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-    rows: dict[str, np.ndarray] = field(default_factory=dict)
+    input_scales: dict[str, np.ndarray] = field(default_factory=dict)
+    row_divisors: dict[str, np.ndarray] = field(default_factory=dict)
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
-    transforms: list[dict] = field(default_factory=list)
+    transforms: list[dict[str, Any]] = field(default_factory=list)
 
-    def of(self, module: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """(columns [in], rows [out]) of a module's weight; 1 where there are none."""
-        return self.columns.get(module, np.ones(shape[1], np.float32)), self.rows.get(module, np.ones(shape[0], np.float32))
+    def input_scales_of(self, layer: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return what multiplies the columns of a layer's weight [out, in]; 1 without scales."""
+        if layer in self.input_scales:
+            return torch.from_numpy(self.input_scales[layer])
+        return torch.ones(weight.shape[1])
+
+    def row_divisors_of(self, layer: str, weight: torch.Tensor) -> torch.Tensor:
+        """Return what divides the rows of a layer's weight [out, in]; 1 without scales."""
+        if layer in self.row_divisors:
+            return torch.from_numpy(self.row_divisors[layer])
+        return torch.ones(weight.shape[0])
 
 
-def fold(work: Work, layer: int | None) -> Folds:
-    """AWQ's scales of a block, from its last input to its first, as a scale may divide the rows of a layer before.
+def search_input_scaling(ctx: QuantizationContext, layer: int) -> InputScaling:
+    """Search the scales of a block, from its last input to its first.
 
-    There are none outside of all blocks, where the recipe wants none, or in a converter's file, whose norms may not be the
-    source's. A tensor that is kept in floats stays what it is in the source, and so does all that would have to be scaled
-    with it.
+    That is the order, since a scale may divide the rows of a layer before. A tensor in floats stays
+    what it is in the source, and so does all that would have to be scaled with it.
     """
-    folds = Folds()
-    if layer is None or not work.recipe.scaling or isinstance(work.checkpoint, Converted):
-        return folds
-    for linears, before in reversed(work.facts.input_groups(layer)):
-        kinds = {name: work.mixture.types(f"{name}.weight")[1] for name in linears}
-        norm = before not in work.moments.layers
-        if before is None or set(mixes.FLOATS) & {*kinds.values(), *([] if norm else [work.mixture.types(f"{before}.weight")[1]])}:
+    scaling = InputScaling()
+    for linears, before in reversed(ctx.arch.input_groups(layer)):
+        if before is None:
             continue
-        weights = [work.checkpoint.tensor(f"{name}.weight") for name in linears]
-        divisors = [folds.of(name, weight.shape)[1] for name, weight in zip(linears, weights, strict=True)]
-        statistics = [work.moments.factors(name) for name in linears]
-        scales, reach = kquant_inputs.search_scales(
-            *([torch.from_numpy(one) for one in weights], list(kinds.values()), torch.from_numpy(work.moments.moment(linears[0]))),
-            *([torch.from_numpy(one) for one in parts] for parts in (statistics, divisors)))
-        scales = scales.numpy()
-        folds.columns |= dict.fromkeys(linears, scales)
-        folds.rows |= {} if norm else {before: scales}
-        folds.tensors |= divided(work, before, scales, norm)
-        folds.transforms.insert(0, {"step": "fold_scales", "into": before, "of": linears, "reach": reach})
-    return folds
+        is_norm = before not in ctx.calibration.layers
+        scaled = linears if is_norm else (*linears, before)
+        if any(_ggml_type(ctx, name) in FLOAT_TYPES for name in scaled):
+            continue
+        weights = [torch.from_numpy(ctx.source.tensor(f"{name}.weight")) for name in linears]
+        divisors = [
+            scaling.row_divisors_of(name, weight)
+            for name, weight in zip(linears, weights, strict=True)
+        ]
+        scales, strength = search_scales(
+            weights,
+            [_ggml_type(ctx, name) for name in linears],
+            torch.from_numpy(ctx.calibration.hessian(linears[0])),
+            [torch.from_numpy(ctx.calibration.fisher_out(name)) for name in linears],
+            divisors,
+        )
+        scale_values = scales.numpy()
+        for name in linears:
+            scaling.input_scales[name] = scale_values
+        if not is_norm:
+            scaling.row_divisors[before] = scale_values
+        scaling.tensors |= divided_tensors(ctx, before, scale_values, is_norm)
+        step = {"step": "fold_scales", "into": before, "of": list(linears), "reach": strength}
+        scaling.transforms.insert(0, step)
+    return scaling
 
 
-def in_file(work: Work, name: str, kind: str, folds: Folds) -> tuple[np.ndarray, dict]:
-    """As `curved_blocks`, of a tensor whose rows a converter may have put into another order than the calibration knows.
+def _ggml_type(ctx: QuantizationContext, layer: str) -> str:
+    """Return the type that a layer's weight has in the file."""
+    _, actual = ctx.tensor_types.types(f"{layer}.weight")
+    return actual
 
-    Raises StageError(unsupported_architecture) if they are not the checkpoint's rows.
+
+class CurvatureRounding:
+    """Rounds the calibrated weights of one block.
+
+    Attributes:
+        scaling: The scales of its inputs.
+        replaced: Norms and biases that scales were folded into, by tensor.
+        transforms: The steps of the manifest.
     """
-    module, tensor = work.mixture.layer(name), work.checkpoint.tensor(name)
-    if not isinstance(work.checkpoint, Converted):
-        return curved_blocks(work, module, tensor, kind, folds)
-    order = work.checkpoint.row_order(name)
-    if order is None:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected the rows of {module} in {name}, as curvature rounding "
-                         "needs them, found other ones, which the converter made; take the method kquant")
-    data, more = curved_blocks(work, module, tensor[np.argsort(order)], kind, folds)
-    return data[order], more
 
+    def __init__(
+        self, ctx: QuantizationContext, method: BlockMethod[Any], layer: int | None
+    ) -> None:
+        """Search the block's scales.
 
-def curved_blocks(work: Work, module: str, weight: np.ndarray, kind: str, folds: Folds) -> tuple[np.ndarray, dict]:
-    """(ggml blocks of a weight [out, in] by kquant-curvature, what is told of them, held against ggml's own rounding)."""
-    weight, moment, factors = (torch.from_numpy(one) for one in
-                               (weight, work.moments.moment(module), work.moments.factors(module)))
-    columns, rows = (torch.from_numpy(one) for one in folds.of(module, weight.shape))
-    data, damping = kquant_curvature.quantize(
-        (weight * columns / rows[:, None]).numpy(), kind, awq.scaled_moment(moment, columns).numpy(),
-        awq.scaled_factors(factors, rows).numpy(), work.recipe.damping, work.recipe.rounds)
-    plain, report = kquant.quantize(weight.numpy(), kind, moment.diagonal().numpy(), kernel="numba"), {"damping": damping}
-    for what, stored in (("", torch.from_numpy(dequantize(data, kind)) * rows[:, None] / columns),
-                         ("ggml_", torch.from_numpy(dequantize(plain, kind)))):
-        report |= {f"{what}error": output_error(weight, stored, moment),
-                   f"{what}divergence": divergence(stored - weight, moment, factors)}
-    check_gain(module, report, "ggml")
-    return data, report
+        There are none outside all blocks, where the recipe wants none, and in a converter's file,
+        whose norms may not be the checkpoint's.
+        """
+        self.ctx = ctx
+        self.method = method
+        self.scaling = InputScaling()
+        if layer is not None and method.scales_inputs and not ctx.source.converted:
+            self.scaling = search_input_scaling(ctx, layer)
+        self.replaced = self.scaling.tensors
+        self.transforms = self.scaling.transforms
+
+    def quantize(
+        self, name: str, ggml_type: str, importance: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Round a tensor, whose rows a converter may have put into another order.
+
+        The calibration knows them in the order of the checkpoint.
+
+        Args:
+            name: Of the tensor.
+            ggml_type: The type of the blocks.
+            importance: How much each input matters, float32 [in].
+
+        Returns:
+            The blocks uint8 [out, bytes per row], and what the report says of them.
+
+        Raises:
+            StageError: unsupported_architecture, if the rows are not the checkpoint's;
+                worse_than_round_to_nearest; as the method does.
+        """
+        layer = self.ctx.source.layer_of(name)
+        assert layer is not None, f"{name} has importance, so its layer is known"
+        weight = self.ctx.source.tensor(name)
+        order = self.ctx.source.row_order(name)
+        if order is None:
+            return self.quantize_weight(layer, weight, ggml_type, importance)
+        in_order = weight[np.argsort(order)]
+        data, report = self.quantize_weight(layer, in_order, ggml_type, importance)
+        return data[order], report
+
+    def quantize_weight(
+        self, layer: str, weight: np.ndarray, ggml_type: str, importance: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Round the weight float32 [out, in] of a layer, and compare with ggml's own rounding.
+
+        Arguments, returns and raises are as in `quantize`.
+        """
+        matrix = torch.from_numpy(weight)
+        statistics = layer_statistics(self.ctx, layer)
+        assert statistics.fisher_out is not None
+        scales = self.scaling.input_scales_of(layer, matrix)
+        divisors = self.scaling.row_divisors_of(layer, matrix)
+        scaled = (matrix * scales / divisors[:, None]).numpy()
+        data, report = self.method.quantize(
+            scaled, ggml_type, importance, statistics.scaled(scales, divisors)
+        )
+        rounded = torch.from_numpy(dequantize_blocks(data, ggml_type))
+        stored = rounded * divisors[:, None] / scales
+        diagonal = statistics.hessian.diagonal().numpy()
+        plain = quantize_blocks(weight, ggml_type, diagonal, kernel="numba")
+        baseline = torch.from_numpy(dequantize_blocks(plain, ggml_type))
+        hessian = statistics.hessian
+        fisher_out = statistics.fisher_out
+        report |= {
+            "error": output_error(matrix, stored, hessian),
+            "divergence": divergence(stored - matrix, hessian, fisher_out),
+            "ggml_error": output_error(matrix, baseline, hessian),
+            "ggml_divergence": divergence(baseline - matrix, hessian, fisher_out),
+        }
+        check_gain(layer, report, BASELINE)
+        return data, report

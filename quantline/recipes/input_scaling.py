@@ -1,114 +1,248 @@
-"""awq and smoothquant: the layers of a block that share an input are scaled together."""
+"""The driver for methods that scale the inputs of layers before they round them.
+
+Inputs are divided by the scales and weights multiplied, so that the function stays the same. What
+divides an input is what comes before it: a norm, or a linear layer of the same block (up before
+down), whose rows are divided.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from quantline.methods.integer import awq, int8, rtn, smoothquant
-from quantline.methods.integer.grid import check_finite, check_width, row_errors
-from quantline.recipes.layerwise import rounded, solve
-from quantline.recipes.layer_report import check_gain, dense, layer_report
-from quantline.recipes.context import Work
 from quantline.errors import Failure, StageError
+from quantline.methods.integer.output_error import dequantize_like
+from quantline.methods.method import (
+    InputScalingMethod,
+    SharedInput,
+    check_finite,
+    scale_hessian,
+)
+from quantline.model.family import InputGroup
+from quantline.recipes.context import QuantizationContext
+from quantline.recipes.layer_report import check_gain, layer_report
 
 
-def output_changes(work: Work, name: str, scaled: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> dict:
-    """The mean squared change of a layer's output where inputs are rounded too, beside that without the scales [in]."""
-    sample = work.on_device(work.moments.sample(name))
-    return {"output_change": smoothquant.output_change(weight, scaled, sample, scales),
-            "rtn_output_change": smoothquant.output_change(weight, dense(int8.quantize(weight), weight), sample, scales**0)}
+@dataclass
+class BlockScales:
+    """The scales of the linear layers of one block.
 
-
-def divided(work: Work, before: str, divisor: np.ndarray, norm: bool) -> dict[str, np.ndarray]:
-    """{tensor: values} of what makes up for scales [in] in the module before them: of a `norm` the weight, and the bias
-    where there is one. The weight of a linear layer is rounded, and so its rows are divided where that is done.
+    Attributes:
+        weights: Layer → its weight, float32 [out, in].
+        input_scales: Layer → what multiplies its weight and divides its input, float32 [in].
+        row_divisors: Layer → the scales of the next layer's input, which divide the rows of its
+            weight, float32 [out].
+        folded: Module before an input → the layers that read the input, and how far their scales
+            go; in the order of the search.
     """
-    found, offset = {}, np.float32(work.facts.family.norm_offset)
-    if norm:
-        found[f"{before}.weight"] = (work.checkpoint.tensor(f"{before}.weight") + offset) / divisor - offset
-    if f"{before}.bias" in work.checkpoint.files:
-        found[f"{before}.bias"] = work.checkpoint.tensor(f"{before}.bias") / divisor
-    return found
+
+    weights: dict[str, torch.Tensor]
+    input_scales: dict[str, torch.Tensor] = field(default_factory=dict)
+    row_divisors: dict[str, torch.Tensor] = field(default_factory=dict)
+    folded: dict[str, tuple[tuple[str, ...], float | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin without scaling."""
+        for name, weight in self.weights.items():
+            self.input_scales[name] = torch.ones_like(weight[0])
+            self.row_divisors[name] = torch.ones_like(weight[:, 0])
+
+    def fold(
+        self,
+        before: str,
+        linears: tuple[str, ...],
+        scales: torch.Tensor,
+        strength: float | None,
+    ) -> None:
+        """Scale an input; the module before it is divided by the scales.
+
+        Args:
+            before: The module.
+            linears: The layers that read the input.
+            scales: float32 [in].
+            strength: How far they go, as the manifest says.
+        """
+        for name in linears:
+            self.input_scales[name] = scales
+        self.folded[before] = (linears, strength)
+        if before in self.weights:
+            self.row_divisors[before] = scales
+
+    def unfold(self, before: str) -> None:
+        """Undo what `fold` did for the input after a linear layer."""
+        linears, _ = self.folded.pop(before)
+        self.row_divisors[before] = torch.ones_like(self.row_divisors[before])
+        for name in linears:
+            self.input_scales[name] = torch.ones_like(self.input_scales[name])
 
 
-def powers_of_two(work: Work, name: str, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Scales [in] of one layer, or their square roots, as powers of two; 1 where neither leaves less than no scaling."""
-    recipe, plain = work.recipe_of(name), torch.ones_like(scales)
+def quantize_block(ctx: QuantizationContext, layer: int) -> dict[str, Any]:
+    """Quantize the linear layers of a block.
 
-    def left(scales: torch.Tensor) -> float:
-        if recipe.method == "smoothquant":
-            sample = work.on_device(work.moments.sample(name))
-            return smoothquant.output_change(weight, dense(int8.quantize(weight * scales), weight), sample, scales)
-        size = scales.numel() if recipe.group_size == -1 else recipe.group_size
-        stored = dense(rtn.quantize(weight * scales, recipe.bits, size, recipe.symmetric), weight) / scales
-        return float(row_errors(weight, stored, work.moment(name)) @ work.importance(name).double())
+    They go to the writer, and so does what their scales are folded into.
 
-    candidates = [torch.exp2((scales.log2() * reach).round()) for reach in (1.0, 0.5)]
-    return min([plain, *candidates], key=left)
+    Args:
+        ctx: What to quantize, and how.
+        layer: The number of the block.
 
+    Returns:
+        {layers: the report of each, transforms: what was folded into what}.
 
-def round_block(work: Work, layer: int) -> dict:
-    """The report of a block, whose rounded layers, and what the scales are folded into, go to the writer.
-
-    Inputs are divided by the scales and weights multiplied, so the function stays the same. What comes before may be
-    a linear layer of the same block (up before down), whose rows are divided; so the search goes from the last group to
-    the first, and where a layer does not bear that division, those after it stay unscaled. Rows of a layer that has no scales
-    of its own to make up for it (an expert's up) are divided by powers of two, which no rounding notices.
+    Raises:
+        StageError: unsupported_architecture, if scales can be folded nowhere; non_finite;
+            worse_than_round_to_nearest; as the method and the calibration do.
     """
-    recipe, groups, transforms, reports = work.recipe, work.facts.input_groups(layer), [], {}
-    if all(before is None for _, before in groups):
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected layers of {work.facts.model_type} that scales can be folded "
-                         f"into, which {recipe.method} needs, and know of none; take gptq")
-    weights = {name: work.weight(name) for linears, _ in groups for name in linears}
+    groups = ctx.arch.input_groups(layer)
+    if all(group.before is None for group in groups):
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected layers of {ctx.arch.model_type} that scales can be folded into, which "
+            f"{ctx.recipe.method} needs, and know of none; take gptq",
+        )
+    scales = search_block_scales(ctx, groups)
+    transforms = _fold_scales(ctx, groups, scales)
+    reports: dict[str, Any] = {}
+    for group in groups:
+        reports |= _quantize_group(ctx, group.linears, scales)
+    return {"layers": reports, "transforms": transforms}
+
+
+def linears_without_scales(groups: list[InputGroup]) -> set[str]:
+    """Return the layers whose own input cannot be scaled."""
+    return {name for group in groups if group.before is None for name in group.linears}
+
+
+def search_block_scales(ctx: QuantizationContext, groups: list[InputGroup]) -> BlockScales:
+    """Search the scales of all inputs of a block that can be scaled.
+
+    What comes before an input may be a linear layer of the block, so the search goes from the last
+    input to the first; where dividing a layer's rows would make it worse than rounding to nearest,
+    the layers after it stay unscaled. Rows of a layer whose own input cannot be scaled (an expert's
+    up) are divided by powers of two, since powers of two change no rounding.
+    """
+    weights = {name: ctx.weight(name) for group in groups for name in group.linears}
     for name, weight in weights.items():
         check_finite(name, weight)
-    columns = {name: torch.ones_like(weight[0]) for name, weight in weights.items()}
-    rows = {name: torch.ones_like(weight[:, 0]) for name, weight in weights.items()}
-    folds: dict[str, tuple[list[str], float | None]] = {}
-    bare = {name for linears, before in groups if before is None for name in linears}
+    block = BlockScales(weights)
+    unscaled = linears_without_scales(groups)
     for linears, before in reversed(groups):
         if before is None:
             continue
-        moment, ours = work.moment(linears[0]), [weights[name] for name in linears]
-        if recipe.method == "smoothquant":  # rows of one scale each do not mind being divided
-            peak = work.on_device(work.moments.peak(linears[0]))
-            sample = work.on_device(work.moments.sample(linears[0]))
-            found = smoothquant.search_scales(ours, peak, sample, recipe.grid, recipe.smoothing)
-        else:
-            own = work.recipe_of(linears[0])
-            grid = (own.bits, check_width(linears[0], len(moment), own.group_size), own.symmetric, own.grid)
-            importance = [work.importance(name) for name in linears]
-            found = awq.search_scales(ours, moment, *grid, [rows[name] for name in linears], importance)
-            if found is None:
-                for after, (others, _) in [(name, folds.pop(name)) for name in linears if name in folds]:
-                    rows[after] = torch.ones_like(rows[after])
-                    columns |= {name: torch.ones_like(columns[name]) for name in others}
-                found = awq.search_scales(ours, moment, *grid, None, importance)
-        scales, exponent = found
-        if before in bare:
-            scales = powers_of_two(work, linears[0], ours[0], scales)
-        columns |= dict.fromkeys(linears, scales)
-        folds[before] = (linears, exponent)
-        if before in weights:
-            rows[before] = scales
-    strength = "exponent" if recipe.method == "smoothquant" else "reach"
-    for before, (linears, exponent) in reversed(folds.items()):
-        transforms.append({"step": "fold_scales", "into": before, "of": linears, strength: exponent,
-                           **({"powers_of_two": True} if before in bare else {})})
-        for tensor, values in divided(work, before, columns[linears[0]].cpu().numpy(), before not in weights).items():
-            work.writer.add_override(tensor, values)
-    for linears, _ in groups:
-        moment = work.moment(linears[0])
-        scaled = awq.scaled_moment(moment, columns[linears[0]])
-        solved = solve(recipe, scaled)
-        for name in linears:
-            factors = work.factors(name)
-            linear = rounded(name, work.recipe_of(name), weights[name] * columns[name] / rows[name][:, None], scaled,
-                             awq.scaled_factors(factors, rows[name]), solved)
-            work.writer.add_linear(name, linear)
-            stored = dense(linear, weights[name]) * rows[name][:, None] / columns[name]
-            reports[name] = layer_report(name, linear, weights[name], stored, moment, factors, work.moments.seen(name),
-                                         solved and solved.damping)
-            if recipe.method == "smoothquant":
-                reports[name] |= output_changes(work, name, stored * columns[name], weights[name], columns[name])
-            check_gain(name, reports[name])
-    return {"layers": reports, "transforms": transforms}
+        method: InputScalingMethod[Any, Any] = ctx.method_of(linears[0])
+        hessian = ctx.hessian(linears[0])
+        shared = SharedInput(
+            [weights[name] for name in linears],
+            [ctx.statistics_without_fisher(name, hessian) for name in linears],
+        )
+        result = method.search_scales(shared, [block.row_divisors[name] for name in linears])
+        if result is None:
+            for name in linears:
+                if name in block.folded:
+                    block.unfold(name)
+            result = method.search_scales(shared, None)
+        assert result is not None, "without divisors there always are scales"
+        scales, strength = result
+        if before in unscaled:
+            scales = _powers_of_two(method, shared, scales)
+        block.fold(before, linears, scales, strength)
+    return block
+
+
+def _powers_of_two(
+    method: InputScalingMethod[Any, Any], shared: SharedInput, scales: torch.Tensor
+) -> torch.Tensor:
+    """Round the scales [in] of a single layer, or their square roots, to powers of two.
+
+    Those are returned that leave the least error; all are 1 where that is without scaling.
+    """
+    candidates = [torch.ones_like(scales)]
+    for strength in (1.0, 0.5):
+        candidates.append(torch.exp2((scales.log2() * strength).round()))
+    weight = shared.weights[0]
+    statistics = shared.statistics[0]
+    return min(candidates, key=lambda scales: method.remaining_error(weight, scales, statistics))
+
+
+def divided_tensors(
+    ctx: QuantizationContext, before: str, scales: np.ndarray, is_norm: bool
+) -> dict[str, np.ndarray]:
+    """Return what makes up for the scales of an input in the module before it.
+
+    The weight of a linear layer is not part of it: it is rounded, and its rows are divided where
+    that is done.
+
+    Args:
+        ctx: The model.
+        before: The module.
+        scales: float32 [in].
+        is_norm: Whether it is a norm, and no linear layer.
+
+    Returns:
+        {tensor: values} of a norm's weight and of a bias, if there is one, float32.
+    """
+    tensors = {}
+    if is_norm:
+        offset = np.float32(ctx.arch.family.norm_offset)
+        weight = ctx.source.tensor(f"{before}.weight")
+        tensors[f"{before}.weight"] = (weight + offset) / scales - offset
+    bias = ctx.source.optional(f"{before}.bias")
+    if bias is not None:
+        tensors[f"{before}.bias"] = bias / scales
+    return tensors
+
+
+def _fold_scales(
+    ctx: QuantizationContext, groups: list[InputGroup], block: BlockScales
+) -> list[dict[str, Any]]:
+    """Give the writer the tensors that scales are folded into; return the steps of the manifest."""
+    unscaled = linears_without_scales(groups)
+    steps = []
+    for before, (linears, strength) in reversed(block.folded.items()):
+        step: dict[str, Any] = {
+            "step": "fold_scales",
+            "into": before,
+            "of": list(linears),
+            ctx.method_of(linears[0]).strength_key: strength,
+        }
+        if before in unscaled:
+            step["powers_of_two"] = True
+        steps.append(step)
+        scales = block.input_scales[linears[0]].cpu().numpy()
+        tensors = divided_tensors(ctx, before, scales, before not in block.weights)
+        for name, values in tensors.items():
+            ctx.writer.add_override(name, values)
+    return steps
+
+
+def _quantize_group(
+    ctx: QuantizationContext, linears: tuple[str, ...], block: BlockScales
+) -> dict[str, Any]:
+    """Quantize the layers that read one input; return their reports."""
+    reports = {}
+    hessian = ctx.hessian(linears[0])
+    scales = block.input_scales[linears[0]]
+    prepared = ctx.method_of(linears[0]).prepare(scale_hessian(hessian, scales))
+    for name in linears:
+        method: InputScalingMethod[Any, Any] = ctx.method_of(name)
+        weight = block.weights[name]
+        divisors = block.row_divisors[name]
+        statistics = ctx.statistics(name, hessian)
+        linear = method.quantize(
+            weight * scales / divisors[:, None], statistics.scaled(scales, divisors), prepared
+        )
+        ctx.writer.add_linear(name, linear)
+        stored = dequantize_like(linear, weight) * divisors[:, None] / scales
+        report = layer_report(
+            linear,
+            weight,
+            stored,
+            dequantize_like(method.quantize_baseline(name, weight), weight),
+            statistics,
+            ctx.calibration.coverage(name),
+            prepared,
+        )
+        report |= method.extra_report(weight, stored * scales, scales, statistics)
+        check_gain(name, report, ctx.recipe.baseline)
+        reports[name] = report
+    return reports

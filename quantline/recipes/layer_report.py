@@ -1,48 +1,80 @@
-"""What is told of each rounded layer, and that none is worse than the naive rounding."""
+"""What quantized.json says of each layer, and the check that none is worse than plain rounding."""
+
+from typing import Any
 
 import torch
 
-from quantline.quantized.store import FloatLinear, GroupedLinear
-from quantline.methods.integer import fp8, rtn
-from quantline.methods.integer.curvature import divergence
-from quantline.methods.integer.grid import output_error
-from quantline.recipes.dispatch import PLAIN
 from quantline.errors import Failure, StageError
+from quantline.methods.integer.curvature import divergence
+from quantline.methods.integer.output_error import output_error
+from quantline.methods.method import LayerStatistics, Prepared
+from quantline.quantized.tensors import QuantizedTensor
+from quantline.recipes.baseline import BASELINES
 
-ROUNDING = 1e-6  # share by which two float32 sums of the same errors may differ
+TOLERANCE = 1e-6  # share by which two float32 sums of the same errors may differ
+# What a recipe minimizes: the first of these that a layer's report has.
+MEASURES = ("output_change", "divergence", "error")
 
 
-def layer_report(name: str, linear: GroupedLinear | FloatLinear, weight: torch.Tensor, stored: torch.Tensor,
-                 moment: torch.Tensor, factors: torch.Tensor | None, seen: dict, damping: float | None) -> dict:
-    """What is told of a layer: the tokens that it has `seen`, and the error of the weight as it is `stored` [out, in], held
-    against round-to-nearest's.
+def layer_report(
+    linear: QuantizedTensor,
+    weight: torch.Tensor,
+    stored: torch.Tensor,
+    baseline: torch.Tensor,
+    statistics: LayerStatistics,
+    coverage: dict[str, Any],
+    prepared: Prepared | None,
+) -> dict[str, Any]:
+    """Return what the report says of a layer.
 
-    The error is tr(Δ H Δᵀ), and with the output factor there is the divergence tr(G Δ H Δᵀ) too.
+    Args:
+        linear: The quantized layer.
+        weight: The unquantized weight, float32 [out, in].
+        stored: The weight that stands in its place, float32 [out, in].
+        baseline: The same after plain rounding, float32 [out, in].
+        statistics: Of the layer.
+        coverage: What the calibration says of the tokens that the layer saw.
+        prepared: What the method made of the Hessian.
+
+    Returns:
+        The error tr(Δ H Δᵀ), and with G the divergence tr(G Δ H Δᵀ) too, each also of the baseline.
     """
-    plain = (fp8.quantize(weight) if isinstance(linear, FloatLinear) else
-             rtn.quantize(weight, linear.bits, linear.group_size, linear.symmetric))
-    naive = dense(plain, weight)
-    report = {**linear.about(), "shape": list(weight.shape), **seen, "damping": damping,
-              "error": output_error(weight, stored, moment), "rtn_error": output_error(weight, naive, moment)}
-    if factors is not None:
-        report |= {"divergence": divergence(stored - weight, moment, factors),
-                   "rtn_divergence": divergence(naive - weight, moment, factors)}
+    hessian = statistics.hessian
+    fisher_out = statistics.fisher_out
+    report = {
+        **linear.describe(),
+        "shape": list(weight.shape),
+        **coverage,
+        "damping": None if prepared is None else prepared.damping,
+        "error": output_error(weight, stored, hessian),
+        "rtn_error": output_error(weight, baseline, hessian),
+    }
+    if fisher_out is not None:
+        report["divergence"] = divergence(stored - weight, hessian, fisher_out)
+        report["rtn_divergence"] = divergence(baseline - weight, hessian, fisher_out)
     return report
 
 
-def check_gain(name: str, report: dict, plain: str = "rtn") -> None:
-    """Raise StageError(worse_than_round_to_nearest) unless a layer's figure is at most that of the plain rounding; NaN
-    is not.
+def check_gain(layer: str, report: dict[str, Any], baseline: str) -> None:
+    """Check that a layer's figure is at most that of plain rounding; NaN is not.
 
-    The figure is what the recipe minimizes. What lowers the divergence may well raise the error of outputs that the
-    model's answer hardly depends on.
+    The figure is what the recipe minimizes. What lowers the divergence may well raise the error of
+    outputs that the model's answer hardly depends on.
+
+    Args:
+        layer: The module's name.
+        report: Of the layer.
+        baseline: The plain rounding, a name in BASELINES.
+
+    Raises:
+        StageError: worse_than_round_to_nearest.
     """
-    what, (whose, other) = next(one for one in ("output_change", "divergence", "error") if one in report), PLAIN[plain]
-    if not report[what] <= report[f"{plain}_{what}"] * (1 + ROUNDING):
-        raise StageError(Failure.WORSE_THAN_ROUND_TO_NEAREST, f"{name} has the {what} {report[what]:.4g}, more than "
-                         f"{whose} {report[f'{plain}_{what}']:.4g}; calibrate on more text, or use {other}")
-
-
-def dense(linear: GroupedLinear | FloatLinear, like: torch.Tensor) -> torch.Tensor:
-    """The weight that a rounded layer stands for, on the device of another."""
-    return torch.from_numpy(linear.dequantize()).to(like.device)
+    measure = next(name for name in MEASURES if name in report)
+    plain = BASELINES[baseline]
+    limit = report[f"{baseline}_{measure}"]
+    if not report[measure] <= limit * (1 + TOLERANCE):
+        raise StageError(
+            Failure.WORSE_THAN_ROUND_TO_NEAREST,
+            f"{layer} has the {measure} {report[measure]:.4g}, more than {plain.possessive} "
+            f"{limit:.4g}; calibrate on more text, or use {plain.method}",
+        )

@@ -2,105 +2,119 @@
 
 import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
-from quantline.config.params import Gate
-from quantline.metrics.significance import normal_quantile, paired_bootstrap, wilson
+from quantline.config.targets import Gate
+from quantline.metrics.interval import Measurement, measurement
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-PASSES, FAILS, CANNOT_TELL = "passes", "fails", "cannot tell"
-SPREAD = {"prefill_tok_s": "prefill_spread", "decode_tok_s": "decode_spread"}
+PASSES = "passes"
+FAILS = "fails"
+CANNOT_TELL = "cannot tell"
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A measured value, the interval that it stands for (None: it is exact), and what that was drawn from."""
+def verdict(gate: Gate, measured: Measurement) -> str:
+    """Return whether a measurement meets a gate: PASSES, FAILS or CANNOT_TELL.
 
-    value: float
-    interval: tuple[float, float] | None = None
-    n: int | None = None
-    unit: str | None = None
-
-
-def figure(gate: Gate, figures: dict) -> Figure | None:
-    """What a gate looks at in the metrics and the speed of a variant; None if it was not measured."""
-    stem = gate.metric.removesuffix("_delta")
-    delta = gate.on == "delta" or stem != gate.metric
-    if counts := _gold(stem, figures):
-        lost, won, n = counts["lost"], counts["won"], counts["items"]
-        if delta:
-            return Figure((won - lost) / n, paired_bootstrap(lost, won, n, gate.level), n, "items")
-        return Figure(counts["accuracy"], wilson(counts["accuracy"] * n, n, gate.level), n, "items")
-    key = f"{stem}_delta" if delta else stem
-    value, n = figures.get(key), figures.get("tokens")
-    if not isinstance(value, int | float) or math.isnan(value):
-        return None
-    if key == "same_top_p":
-        return Figure(value, wilson(value * n, n, gate.level), n, "tokens")
-    if f"{key}_se" in figures:
-        half = normal_quantile(gate.level) * figures[f"{key}_se"]
-        return Figure(value, (value - half, value + half), n, "tokens")
-    if spread := figures.get(SPREAD.get(key)):  # least and greatest of the repetitions
-        return Figure(value, tuple(spread), None, "repetitions")
-    return Figure(value)
-
-
-def _gold(stem: str, figures: dict) -> dict | None:
-    """Accuracy, items, lost and won of the whole gold set (gold_accuracy) or of a task (gold_<task>)."""
-    if stem == "gold_accuracy" and "gold_items" in figures:
-        return {key: figures[f"gold_{key}"] for key in ("accuracy", "items", "lost", "won")}
-    return figures.get("gold_tasks", {}).get(stem.removeprefix("gold_")) if stem.startswith("gold_") else None
-
-
-def verdict(gate: Gate, found: Figure) -> str:
-    """`cannot tell` if one end of the interval meets the limit and the other does not. NaN meets none."""
-    meets = [bool(OPERATORS[gate.operator](end, gate.threshold)) for end in found.interval or (found.value,)]
-    return PASSES if all(meets) else FAILS if not any(meets) else CANNOT_TELL
-
-
-def needed(gate: Gate, found: Figure) -> dict:
-    """How many more tokens or items would settle it: those at which the half width is the distance to the threshold.
-
-    A half width shrinks with the root of their number. `more` is None where no number would (the figure is the
-    threshold), or where the figure is not a mean over them.
+    The last if one end of the interval meets the limit and the other does not. NaN meets none.
     """
-    distance = abs(gate.threshold - found.value)
-    half = abs(found.interval[gate.threshold > found.value] - found.value)
-    if not distance or found.n is None:
-        return {"more": None, "unit": found.unit}
-    return {"more": max(1, math.ceil(found.n * (half / distance) ** 2) - found.n), "unit": found.unit}
+    ends = measured.interval or (measured.value,)
+    meets = [_meets(gate, end) for end in ends]
+    if all(meets):
+        return PASSES
+    return CANNOT_TELL if any(meets) else FAILS
 
 
-def check_gate(gate: Gate, figures: dict) -> dict:
-    """The gate with the figure found, its interval, the verdict, what more it needs, whether that counts as passed, and
-    all that in words. A figure that is NaN or was not measured fails.
+def _meets(gate: Gate, value: float) -> bool:
+    return bool(OPERATORS[gate.operator](value, gate.threshold))
+
+
+def needed_sample(gate: Gate, measured: Measurement) -> dict[str, Any]:
+    """Return how many more tokens or items would decide a gate that cannot tell.
+
+    They are those at which the half width of the interval is the distance to the threshold; a half
+    width shrinks with the root of their number.
+
+    Returns:
+        {more, unit}; `more` is None where no number would (the figure is the threshold), or where
+        the figure is not a mean over them.
     """
-    found = figure(gate, figures)
-    if found is None:
-        return {**gate.model_dump(), "value": None, "interval": None, "verdict": FAILS, "needed": None, "passed": False,
-                "said": f"{_label(gate)} is not measured, the gate wants {gate.operator} {gate.threshold:g}"}
-    decided = verdict(gate, found)
-    undecided = {"passes": True, "fails": False,
-                 "estimate": bool(OPERATORS[gate.operator](found.value, gate.threshold))}[gate.cannot_tell]
-    missing = needed(gate, found) if decided == CANNOT_TELL else None
-    return {**gate.model_dump(), "value": found.value, "interval": list(found.interval) if found.interval else None,
-            "verdict": decided, "needed": missing,
-            "passed": undecided if decided == CANNOT_TELL else decided == PASSES,
-            "said": _said(gate, found, missing)}
+    assert measured.interval is not None, "an exact figure leaves nothing open"
+    distance = abs(gate.threshold - measured.value)
+    if not distance or measured.count is None:
+        return {"more": None, "unit": measured.unit}
+    # The half that reaches towards the threshold.
+    end = measured.interval[gate.threshold > measured.value]
+    half = abs(end - measured.value)
+    wanted = math.ceil(measured.count * (half / distance) ** 2)
+    return {"more": max(1, wanted - measured.count), "unit": measured.unit}
+
+
+def check_gate(gate: Gate, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a gate.
+
+    A figure that is NaN or was not measured fails.
+
+    Args:
+        gate: Of the target.
+        figures: All figures of a variant.
+
+    Returns:
+        The gate's own keys; {value, interval} of the figure; the verdict; {needed}: what more it
+        would take, if it cannot tell; {passed}: whether the gate counts as passed; and all that in
+        words, under {said}.
+    """
+    measured = measurement(gate.metric, figures, gate.level, difference=gate.on == "delta")
+    if measured is None:
+        return {
+            **gate.model_dump(),
+            "value": None,
+            "interval": None,
+            "verdict": FAILS,
+            "needed": None,
+            "passed": False,
+            "said": f"{_label(gate)} is not measured, {_wanted(gate)}",
+        }
+    decided = verdict(gate, measured)
+    open_question = decided == CANNOT_TELL
+    needed = needed_sample(gate, measured) if open_question else None
+    return {
+        **gate.model_dump(),
+        "value": measured.value,
+        "interval": list(measured.interval) if measured.interval else None,
+        "verdict": decided,
+        "needed": needed,
+        "passed": _counts_as_passed(gate, measured) if open_question else decided == PASSES,
+        "said": _sentence(gate, measured, needed),
+    }
+
+
+def _counts_as_passed(gate: Gate, measured: Measurement) -> bool:
+    """Whether a gate that cannot tell counts as passed."""
+    if gate.cannot_tell == "estimate":
+        return _meets(gate, measured.value)
+    return gate.cannot_tell == "passes"
 
 
 def _label(gate: Gate) -> str:
     return f"the difference in {gate.metric}" if gate.on == "delta" else gate.metric
 
 
-def _said(gate: Gate, found: Figure, missing: dict | None) -> str:
-    wants = f"the gate wants {gate.operator} {gate.threshold:g}"
-    if missing is None:
-        return f"{_label(gate)} is {found.value:.4g}, {wants}"
-    low, high = found.interval
-    told = f"{_label(gate)} is {found.value:.4g}, between {low:.4g} and {high:.4g}" + \
-        (f" at {100 * gate.level:g} %" if found.n else " over the repetitions") + f", {wants}: it cannot tell"
-    if missing["more"] is not None:
-        return f"{told}; {missing['more']:,} more {missing['unit']} would settle it"
-    return f"{told}; no number of {missing['unit']} is known that would" if found.n is None else \
-        f"{told}; the figure is the threshold itself"
+def _wanted(gate: Gate) -> str:
+    return f"the gate wants {gate.operator} {gate.threshold:g}"
+
+
+def _sentence(gate: Gate, measured: Measurement, needed: dict[str, Any] | None) -> str:
+    """Return the verdict in words; `needed` is None for a gate that is decided."""
+    text = f"{_label(gate)} is {measured.value:.4g}"
+    if needed is None or measured.interval is None:
+        return f"{text}, {_wanted(gate)}"
+    low, high = measured.interval
+    sample = f"at {100 * gate.level:g} %" if measured.count else "over the repetitions"
+    text = f"{text}, between {low:.4g} and {high:.4g} {sample}, {_wanted(gate)}: it cannot tell"
+    if needed["more"] is not None:
+        return f"{text}; {needed['more']:,} more {needed['unit']} would decide it"
+    if measured.count is None:
+        return f"{text}; no number of {needed['unit']} is known that would"
+    return f"{text}; the figure is the threshold itself"

@@ -1,42 +1,67 @@
-"""The memory that a variant takes while it serves: what was measured, or its size, and the KV cache of a context."""
+"""The memory that a variant takes while it serves: measured, or its size; and the KV cache."""
 
 from pathlib import Path
+from typing import Any
 
-from quantline.model.architecture import Architecture, from_config
-from quantline.model.checkpoint import read_json
-from quantline.config.params import Target
+from quantline.config.runtimes import RUNTIMES
+from quantline.config.targets import Target
+from quantline.files import MIB, read_json
+from quantline.model.architecture import Architecture, architecture_from_config
+from quantline.report.variant import VariantRow
 
-MIB = 2**20
-KV_BYTES = {"llama.cpp": 2, "transformers": 2, "vllm": 2, "onnxruntime": 4, "onnxruntime-genai": 4}  # of a cached value as each runtime serves by default
-
-
-def facts_of(model: Path) -> Architecture | None:
-    """The architecture of the model in a folder; None if there is none (yet)."""
-    return from_config(read_json(model / "config.json")) if (model / "config.json").is_file() else None
+NO_MODEL = "the model's config.json is not there"
 
 
-def kv_cache_bytes(facts: Architecture, context: int, value_bytes: int) -> int:
-    """Keys and values of every layer for one sequence of `context` tokens. A sliding window is not counted off."""
-    return 2 * facts.layers * facts.kv_heads * facts.head_dim * value_bytes * context
+def read_architecture(model: Path) -> Architecture | None:
+    """Return the architecture of the model in a folder; None if there is none (yet)."""
+    config = model / "config.json"
+    return architecture_from_config(read_json(config)) if config.is_file() else None
 
 
-def memory(row: dict, target: Target, facts: Architecture | None) -> dict:
-    """{mib, provenance, formula} of a measured variant; `mib` is None if a part of it is not known.
+def kv_cache_bytes(arch: Architecture, context: int, value_bytes: int) -> int:
+    """Return the size of keys and values of every layer for one sequence.
 
-    Without a context it is the measuring process's peak, which nothing is added to. With one, the KV cache at that
-    length is added to that peak, or, where the hardware is not this machine's (`memory: size`), to the size on disk.
+    A sliding window is not counted off.
+
+    Args:
+        arch: Of the model.
+        context: Tokens of the sequence.
+        value_bytes: Bytes of one cached key or value.
     """
-    peak, size = row["speed"].get("peak_rss_mib"), row["metrics"]["size_bytes"] / MIB
-    base, what = (peak, "measured peak") if target.memory == "measured" else (size, "size on disk")
-    provenance = "measured" if target.memory == "measured" and target.context is None else "estimated"
+    return 2 * arch.layers * arch.kv_heads * arch.head_dim * value_bytes * context
+
+
+def memory_use(row: VariantRow, target: Target, arch: Architecture | None) -> dict[str, Any]:
+    """Return what a measured variant takes while it serves.
+
+    Without a context it is the measuring process's peak, which nothing is added to. With one, the
+    KV cache at that length is added to that peak, or, where the hardware is not this machine's
+    (`memory: size`), to the size on disk.
+
+    Args:
+        row: With metrics and speed.
+        target: Says what counts.
+        arch: Of the model; None if its config.json is not there.
+
+    Returns:
+        {mib, provenance, formula}; `mib` is None if a part of it is not known.
+    """
+    measured = target.memory == "measured"
+    base = row.speed.get("peak_rss_mib") if measured else row.metrics["size_bytes"] / MIB
+    source = "measured peak" if measured else "size on disk"
+    provenance = "measured" if measured and target.context is None else "estimated"
+    result = {"mib": None, "provenance": provenance}
     if base is None:
-        return {"mib": None, "provenance": provenance, "formula": f"the {what} is not known"}
+        return result | {"formula": f"the {source} is not known"}
     if target.context is None:
-        return {"mib": base, "provenance": provenance, "formula": f"{base:.0f} MiB {what}"}
-    if facts is None:
-        return {"mib": None, "provenance": provenance, "formula": "the model's config.json is not there"}
-    width = KV_BYTES[row["runtime"]]
-    cache = kv_cache_bytes(facts, target.context, width) / MIB
-    return {"mib": base + cache, "provenance": provenance, "formula": (
-        f"{base:.1f} MiB {what} + 2 × {facts.layers} layers × {facts.kv_heads} KV heads × {facts.head_dim} wide × "
-        f"{width} bytes × {target.context} tokens = {base:.1f} + {cache:.1f} MiB")}
+        return result | {"mib": base, "formula": f"{base:.0f} MiB {source}"}
+    if arch is None:
+        return result | {"formula": NO_MODEL}
+    value_bytes = RUNTIMES[row.runtime].kv_bytes
+    cache = kv_cache_bytes(arch, target.context, value_bytes) / MIB
+    formula = (
+        f"{base:.1f} MiB {source} + 2 × {arch.layers} layers × {arch.kv_heads} KV heads × "
+        f"{arch.head_dim} wide × {value_bytes} bytes × {target.context} tokens = "
+        f"{base:.1f} + {cache:.1f} MiB"
+    )
+    return result | {"mib": base + cache, "formula": formula}

@@ -1,78 +1,161 @@
-"""The comparison in MLflow: what it adds to each variant's run, and the pick as a version of a registered model."""
+"""The comparison in MLflow: what it adds to each variant's run, and the pick as a model version."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from quantline.config.params import Params
-from quantline.report.speed_estimate import DECODE
+from quantline.config.targets import Gate
 from quantline.errors import Reason
+from quantline.files import read_json
+from quantline.metrics.figure import columns_of
+from quantline.report.build import Report
+from quantline.report.variant import VariantRow
 from quantline.run.stage import StageRun
-from quantline.tracking.mlflow_runs import Dataset, figures, git_commit, of_variant
-from quantline.tracking.model_registry import SHA256, NoRegistry, in_queued_copy, register
+from quantline.tracking.mlflow_runs import Dataset, chart_figures, git_commit, variant_run
+from quantline.tracking.model_registry import SHA256, NoRegistryError, in_queued_copy, register
 
 
-def manifest_of(bundle: Path) -> dict:
-    return json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+def log_variants(
+    run: StageRun, report: Report, exports: Path, datasets: list[Dataset]
+) -> dict[str, str]:
+    """Add figures, verdicts and data sets to the run of each measured variant.
 
+    That includes variants whose figures DVC took from its cache, so that nothing was logged yet.
 
-def log_variants(run: StageRun, report: dict, exports: Path, datasets: list[Dataset]) -> dict[str, str]:
-    """Add figures, verdicts and data sets to the run of each measured variant, also where DVC took its figures from the
-    cache and nothing was logged yet. Returns the MLflow run id of each.
+    Returns:
+        The MLflow run id of each.
     """
-    target, ids = report["target"]["name"], {}
-    for row in report["variants"]:
-        if row["status"] != "ok":
-            continue
-        about = of_variant(manifest_of(exports / row["variant"]))
-        found = figures(row["metrics"]) | {"speed": row["speed"], "memory_mib": row["memory"]["mib"],
-                                           DECODE: row["estimated"].get("decode_tok_s")}
-        verdict = "pick" if row["variant"] == report["pick"] else "meets" if not row["objections"] else "does not meet"
-        tags = about["tags"] | {"stage": "evaluate", "pareto": str(row["pareto"]).lower(), f"target.{target}": verdict}
-        ids[row["variant"]] = run.track(**about | {"tags": tags}, metrics=found, datasets=datasets)
+    ids = {}
+    target = report.target["name"]
+    for row in report.measured:
+        described = variant_run(read_json(exports / row.variant / "manifest.json"))
+        tags = {
+            "stage": "evaluate",
+            "pareto": str(row.pareto).lower(),
+            f"target.{target}": _verdict(row, report),
+        }
+        described["tags"] |= tags
+        ids[row.variant] = run.track(**described, metrics=_logged_figures(row), datasets=datasets)
     return ids
 
 
-def obstacle(params: Params, report: dict) -> str | None:
-    """Why the pick is not to be registered; None if it is. A required gate that was not checked has not passed."""
+def _verdict(row: VariantRow, report: Report) -> str:
+    if row.variant == report.pick:
+        return "pick"
+    return "does not meet" if row.objections else "meets"
+
+
+def _logged_figures(row: VariantRow) -> dict[str, Any]:
+    """Return a row's figures as MLflow gets them: those of the report beside the measured ones."""
+    made_here = {
+        key: value
+        for key, value in row.figures.items()
+        if key not in row.metrics and key not in row.speed
+    }
+    return chart_figures(row.metrics) | made_here | {"speed": row.speed}
+
+
+def obstacle(params: Params, report: Report) -> str | None:
+    """Return why the pick is not to be registered; None if it is.
+
+    A required gate that was not checked has not passed.
+    """
     if params.tracking.registry is None:
         return "tracking.registry is null"
-    row = next((row for row in report["variants"] if row["variant"] == report["pick"]), None)
-    if row is None:
+    picked = report.picked
+    if picked is None:
         return f"no variant meets the target {params.target.name}; the alias stays where it is"
-    for one in params.target.gates:
-        asked = one.model_dump()
-        passed = any(gate["passed"] and {key: gate[key] for key in asked} == asked for gate in row["gates"])
-        if one.required and not passed:
-            return f"the required gate {one.metric} {one.operator} {one.threshold:g} was not checked or does not pass"
+    for gate in params.target.gates:
+        if gate.required and not _has_passed(gate, picked):
+            return (
+                f"the required gate {gate.metric} {gate.operator} {gate.threshold:g} was not "
+                "checked or does not pass"
+            )
     if in_queued_copy():
         return "this is a queued experiment; apply it, and run `python -m stages.compare`"
     return None
 
 
-def promote(run: StageRun, report: dict, exports: Path, ids: dict[str, str]) -> str:
-    """Register the pick, or write an event that says why not. Returns that in words."""
-    why, registry = obstacle(run.params, report), run.params.tracking.registry
-    if why is None:
-        row = next(row for row in report["variants"] if row["variant"] == report["pick"])
-        m = row["metrics"]
-        gates = [f"{gate['metric']} {gate['operator']} {gate['threshold']:g} {gate['verdict']}"
-                 for gate in row["gates"] if gate["required"]]
-        tags = {key: row[key] for key in ("variant", "recipe", "format", "runtime")} | {
-            SHA256: m[SHA256], "target": run.params.target.name, "git_commit": git_commit(),
-            "gates": "; ".join(gates),
-            **{key: f"{m[key]:.6g}" for key in ("mean_kld", "gold_accuracy", "size_bytes") if key in m}}
-        description = "\n".join(f"- {reason}" for reason in report["reasons"]) + "\n\n" + row["lineage"]["serve"]
+def _has_passed(gate: Gate, row: VariantRow) -> bool:
+    """Whether this very gate was checked and passed."""
+    wanted = gate.model_dump()
+    return any(
+        checked["passed"] and {key: checked[key] for key in wanted} == wanted
+        for checked in row.gates
+    )
+
+
+def promote(run: StageRun, report: Report, exports: Path, run_ids: dict[str, str]) -> str:
+    """Register the pick, or write an event that says why not.
+
+    Args:
+        run: Of the stage.
+        report: With the pick.
+        exports: Folder of the bundles.
+        run_ids: Variant → its MLflow run, from `log_variants`.
+
+    Returns:
+        What was done, in words.
+    """
+    registry = run.params.tracking.registry
+    reason = obstacle(run.params, report)
+    picked = report.picked
+    if reason is None and picked is not None and registry is not None:
+        description = "\n".join(f"- {line}" for line in report.reasons)
+        description += "\n\n" + picked.lineage["serve"]
         try:
-            bundle = exports / report["pick"]
-            version, new = register(run.params.tracking, ids[report["pick"]], bundle, tags, description)
-        except NoRegistry as error:
-            why = f"the MLflow server keeps no models: {error}"
+            version, is_new = register(
+                run.params.tracking,
+                run_ids[picked.variant],
+                exports / picked.variant,
+                _version_tags(run.params, picked),
+                description,
+            )
+        except NoRegistryError as error:
+            reason = f"the MLflow server keeps no models: {error}"
         else:
-            told = f"{registry.name} version {version}, {registry.alias}"
-            run.event("info", f"{report['pick']} is {told}{'' if new else ', as before'}", Reason.MODEL_REGISTERED,
-                      {"variant": report["pick"], SHA256: m[SHA256], "name": registry.name, "version": version,
-                       "alias": registry.alias, "new": new})
-            return f"registered as {told}"
-    run.event("warning" if registry else "info", f"no model is registered: {why}", Reason.MODEL_NOT_REGISTERED,
-              {"variant": report["pick"]})
-    return f"not registered: {why}"
+            version_name = f"{registry.name} version {version}, {registry.alias}"
+            run.event(
+                "info",
+                f"{picked.variant} is {version_name}{'' if is_new else ', as before'}",
+                Reason.MODEL_REGISTERED,
+                {
+                    "variant": picked.variant,
+                    SHA256: picked.metrics[SHA256],
+                    "name": registry.name,
+                    "version": version,
+                    "alias": registry.alias,
+                    "new": is_new,
+                },
+            )
+            return f"registered as {version_name}"
+    run.event(
+        "warning" if registry else "info",
+        f"no model is registered: {reason}",
+        Reason.MODEL_NOT_REGISTERED,
+        {"variant": report.pick},
+    )
+    return f"not registered: {reason}"
+
+
+def _version_tags(params: Params, row: VariantRow) -> dict[str, str]:
+    """Return the tags of a model version: what it is, where it comes from, and its figures."""
+    gates = []
+    for gate in row.gates:
+        if gate["required"]:
+            limit = f"{gate['metric']} {gate['operator']} {gate['threshold']:g}"
+            gates.append(f"{limit} {gate['verdict']}")
+    tags = {
+        "variant": row.variant,
+        "recipe": row.recipe,
+        "format": row.format,
+        "runtime": row.runtime,
+        SHA256: row.metrics[SHA256],
+        "target": params.target.name,
+        "git_commit": git_commit(),
+        "gates": "; ".join(gates),
+    }
+    for column in columns_of("model registry"):
+        if column.key in row.metrics:
+            tags[column.heading] = column.text(row.metrics[column.key])
+    return tags

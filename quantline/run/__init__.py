@@ -1,1 +1,1 @@
-"""Running a stage: parameters, run events, atomic outputs, failures with a name, measuring processes."""
+"""Running a stage: parameters, events, atomic outputs, named failures, child processes."""

@@ -1,145 +1,250 @@
-"""The frame around every stage: parameters, run events, atomic outputs, MLflow, and failures with a name."""
+"""The frame around every stage: parameters, run events, atomic outputs, MLflow, named failures."""
 
 import contextlib
 import difflib
-import json
 import os
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quantline.config.compose import StaleError, check_fresh, load_params
+from quantline.config.compose import load_params
 from quantline.config.params import Params
-from quantline.config.section import ConfigError
-from quantline import files as outputs
+from quantline.config.stale import check_fresh
+from quantline.errors import (
+    ADVICE,
+    REASON_OF_STAGE,
+    ConfigError,
+    Failure,
+    Reason,
+    StageError,
+    failure_of,
+)
+from quantline.files import atomic_folder, resumable_folder
 from quantline.paths import EVENTS
-from quantline.tracking import mlflow_runs as experiments
-from quantline.errors import REASON_OF_STAGE, Failure, Reason, StageError, failure_of
+from quantline.run.events import append_event
+from quantline.run.project_lock import project_lock
+from quantline.run.stage_inputs import READS, StageInputs
+from quantline.run.stage_names import INSTANCES, parent_name, run_name
+from quantline.tracking.mlflow_runs import Dataset, log_run, main_root
+
+LOCK_WAIT_S = 10  # a composition ends within seconds
 SEVERITIES = ("info", "warning", "error", "critical")
-INSTANCES = {"quantize": "recipes", "export": "variants", "evaluate": "variants", "lm_eval": "variants"}  # stage -> section of its names
-ADVICE = {Failure.OUT_OF_MEMORY: "; close other programs, or take fewer or shorter sequences",
-          Failure.DISK_FULL: "; free some space (`dvc gc --workspace` drops old results), then run it again"}
-UPSTREAM = {"calibrate": "load", "reference": "calibrate", "quantize": "calibrate", "export": "quantize",
-            "evaluate": "export", "lm_eval": "export"}
 
 
-def run_name(stage: str, instance: str | None, params: Params | None) -> str:
-    """`<stage>-<hash>` of what the run is about: the same stage on the same parameters has the same id."""
-    about = [stage, instance, params.model_dump(mode="json") if params else None]
-    return f"{stage}-{outputs.sha256_json(about)[:12]}"
+def _events_root() -> Path:
+    """Return the main repository's root; the working folder where there is none.
 
-
-def _main_root() -> Path:
-    """The main repository's root; the working folder where there is none (an error event must not fail)."""
+    An error event must not fail.
+    """
     try:
-        return experiments.main_root()
+        return main_root()
     except ConfigError:
         return Path.cwd()
 
 
 class StageRun:
-    """One run of one stage."""
+    """One run of one stage.
+
+    Attributes:
+        stage: The stage's name.
+        instance: The recipe or variant, if the stage takes one.
+        run_id: `<stage>-<hash>`, as run events have it.
+    """
 
     def __init__(self, stage: str, instance: str | None) -> None:
-        self.stage, self.instance, self.started, self.began = stage, instance, time.perf_counter(), time.time()
-        self.params: Params = None  # set by stage_run before the stage's own code runs
+        """Start the clock."""
+        self.stage = stage
+        self.instance = instance
         self.run_id = run_name(stage, instance, None)
-        self.finished: str | None = None
+        self._timer = time.perf_counter()
+        self._started = time.time()
+        self._params: Params | None = None
+        self._inputs: StageInputs | None = None
+        self._summary = "done"
+
+    @property
+    def params(self) -> Params:
+        """The content of params.yaml; `stage_run` has read it."""
+        assert self._params is not None, "params.yaml was not read"
+        return self._params
+
+    @property
+    def inputs(self) -> StageInputs:
+        """What the stage reads, as it was when it started."""
+        assert self._inputs is not None, f"{self.stage} makes no artifact"
+        return self._inputs
+
+    @property
+    def name(self) -> str:
+        """The recipe or variant of a stage that takes one."""
+        assert self.instance is not None, f"{self.stage} takes no name"
+        return self.instance
 
     @property
     def label(self) -> str:
+        """The stage with its recipe or variant."""
         return f"{self.stage} {self.instance}" if self.instance else self.stage
 
     def load_params(self) -> None:
-        """Read params.yaml, refuse a stale one, and cut the Hub off unless the parameters name it."""
+        """Read params.yaml, if it is fresh; set HF_HUB_OFFLINE=1 unless a source is the Hub.
+
+        Raises:
+            ConfigError: If params.yaml is invalid or stale, or the stage takes another name.
+            StageError: artifact_changed, if an artifact is not what its stage wrote.
+        """
         params = load_params()
         check_fresh(params)
         self._check_instance(params)
-        self.params, self.run_id = params, run_name(self.stage, self.instance, params)
+        self._params = params
+        self.run_id = run_name(self.stage, self.instance, params)
         sources = (params.model.source, params.calibration.source, params.evaluation.source)
-        if self.stage != "lm_eval" and "hub" not in sources:  # whose tasks have their data on the Hub
+        if self.stage != "lm_eval" and "hub" not in sources:  # whose tasks have data on the Hub
             os.environ["HF_HUB_OFFLINE"] = "1"
+        if self.stage in READS:
+            self._inputs = StageInputs(self.stage, self.instance, params)
 
     def _check_instance(self, params: Params) -> None:
-        """Raise ConfigError unless the instance is one that params.yaml has (or none, for a stage without any)."""
         section = INSTANCES.get(self.stage)
-        valid = sorted(getattr(params, section)) if section else []
-        if self.instance in (valid if section else [None]):
+        if section is None:
+            if self.instance is not None:
+                raise ConfigError(f"{self.stage} takes no name, found {self.instance}")
+            return
+        valid = sorted(getattr(params, section))
+        if self.instance in valid:
             return
         near = difflib.get_close_matches(self.instance or "", valid, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(
-            f"{self.stage} takes the name of one of {section} in params.yaml ({', '.join(valid)}), found "
-            f"{self.instance or 'none'}{f' (did you mean {near[0]}?)' if near else ''}" if section else
-            f"{self.stage} takes no name, found {self.instance}")
+            f"{self.stage} takes the name of one of {section} in params.yaml "
+            f"({', '.join(valid)}), found {self.instance or 'none'}{hint}"
+        )
 
-    def parent(self) -> str | None:
-        """The run id of the stage that this one continues."""
-        upstream = UPSTREAM.get(self.stage)
-        if upstream is None or self.params is None:
-            return None
-        instance = self.instance
-        if upstream == "quantize" and instance in self.params.variants:
-            instance = self.params.variants[instance].recipe
-        return run_name(upstream, instance if upstream in ("quantize", "export") else None, self.params)
+    def event(
+        self,
+        severity: str,
+        summary: str,
+        reason: Reason | None = None,
+        payload: dict[str, Any] | None = None,
+        failure: Failure | None = None,
+    ) -> None:
+        """Append a line to events.jsonl; in a queued experiment to the main repository's too.
 
-    def event(self, severity: str, summary: str, reason: Reason | None = None,
-              payload: dict[str, Any] | None = None, failure: Failure | None = None) -> None:
-        """Append one line to events.jsonl, and inside a queued experiment's copy to the main repository's too.
+        Args:
+            severity: info, warning, error or critical.
+            summary: A sentence.
+            reason: Required at error and critical.
+            payload: Details, as JSON.
+            failure: The named cause.
 
-        `severity` is info, warning, error or critical; the last two need a reason (ValueError without).
+        Raises:
+            ValueError: For an unknown severity, or an error without a reason.
         """
         if severity not in SEVERITIES or (reason is None and severity in ("error", "critical")):
-            raise ValueError(f"expected a severity among {', '.join(SEVERITIES)}, with a reason at error and critical; "
-                             f"found {severity} and {reason}")
-        payload = {"instance": self.instance, **({"failure": failure} if failure else {}), **(payload or {})}
-        line = {
-            "id": str(uuid.uuid4()), "ts": datetime.now(UTC).isoformat(), "run_id": self.run_id,
-            "parent_run_id": self.parent(), "stage": self.stage, "severity": severity, "reason_code": reason,
-            "actor": "quantline", "summary": summary, "payload": payload,
+            raise ValueError(
+                f"expected a severity among {', '.join(SEVERITIES)}, with a reason at error and "
+                f"critical; found {severity} and {reason}"
+            )
+        details: dict[str, Any] = {"instance": self.instance}
+        if failure:
+            details["failure"] = failure
+        event = {
+            "id": str(uuid.uuid4()),
+            "ts": datetime.now(UTC).isoformat(),
+            "run_id": self.run_id,
+            "parent_run_id": parent_name(self.stage, self.instance, self._params),
+            "stage": self.stage,
+            "severity": severity,
+            "reason_code": reason,
+            "actor": "quantline",
+            "summary": summary,
+            "payload": details | (payload or {}),
         }
-        text = json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n"
-        for place in sorted({EVENTS.resolve(), _main_root() / EVENTS}):
-            with place.open("a", encoding="utf-8") as file:
-                file.write(text)
+        for path in sorted({EVENTS.resolve(), _events_root() / EVENTS}):
+            append_event(path, event)
 
-    def output(self, target: str | Path) -> contextlib.AbstractContextManager[Path]:
-        """An output folder that appears when its block ends well."""
-        return outputs.atomic_folder(Path(target))
+    def output(self, target: str | Path) -> AbstractContextManager[Path]:
+        """Return an output folder that appears when its block ends well."""
+        return atomic_folder(Path(target))
 
-    def resumable_output(self, target: str | Path, key: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
-        """An output folder that appears when its block ends well, and in which a killed run is continued if all that
-        it depends on, `key`, is the same.
+    def resumable_output(
+        self, target: str | Path, key: dict[str, Any]
+    ) -> AbstractContextManager[Path]:
+        """Return an output folder in which a killed run is continued.
+
+        It is continued if all that the content depends on, `key`, is the same.
         """
-        return outputs.resumable_folder(Path(target), key, self._resuming)
+        return resumable_folder(Path(target), key, self._announce)
 
-    def _resuming(self, what: str) -> None:
-        print(f"{self.label}: {what}")
-        self.event("info", f"{self.label} {what}", Reason.STAGE_STARTED)
+    def _announce(self, sentence: str) -> None:
+        print(f"{self.label}: {sentence}")
+        self.event("info", f"{self.label} {sentence}", Reason.STAGE_STARTED)
 
-    def output_file(self, target: str | Path, value: Any) -> None:
-        """An output file of JSON, written beside and renamed."""
-        outputs.write_json(Path(target), value)
+    def track(
+        self,
+        key: str,
+        name: str,
+        params: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+        files: Sequence[Path] = (),
+        datasets: Sequence[Dataset] = (),
+    ) -> str:
+        """Log what the stage made to MLflow.
 
-    def track(self, key: str, name: str, params: dict | None = None, metrics: dict | None = None,
-              tags: dict | None = None, files: list[Path] | None = None,
-              datasets: Sequence[experiments.Dataset] = ()) -> str:
-        """Log to MLflow, in the run whose key is `key`. Returns that run's id there."""
-        tags = {"stage": self.stage, "model": self.params.model.id or self.params.model.path, "suite": self.params.suite,
-                **(tags or {})}
-        return experiments.record(self.params.tracking, key, name, params or {}, metrics or {}, tags, files or [], datasets,
-                                  self.began)
+        Args:
+            key: Names the content: what has the same key is logged to the same run.
+            name: Shown by MLflow.
+            params: Of a new run.
+            metrics: Added to the run, nested ones by their path.
+            tags: Added to the run, besides stage, model and suite.
+            files: Logged as artifacts.
+            datasets: What the figures were measured on.
 
-    def finish(self, summary: str) -> None:
-        """Say what the stage made; printed, with the seconds that it took, when the stage has ended well."""
-        self.finished = summary
+        Returns:
+            MLflow's id of the run.
 
-    def fail(self, failure: Failure, message: str, reason: Reason | None, **payload: Any) -> None:
-        """Write the error event and say on stderr what happened."""
+        Raises:
+            StageError: network_unavailable, if a tracking server does not answer.
+        """
+        model = self.params.model
+        stage_tags = {
+            "stage": self.stage,
+            "model": model.id or model.path or "",
+            "suite": self.params.suite,
+        }
+        return log_run(
+            self.params.tracking,
+            key,
+            name,
+            params=params or {},
+            metrics=metrics or {},
+            tags=stage_tags | (tags or {}),
+            files=files,
+            datasets=datasets,
+            started=self._started,
+        )
+
+    def set_summary(self, summary: str) -> None:
+        """Set the summary that is printed when the stage ends."""
+        self._summary = summary
+
+    def fail(
+        self, failure: Failure, message: str, reason: Reason | None = None, **payload: Any
+    ) -> None:
+        """Write the error event and print what happened to stderr.
+
+        Args:
+            failure: The named cause.
+            message: What was expected, what was found, and what to do next.
+            reason: By default the stage's own (REASON_OF_STAGE).
+            **payload: Details for the event, as JSON.
+        """
         reason = reason or REASON_OF_STAGE[self.stage]
         print(f"{self.label}: {reason} ({failure}): {message}", file=sys.stderr)
         try:
@@ -147,30 +252,35 @@ class StageRun:
         except OSError as error:  # a full disk cannot take the event either
             print(f"{self.label}: cannot write {EVENTS}: {error}", file=sys.stderr)
 
+    def succeed(self) -> None:
+        """Write the last event and print the summary."""
+        seconds = time.perf_counter() - self._timer
+        payload = {"seconds": round(seconds, 3)}
+        self.event("info", f"{self.label}: {self._summary}", Reason.STAGE_FINISHED, payload)
+        print(f"{self.label}: {self._summary}, {seconds:.1f} s")
+
 
 @contextlib.contextmanager
 def stage_run(stage: str, instance: str | None = None) -> Iterator[StageRun]:
     """Run a stage: its failures become a named event, a plain message and exit code 1."""
     run = StageRun(stage, instance)
     try:
-        run.load_params()
-        run.event("info", f"{run.label} started", Reason.STAGE_STARTED)
-        yield run
+        with project_lock(run.label, LOCK_WAIT_S):
+            run.load_params()
+            run.event("info", f"{run.label} started", Reason.STAGE_STARTED)
+            yield run
     except ConfigError as error:
-        stale = isinstance(error, StaleError)
-        run.fail(Failure.CONFIG_STALE if stale else Failure.CONFIG_INVALID, str(error), Reason.CONFIG_INVALID)
+        run.fail(error.failure, str(error), Reason.CONFIG_INVALID)
         raise SystemExit(1) from None
     except StageError as error:
         run.fail(error.failure, str(error), error.reason)
         raise SystemExit(1) from None
-    except Exception as error:  # noqa: BLE001 whatever it is, it is told, and ends the stage
+    except Exception as error:  # whatever it is, it is named, and it ends the stage
         failure = failure_of(error)
         if failure is Failure.INTERNAL_ERROR:
             traceback.print_exc()
-        run.fail(failure, f"{type(error).__name__}: {error}{ADVICE.get(failure, '')}", None,
-                 traceback=traceback.format_exc())
+        advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
+        message = f"{type(error).__name__}: {error}{advice}"
+        run.fail(failure, message, traceback=traceback.format_exc())
         raise SystemExit(1) from None
-    seconds = time.perf_counter() - run.started
-    summary = run.finished or "done"
-    run.event("info", f"{run.label}: {summary}", Reason.STAGE_FINISHED, {"seconds": round(seconds, 3)})
-    print(f"{run.label}: {summary}, {seconds:.1f} s")
+    run.succeed()

@@ -4,163 +4,273 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import llama_cpp as llama
 import numpy as np
-from scipy.special import log_softmax
 
-from quantline.runtimes.runtime import PIECE_VALUES, Piece, greedy
-from quantline.errors import Failure, StageError
+from quantline.config.runtimes import RuntimeInfo, register_runtime
+from quantline.errors import ADVICE, Failure, StageError
+from quantline.runtimes.runtime import CHUNK_VALUES, LogitChunk, decode_greedily
 
-F32 = 0  # ggml_type of the KV cache: full precision, so that the figures show the weights alone
+KV_TYPE = 0  # ggml's F32: the cache is in full precision, so that figures show the weights alone
 BATCH_TOKENS = 512  # run at once, which is what llama.cpp computes at once
-LANES = 2  # batches that share them where sequences are short
-CELLS = 256  # llama.cpp gives each sequence a multiple of so many places in the cache
+PARALLEL_CONTEXTS = 2  # each runs batches of its own where sequences are short
+CELL_STEP = 256  # llama.cpp gives each sequence a multiple of so many places in the cache
+
+register_runtime(
+    RuntimeInfo(
+        name="llama.cpp",
+        engine="quantline.runtimes.llama_cpp:Engine",
+        modules=("llama_cpp",),
+        formats=("gguf",),
+        install="pip install llama-cpp-python",
+        kv_bytes=2,
+    )
+)
 
 
-@llama.llama_log_callback
-def _quiet(level, text, user_data):
-    """llama.cpp's log is dropped; what goes wrong is seen in its return values."""
+@cache
+def _load_library() -> tuple[ModuleType, Any]:
+    """Import llama_cpp with its log switched off; return it and the callback, which has to live.
+
+    What goes wrong is seen in return values.
+    """
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def drop(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        pass
+
+    llama_cpp.llama_log_set(drop, ctypes.c_void_p())
+    llama_cpp.llama_backend_init()
+    return llama_cpp, drop
 
 
 class Context:
-    """llama.cpp's working memory for a model whose vocabulary has `size` tokens."""
+    """llama.cpp's working memory for a model."""
 
-    def __init__(self, model, size: int) -> None:
-        self.model, self.size, self.handle, self.room = model, size, None, (0, 0, 0)
+    def __init__(self, llama: ModuleType, model: Any, vocabulary: int) -> None:
+        """Make no context yet: `prepare` knows its size."""
+        self.llama = llama
+        self.model = model
+        self.vocabulary = vocabulary
+        self.handle: Any = None
+        self.room = (0, 0, 0)  # sequences, places of each, tokens at once
 
     def prepare(self, sequences: int, length: int, threads: int, batch: int) -> None:
-        """Make it empty, with room for `sequences` of `length` tokens of which `batch` are run at once.
+        """Empty the context, and make room in it.
 
-        Each has a cache of its own: in a shared one it would also look at, and then mask, the cells of all others, and
-        what a sequence gets would depend on its neighbours by the rounding of other sums.
+        Each sequence has a cache of its own. In a shared one it would also look at, and then mask,
+        the cells of all others, and its logits would depend on its neighbours by rounding.
+
+        Args:
+            sequences: How many.
+            length: Tokens of each sequence.
+            threads: That compute.
+            batch: Tokens that are run at once.
+
+        Raises:
+            StageError: out_of_memory.
         """
-        asked = sequences, -(-length // CELLS) * CELLS, batch
-        if any(have < needed for have, needed in zip(self.room, asked, strict=True)):
+        llama = self.llama
+        needed = (sequences, -(-length // CELL_STEP) * CELL_STEP, batch)
+        if any(have < need for have, need in zip(self.room, needed, strict=True)):
             if self.handle is not None:
                 llama.llama_free(self.handle)
-            settings, self.room = llama.llama_context_default_params(), asked
-            settings.n_ctx, settings.n_seq_max, settings.kv_unified = sequences * self.room[1], sequences, False
-            settings.n_batch = settings.n_ubatch = batch
-            settings.type_k = settings.type_v = F32
+            self.room = needed
+            settings = llama.llama_context_default_params()
+            settings.n_ctx = sequences * needed[1]
+            settings.n_seq_max = sequences
+            settings.kv_unified = False
+            settings.n_batch = batch
+            settings.n_ubatch = batch
+            settings.type_k = KV_TYPE
+            settings.type_v = KV_TYPE
             settings.flash_attn_type = 0
             self.handle = llama.llama_init_from_model(self.model, settings)
             if not self.handle:
-                raise StageError(Failure.OUT_OF_MEMORY, f"llama.cpp cannot make a context of {settings.n_ctx} tokens")
+                raise StageError(
+                    Failure.OUT_OF_MEMORY,
+                    f"expected llama.cpp to make a context of {settings.n_ctx} tokens, found no "
+                    f"memory for it; {ADVICE[Failure.OUT_OF_MEMORY]}",
+                )
         llama.llama_set_n_threads(self.handle, threads, threads)
         llama.llama_memory_clear(llama.llama_get_memory(self.handle), True)
 
-    def decode(self, tokens: np.ndarray, start: int, inside: slice) -> np.ndarray:
-        """Logits float32 [b, m, V] of the m positions `inside` tokens int32 [b, n], whose first is at position `start`. They
-        lie in llama.cpp's own memory, where the next call overwrites them.
+    def decode(self, tokens: np.ndarray, start: int, wanted: slice) -> np.ndarray:
+        """Run tokens and return the logits of some of them.
+
+        Args:
+            tokens: int32 [b, n], one row per sequence.
+            start: Position of the first token in its sequence.
+            wanted: The columns whose logits are returned.
+
+        Returns:
+            float32 [b, columns, vocabulary] in llama.cpp's own memory, where the next call
+            overwrites them.
+
+        Raises:
+            StageError: runtime_crashed.
         """
-        (sequences, count), pointer = tokens.shape, ctypes.POINTER
+        llama = self.llama
+        sequences, count = tokens.shape
         ids = np.ascontiguousarray(tokens, np.int32)
-        places = np.tile(np.arange(start, start + count, dtype=np.int32), sequences)
-        numbers = np.repeat(np.arange(sequences, dtype=np.int32), count)
+        positions = np.tile(np.arange(start, start + count, dtype=np.int32), sequences)
+        owners = np.repeat(np.arange(sequences, dtype=np.int32), count)
         ones = np.ones(ids.size, np.int32)
-        wanted = np.zeros((sequences, count), np.int8)
-        wanted[:, inside] = 1
-        owners = numbers.ctypes.data + 4 * np.arange(ids.size, dtype=np.uint64)  # where each token's sequence stands
+        outputs = np.zeros((sequences, count), np.int8)
+        outputs[:, wanted] = 1
+        # llama.cpp wants a pointer to each token's list of sequences, which has one entry.
+        addresses = owners.ctypes.data + 4 * np.arange(ids.size, dtype=np.uint64)
+
+        def pointer(array: np.ndarray, kind: Any) -> Any:
+            return array.ctypes.data_as(ctypes.POINTER(kind))
+
         batch = llama.llama_batch(
-            n_tokens=ids.size, token=ids.ctypes.data_as(pointer(llama.llama_token)),
-            pos=places.ctypes.data_as(pointer(llama.llama_pos)), n_seq_id=ones.ctypes.data_as(pointer(ctypes.c_int32)),
-            seq_id=owners.ctypes.data_as(pointer(pointer(llama.llama_seq_id))),
-            logits=wanted.ctypes.data_as(pointer(ctypes.c_int8)))
+            n_tokens=ids.size,
+            token=pointer(ids, llama.llama_token),
+            pos=pointer(positions, llama.llama_pos),
+            n_seq_id=pointer(ones, ctypes.c_int32),
+            seq_id=pointer(addresses, ctypes.POINTER(llama.llama_seq_id)),
+            logits=pointer(outputs, ctypes.c_int8),
+        )
         status = llama.llama_decode(self.handle, batch)
         if status:
-            raise StageError(Failure.RUNTIME_CRASHED, f"llama_decode returned {status} for {ids.size} tokens")
-        kept = len(range(count)[inside])
-        if not kept:
-            return np.empty((sequences, 0, self.size), np.float32)
-        return np.ctypeslib.as_array(llama.llama_get_logits(self.handle), (sequences, kept, self.size))
+            raise StageError(
+                Failure.RUNTIME_CRASHED,
+                f"expected llama_decode to return 0 for {ids.size} tokens, found {status}; try "
+                "another version of llama-cpp-python, or leave the variant out",
+            )
+        columns = len(range(count)[wanted])
+        if not columns:
+            return np.empty((sequences, 0, self.vocabulary), np.float32)
+        shape = (sequences, columns, self.vocabulary)
+        return np.ctypeslib.as_array(llama.llama_get_logits(self.handle), shape)
 
 
 class Engine:
-    """A GGUF bundle."""
+    """A GGUF bundle on the CPU.
 
-    name, version, device = "llama.cpp", llama.__version__, "cpu"
+    Raises:
+        StageError: runtime_crashed, if llama.cpp cannot load the file.
+    """
+
+    name = "llama.cpp"
+    device = "cpu"
 
     def __init__(self, bundle: Path, threads: int | None) -> None:
-        llama.llama_log_set(_quiet, ctypes.c_void_p())
-        llama.llama_backend_init()
-        settings = llama.llama_model_default_params()
+        """Load the file, or the first of a split model's files."""
+        self.llama, _ = _load_library()
+        self.version = self.llama.__version__
+        settings = self.llama.llama_model_default_params()
         settings.n_gpu_layers = 0
-        path = min(bundle.glob("model*.gguf"), default=bundle / "model.gguf")  # of a split model, the first
-        self.model = llama.llama_model_load_from_file(str(path).encode(), settings)
+        path = min(bundle.glob("model*.gguf"), default=bundle / "model.gguf")
+        self.model = self.llama.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:
-            raise StageError(Failure.RUNTIME_CRASHED, f"llama.cpp cannot load {path}; export it again")
-        self.vocabulary = llama.llama_model_get_vocab(self.model)
-        self.size = llama.llama_vocab_n_tokens(self.vocabulary)
-        self.threads, self.contexts = threads or os.cpu_count(), [Context(self.model, self.size) for _ in range(LANES)]
+            raise StageError(
+                Failure.RUNTIME_CRASHED, f"llama.cpp cannot load {path}; export it again"
+            )
+        self.tokens = self.llama.llama_model_get_vocab(self.model)
+        self.vocabulary = self.llama.llama_vocab_n_tokens(self.tokens)
+        self.threads = threads or os.cpu_count() or 1
+        self.contexts = [
+            Context(self.llama, self.model, self.vocabulary) for _ in range(PARALLEL_CONTEXTS)
+        ]
 
-    def pieces(self, tokens: np.ndarray, first: int, end: int) -> Iterator[Piece]:
-        """Short sequences go in LANES batches at a time, each computed by its share of the threads: threads that work at
-        one batch wait for each other after every operation. What goes together does not depend on the number of threads.
+    def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
+        """Yield logits chunk by chunk (see ChunkedRuntime).
+
+        Short sequences go in batches through PARALLEL_CONTEXTS contexts at once, each computed by
+        its share of the threads: threads that work at one batch wait for each other after every
+        operation. Which sequences share a batch does not depend on the number of threads.
         """
         count, length = tokens.shape
-        parts = LANES if max(length, CELLS) <= BATCH_TOKENS // LANES else 1
-        batch, values = BATCH_TOKENS // parts, PIECE_VALUES // parts
-        step = max(1, min(batch // max(length, CELLS), values // self.size))
-        lanes = parts if self.threads % parts == 0 and count > step else 1
+        short = max(length, CELL_STEP) <= BATCH_TOKENS // PARALLEL_CONTEXTS
+        parts = PARALLEL_CONTEXTS if short else 1
+        batch = BATCH_TOKENS // parts
+        values = CHUNK_VALUES // parts
+        step = max(1, min(batch // max(length, CELL_STEP), values // self.vocabulary))
+        contexts_used = parts if self.threads % parts == 0 and count > step else 1
+        most_positions = max(1, values // (step * self.vocabulary))
 
-        def lane(number: int) -> Iterator[Piece]:
-            context, most = self.contexts[number], max(1, values // (step * self.size))  # positions with logits
-            for begin in range(number * step, count, lanes * step):
-                rows, start = slice(begin, min(count, begin + step)), 0
-                context.prepare(step, length, self.threads // lanes, batch)
+        def chunks_of_context(number: int) -> Iterator[LogitChunk]:
+            context = self.contexts[number]
+            for begin in range(number * step, count, contexts_used * step):
+                rows = slice(begin, min(count, begin + step))
+                context.prepare(step, length, self.threads // contexts_used, batch)
+                start = 0
                 while start < length:
-                    place = max(start, first)
-                    stop = min(length, start + batch // step, place + most)
-                    inside = slice(place, max(place, min(stop, end)))
-                    logits = context.decode(tokens[rows, start:stop], start, slice(place - start, inside.stop - start))
+                    position = max(start, first)
+                    stop = min(length, start + batch // step, position + most_positions)
+                    covered = slice(position, max(position, min(stop, end)))
+                    wanted = slice(position - start, covered.stop - start)
+                    logits = context.decode(tokens[rows, start:stop], start, wanted)
                     if logits.size:
-                        yield rows, inside, logits
+                        yield LogitChunk(rows, covered, logits)
                     start = stop
 
-        with ThreadPoolExecutor(lanes) as pool:
-            ahead = deque((stream, pool.submit(next, stream, None)) for stream in map(lane, range(lanes)))
-            while ahead:
-                stream, coming = ahead.popleft()
-                piece = coming.result()
-                if piece is not None:
-                    yield piece
-                    ahead.append((stream, pool.submit(next, stream, None)))  # not before: it overwrites the piece
+        def submit(chunks: Iterator[LogitChunk]) -> Future[LogitChunk | None]:
+            return pool.submit(next, chunks, None)
+
+        with ThreadPoolExecutor(contexts_used) as pool:
+            all_chunks = map(chunks_of_context, range(contexts_used))
+            waiting = deque((chunks, submit(chunks)) for chunks in all_chunks)
+            while waiting:
+                chunks, future = waiting.popleft()
+                chunk = future.result()
+                if chunk is not None:
+                    yield chunk
+                    # Not before: the context's next batch overwrites this chunk.
+                    waiting.append((chunks, submit(chunks)))
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
-        found = np.empty((*tokens.shape, self.size), np.float32)
-        for rows, places, logits in self.pieces(tokens, 0, tokens.shape[1]):
-            found[rows, places] = log_softmax(logits, axis=-1)
-        return found
+        """Return log-probabilities (see Runtime)."""
+        from scipy.special import log_softmax
+
+        logprobs = np.empty((*tokens.shape, self.vocabulary), np.float32)
+        for chunk in self.logit_chunks(tokens, 0, tokens.shape[1]):
+            logprobs[chunk.rows, chunk.positions] = log_softmax(chunk.logits, axis=-1)
+        return logprobs
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
-        context, position = self.contexts[0], 0
+        """Decode greedily (see Runtime)."""
+        context = self.contexts[0]
         context.prepare(1, len(prompt) + max_new_tokens, self.threads, BATCH_TOKENS)
+        position = 0
 
-        def step(*ids: int) -> np.ndarray:
+        def run(*ids: int) -> np.ndarray:
             nonlocal position
             for start in range(0, len(ids), BATCH_TOKENS):
-                part = np.array([ids[start:start + BATCH_TOKENS]], np.int32)
+                part = np.array([ids[start : start + BATCH_TOKENS]], np.int32)
                 logits = context.decode(part, position, slice(part.size - 1, part.size))
                 position += part.size
             return logits[0, 0]
 
-        return greedy(step(*prompt), step, max_new_tokens, stop)
+        return decode_greedily(run(*prompt), run, max_new_tokens, stop)
 
     def encode(self, text: str) -> list[int]:
+        """Return token ids without special tokens around the text."""
         data = text.encode()
         room = len(data) + 16
-        ids = (llama.llama_token * room)()
-        count = llama.llama_tokenize(self.vocabulary, data, len(data), ids, room, False, True)
+        ids = (self.llama.llama_token * room)()
+        count = self.llama.llama_tokenize(self.tokens, data, len(data), ids, room, False, True)
         if count < 0:
-            raise StageError(Failure.TOKENIZER_MISMATCH, f"llama.cpp needs {-count} tokens for {len(data)} bytes")
+            raise StageError(
+                Failure.TOKENIZER_MISMATCH,
+                f"expected at most {room} tokens for {len(data)} bytes, found {-count} in "
+                "llama.cpp; choose another format",
+            )
         return list(ids[:count])
 
     def decode(self, ids: list[int]) -> str:
-        pieces, buffer = [], ctypes.create_string_buffer(512)
+        """Return the text of token ids."""
+        pieces = []
+        buffer = ctypes.create_string_buffer(512)
         for token in ids:
-            size = llama.llama_token_to_piece(self.vocabulary, token, buffer, len(buffer), 0, True)
+            size = self.llama.llama_token_to_piece(self.tokens, token, buffer, len(buffer), 0, True)
             pieces.append(buffer.raw[:size])
         return b"".join(pieces).decode("utf-8", errors="replace")

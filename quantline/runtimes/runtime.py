@@ -1,93 +1,171 @@
-"""Engines that serve a bundle, one file each. A runtime reads only the bundle."""
+"""The protocol of an engine, and what several engines share."""
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from quantline.config.runtimes import RUNTIMES
 from quantline.errors import Failure, StageError
+from quantline.registry import load_object
 
-MODULES = {  # runtime → its module here, how to install it
-    "transformers": ("transformers", "pip install transformers"),
-    "vllm": ("vllm", "make an environment of its own from requirements-vllm.txt, and name it in evaluation.pythons.vllm"),
-    "llama.cpp": ("llama_cpp", "pip install llama-cpp-python"),
-    "onnxruntime": ("onnxruntime", "pip install onnxruntime"),
-    "onnxruntime-genai": ("onnxruntime_genai", "pip install 'quantline[genai]'"),
-}
-PIECE_VALUES = 1 << 25  # logits that a runtime hands over at once, so that a large vocabulary needs no gigabytes
-PIECE_TOKENS = 2048  # and tokens
-Piece = tuple[slice, slice, np.ndarray]
+CHUNK_VALUES = 1 << 25  # logits that a runtime hands over at once, so that a large vocabulary fits
+CHUNK_TOKENS = 2048
 
 
 class Runtime(Protocol):
-    """A loaded model. One that can hand over part of a sequence's logits also has `pieces` (the function below)."""
+    """A loaded model.
+
+    Life cycle: the class is named in a RuntimeInfo and called with a bundle's folder and a number
+    of threads (None: one per core). `encode` and `decode` use the bundle's own tokenizer.
+    """
 
     name: str
     version: str
     device: str
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
-        """Natural log-probabilities float32 [b, n, V] of the token after each of `tokens`, int32 [b, n]."""
+        """Return natural log-probabilities of the token after each token.
+
+        Args:
+            tokens: int32 [batch, length].
+
+        Returns:
+            float32 [batch, length, vocabulary].
+        """
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
-        """The new tokens of greedy decoding with a KV cache, without the one that stopped it."""
+        """Decode greedily with a key-value cache; return the new tokens without the stop token."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids by the bundle's own tokenizer, without special tokens around the text."""
+        """Return token ids, without special tokens around the text."""
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
 
 
-def engine(name: str) -> Callable[[Path, int | None], Runtime]:
-    """The class of an engine, imported only now. Raises StageError(runtime_unavailable) if it is not installed."""
-    module, how = MODULES[name]
+class LogitChunk(NamedTuple):
+    """Logits of some positions of some sequences.
+
+    Attributes:
+        rows: Which sequences.
+        positions: Which positions.
+        logits: float32 [sequences, positions, vocabulary], or log-probabilities. They hold until
+            the next chunk is asked for.
+    """
+
+    rows: slice
+    positions: slice
+    logits: np.ndarray
+
+
+@runtime_checkable
+class ChunkedRuntime(Protocol):
+    """A runtime that can hand over part of a sequence's logits."""
+
+    def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
+        """Yield chunks that cover `tokens` from position `first` to before `end`."""
+
+
+def engine_class(name: str) -> Callable[[Path, int | None], Runtime]:
+    """Import the class of an engine, and the modules that it needs.
+
+    Raises:
+        StageError: runtime_unavailable, if it is not installed.
+    """
+    info = RUNTIMES[name]
     try:
-        return import_module(f"quantline.runtimes.{module}").Engine
+        for module in info.modules:
+            import_module(module)
+        engine = load_object(info.engine)
     except ImportError as error:
-        raise StageError(Failure.RUNTIME_UNAVAILABLE,
-                         f"expected {name}, and cannot import it: {error}; install it: {how}") from error
+        raise _unavailable(name, error) from error
+    assert callable(engine), info.engine
+    return engine
 
 
 def open_runtime(name: str, bundle: Path, threads: int | None = None) -> Runtime:
-    """Load a bundle. Raises StageError(runtime_unavailable) if the engine is not installed."""
-    return engine(name)(bundle, threads)
+    """Load a bundle in a runtime.
 
-
-def pieces(runtime: Runtime, tokens: np.ndarray, first: int, end: int) -> Iterator[Piece]:
-    """(sequences, positions, logits float32 [b, m, V] or log-probabilities) that cover `tokens` int32 [n, length] from
-    position `first` to before `end`. What is handed over holds until the next piece is asked for.
+    Raises:
+        StageError: runtime_unavailable, if the engine is not installed.
     """
-    if hasattr(runtime, "pieces"):
-        yield from runtime.pieces(tokens, first, end)
+    try:
+        return engine_class(name)(bundle, threads)
+    except ImportError as error:
+        raise _unavailable(name, error) from error
+
+
+def _unavailable(name: str, error: ImportError) -> StageError:
+    return StageError(
+        Failure.RUNTIME_UNAVAILABLE,
+        f"expected {name}, and cannot import it: {error}; install it: {RUNTIMES[name].install}",
+    )
+
+
+def logit_chunks(
+    runtime: Runtime, tokens: np.ndarray, first: int, end: int
+) -> Iterator[LogitChunk]:
+    """Yield chunks that cover tokens int32 [n, length] from position `first` to before `end`."""
+    if isinstance(runtime, ChunkedRuntime):
+        yield from runtime.logit_chunks(tokens, first, end)
         return
     count, length = tokens.shape
-    step = max(1, PIECE_TOKENS // length)
+    step = max(1, CHUNK_TOKENS // length)
     for start in range(0, count, step):
         rows = slice(start, min(count, start + step))
-        yield rows, slice(first, end), runtime.logprobs(tokens[rows])[:, first:end]
+        logprobs = runtime.logprobs(tokens[rows])
+        yield LogitChunk(rows, slice(first, end), logprobs[:, first:end])
 
 
-def continued(tokens: np.ndarray, first: int, end: int, size: int, run) -> Iterator[Piece]:
-    """Pieces of a runtime that goes on where it stopped: `run(ids, cache)` gives the logits [b, m, V] of `ids` int32 [b, m]
-    and a cache, None at a sequence's begin; `size` is V.
+def chunks_by_cache(
+    tokens: np.ndarray,
+    first: int,
+    end: int,
+    vocabulary: int,
+    run: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
+) -> Iterator[LogitChunk]:
+    """Yield chunks of a runtime that continues from its key-value cache.
+
+    Args:
+        tokens: int32 [n, length].
+        first: First position to cover.
+        end: Position before which to stop.
+        vocabulary: Width of the logits.
+        run: Called with ids int32 [b, m] and a cache (None where a sequence begins); returns
+            logits [b, m, vocabulary] and the grown cache.
     """
     count, length = tokens.shape
-    step = max(1, min(PIECE_TOKENS // length, PIECE_VALUES // (length * size)))
+    step = max(1, min(CHUNK_TOKENS // length, CHUNK_VALUES // (length * vocabulary)))
+    width = max(1, CHUNK_VALUES // (step * vocabulary))
     for start in range(0, count, step):
-        rows, cache, places = slice(start, min(count, start + step)), None, max(1, PIECE_VALUES // (step * size))
-        for place in range(0, length, places):
-            logits, cache = run(tokens[rows, place:place + places], cache)
-            inside = slice(max(place, first), min(place + places, end))
-            if inside.start < inside.stop:
-                yield rows, inside, logits[:, inside.start - place:inside.stop - place]
+        rows = slice(start, min(count, start + step))
+        cache = None
+        for position in range(0, length, width):
+            logits, cache = run(tokens[rows, position : position + width], cache)
+            covered = slice(max(position, first), min(position + width, end))
+            if covered.start < covered.stop:
+                inside = logits[:, covered.start - position : covered.stop - position]
+                yield LogitChunk(rows, covered, inside)
 
 
-def greedy(first: np.ndarray, step, max_new_tokens: int, stop: set[int]) -> list[int]:
-    """Take the most probable token again and again: `first` [V] are the prompt's last logits, `step(token)` the next."""
-    ids, logits = [], first
+def decode_greedily(
+    logits: np.ndarray,
+    step: Callable[[int], np.ndarray],
+    max_new_tokens: int,
+    stop: set[int],
+) -> list[int]:
+    """Take the most probable token again and again.
+
+    Args:
+        logits: The prompt's last logits [vocabulary].
+        step: Called with a token; returns the logits after it.
+        max_new_tokens: How many tokens to take at most.
+        stop: Tokens that end the text and are no part of it.
+    """
+    ids: list[int] = []
     while len(ids) < max_new_tokens:
         token = int(np.argmax(logits))
         if token in stop:

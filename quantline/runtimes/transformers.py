@@ -1,4 +1,4 @@
-"""transformers in float32 (the GPTQ layout in float16, the one its kernels take), on a GPU where there is one."""
+"""transformers in float32 (the GPTQ layout in float16, as its kernels want), on a GPU if any."""
 
 import contextlib
 import io
@@ -6,82 +6,141 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quantline.runtimes.runtime import Piece, continued, greedy
+from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
+from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily
 
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+register_runtime(
+    RuntimeInfo(
+        name="transformers",
+        engine="quantline.runtimes.transformers:Engine",
+        modules=(
+            "torch",
+            "transformers.models.auto.modeling_auto",
+            "transformers.models.auto.tokenization_auto",
+        ),
+        formats=("safetensors",),
+        install="pip install transformers",
+        kv_bytes=2,
+    )
+)
 
 
 class Engine:
-    """A safetensors bundle. Quantized weights are expanded to float32 for the computation.
+    """A safetensors bundle. Quantized weights are expanded to floats for the computation.
 
-    Raises StageError: runtime_crashed if transformers does not find every weight (it would draw random ones),
-    runtime_unavailable if the layout needs a package that is not installed.
+    Raises:
+        StageError: runtime_crashed, if transformers does not find every weight (it would draw
+            random ones); runtime_unavailable, if the layout needs a package that is missing.
     """
 
-    name, version = "transformers", transformers.__version__
+    name = "transformers"
 
     def __init__(self, bundle: Path, threads: int | None) -> None:
-        torch.set_num_threads(threads or os.cpu_count())
+        """Load the folder."""
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        self.torch = torch
+        self.version = transformers.__version__
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        config = json.loads((bundle / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
-        dtype = torch.float16 if config.get("quant_method") == "gptq" else torch.float32
-        self.tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=False, local_files_only=True)
-        # compressed-tensors' progress bars cannot be switched off, and its last one comes with the first forward pass.
+        config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+        method = config.get("quantization_config", {}).get("quant_method")
+        dtype = torch.float16 if method == "gptq" else torch.float32
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+            bundle, trust_remote_code=False, local_files_only=True
+        )
+        # compressed-tensors' progress bars cannot be switched off, and its last one comes with
+        # the first forward pass.
         with contextlib.redirect_stderr(io.StringIO()):
-            try:
-                self.model, found = AutoModelForCausalLM.from_pretrained(
-                    bundle, dtype=dtype, trust_remote_code=False, local_files_only=True, output_loading_info=True)
-            except ImportError as error:  # the layouts gptq and awq need a package of their own
-                raise StageError(Failure.RUNTIME_UNAVAILABLE, f"transformers cannot load this layout here: {error}; "
-                                                              "install it: pip install 'quantline[gptqmodel]'") from None
-            wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
-            if wrong:
-                raise StageError(Failure.RUNTIME_CRASHED, f"expected every weight of {bundle} to find its place in "
-                                                          f"transformers, found {wrong}; export it again")
-            for parameter in self.model.parameters():
-                if parameter.dtype == torch.bfloat16:  # experts, which are expanded in the precision of their scales
-                    parameter.data = parameter.data.to(dtype)
-            self.model = self.model.to(self.device).eval()
+            self.model = self._load(bundle, dtype)
             self.logprobs(np.zeros((1, 1), np.int32))
 
-    @torch.inference_mode()
+    def _load(self, bundle: Path, dtype: Any) -> Any:
+        """Return the model, all of whose weights were found."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                bundle,
+                dtype=dtype,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except ImportError as error:  # the layouts gptq and awq need a package of their own
+            raise StageError(
+                Failure.RUNTIME_UNAVAILABLE,
+                f"transformers cannot load this layout here: {error}; install what it needs: "
+                "pip install 'quantline[gptqmodel]'",
+            ) from None
+        problems = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
+        if problems:
+            raise StageError(
+                Failure.RUNTIME_CRASHED,
+                f"expected transformers to find every weight of {bundle}, found {problems}; "
+                "export it again",
+            )
+        for parameter in model.parameters():
+            # Experts are expanded in the precision of their scales.
+            if parameter.dtype == self.torch.bfloat16:
+                parameter.data = parameter.data.to(dtype)
+        return model.to(self.device).eval()
+
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
-        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        return torch.log_softmax(logits.float(), -1).cpu().numpy()
+        """Return log-probabilities (see Runtime)."""
+        torch = self.torch
+        with torch.inference_mode():
+            ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            return torch.log_softmax(logits.float(), -1).cpu().numpy()
 
-    def pieces(self, tokens: np.ndarray, first: int, end: int) -> Iterator[Piece]:
-        @torch.inference_mode()
-        def run(ids: np.ndarray, cache: object) -> tuple[np.ndarray, object]:
-            out = self.model(input_ids=torch.from_numpy(ids.astype(np.int64)).to(self.device), past_key_values=cache,
-                             use_cache=True)
-            return out.logits.float().cpu().numpy(), out.past_key_values
+    def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
+        """Yield logits chunk by chunk (see ChunkedRuntime)."""
+        torch = self.torch
 
-        return continued(tokens, first, end, self.model.config.get_text_config().vocab_size, run)
+        def run(ids: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+            with torch.inference_mode():
+                out = self.model(
+                    input_ids=torch.from_numpy(ids.astype(np.int64)).to(self.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                return out.logits.float().cpu().numpy(), out.past_key_values
 
-    @torch.inference_mode()
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return chunks_by_cache(tokens, first, end, vocabulary, run)
+
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
+        """Decode greedily (see Runtime)."""
+        torch = self.torch
         cache = None
 
         def run(ids: list[int]) -> np.ndarray:
             nonlocal cache
-            out = self.model(input_ids=torch.tensor([ids], device=self.device), past_key_values=cache,
-                             use_cache=True, logits_to_keep=1)
+            with torch.inference_mode():
+                out = self.model(
+                    input_ids=torch.tensor([ids], device=self.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
             cache = out.past_key_values
             return out.logits[0, -1].float().cpu().numpy()
 
-        return greedy(run(prompt), lambda token: run([token]), max_new_tokens, stop)
+        return decode_greedily(run(prompt), lambda token: run([token]), max_new_tokens, stop)
 
     def encode(self, text: str) -> list[int]:
+        """Return token ids without special tokens around the text."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)

@@ -1,14 +1,14 @@
-"""MLflow's model registry: the variant to ship as a version of a registered model, and the alias that points to it.
+"""MLflow's model registry: the picked variant as a version of a registered model, with an alias.
 
-A version is known by the hash of its bundle, so the same bytes are one version however often they are compared.
+A version is known by the hash of its bundle, so the same bytes are one version however often they
+are compared.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from quantline.config.compose import project_root
-from quantline.config.params import Tracking
-from quantline.config.params import Registry
+from quantline.config.tracking import Registry, Tracking
 from quantline.tracking.mlflow_runs import main_root, with_client, without_secrets
 
 if TYPE_CHECKING:
@@ -17,44 +17,75 @@ if TYPE_CHECKING:
 
 SHA256 = "artifact_sha256"
 MISSING = "RESOURCE_DOES_NOT_EXIST"
+NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED")
 UPLOADED = "bundle"  # the folder of an uploaded bundle among its run's artifacts
 
 
-class NoRegistry(Exception):
+class NoRegistryError(Exception):
     """The tracking store keeps runs, but no models."""
 
 
+class Version(NamedTuple):
+    """A version of a registered model, and whether it is new."""
+
+    number: str
+    is_new: bool
+
+
 def in_queued_copy() -> bool:
-    """Whether this is one of the copies of the workspace where DVC runs queued experiments; they are thrown away."""
+    """Whether this is a copy of the workspace where DVC runs a queued experiment.
+
+    Such copies are thrown away.
+    """
     return main_root() != project_root()
 
 
-def register(tracking: Tracking, run_id: str, bundle: Path, tags: dict[str, str], description: str) -> tuple[str, bool]:
-    """(the version that holds the bundle of `tags[artifact_sha256]`, whether it is new); the alias points to it then.
+def register(
+    tracking: Tracking, run_id: str, bundle: Path, tags: dict[str, str], description: str
+) -> Version:
+    """Register a bundle, unless its bytes are a version already, and point the alias to it.
 
-    Raises NoRegistry; StageError(network_unavailable) if a server has a registry but does not take the version.
+    Args:
+        tracking: The section of params.yaml, with a registry.
+        run_id: MLflow's id of the variant's run.
+        bundle: The folder in artifacts/exports.
+        tags: Of a new version; `artifact_sha256` names the bytes.
+        description: Of a new version.
+
+    Raises:
+        NoRegistryError: If the store keeps no models.
+        StageError: network_unavailable, if a server does not take the version.
     """
     from mlflow.exceptions import MlflowException
 
-    def work(client: "MlflowClient") -> tuple[str, bool]:
+    registry = tracking.registry
+    assert registry is not None, "tracking.registry is null"
+
+    def use(client: "MlflowClient") -> Version:
         try:
-            return _register(client, tracking.registry, run_id, bundle, tags, description)
+            return _register(client, registry, run_id, bundle, tags, description)
         except MlflowException as error:
-            if _is_absent(error):
-                raise NoRegistry(without_secrets(error)) from None
+            if _has_no_registry(error):
+                raise NoRegistryError(without_secrets(error)) from None
             raise
 
-    return with_client(tracking, work)
+    return with_client(tracking, use)
 
 
-def _is_absent(error: "MlflowException") -> bool:
-    """Whether a server says that it has no model registry: it knows no such address, or its store keeps no models."""
-    return error.error_code in ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED") or \
-        "model registry functionality is unavailable" in str(error).lower()
+def _has_no_registry(error: "MlflowException") -> bool:
+    """Whether a server answers that it knows no such address, or that its store keeps no models."""
+    unavailable = "model registry functionality is unavailable" in str(error).lower()
+    return error.error_code in NO_REGISTRY or unavailable
 
 
-def _register(client: "MlflowClient", registry: Registry, run_id: str, bundle: Path, tags: dict[str, str],
-              description: str) -> tuple[str, bool]:
+def _register(
+    client: "MlflowClient",
+    registry: Registry,
+    run_id: str,
+    bundle: Path,
+    tags: dict[str, str],
+    description: str,
+) -> Version:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -64,15 +95,19 @@ def _register(client: "MlflowClient", registry: Registry, run_id: str, bundle: P
             raise
         client.create_registered_model(registry.name)
         aliases = {}
-    same = client.search_model_versions(f"name = '{registry.name}' and tags.`{SHA256}` = '{tags[SHA256]}'")
-    numbers = sorted((one.version for one in same), key=int)
-    number = numbers[-1] if numbers else None
-    if number is None:
+    query = f"name = '{registry.name}' and tags.`{SHA256}` = '{tags[SHA256]}'"
+    known = sorted(int(version.version) for version in client.search_model_versions(query))
+    if known:
+        number = str(known[-1])
+    else:
         source = bundle.resolve().as_uri()
         if registry.upload:
             client.log_artifacts(run_id, str(bundle), UPLOADED)
             source = f"{client.get_run(run_id).info.artifact_uri}/{UPLOADED}"
-        number = client.create_model_version(registry.name, source, run_id, tags=tags, description=description).version
-    if str(aliases.get(registry.alias)) != str(number):
+        version = client.create_model_version(
+            registry.name, source, run_id, tags=tags, description=description
+        )
+        number = str(version.version)
+    if str(aliases.get(registry.alias)) != number:
         client.set_registered_model_alias(registry.name, registry.alias, number)
-    return str(number), not numbers
+    return Version(number, not known)

@@ -1,216 +1,148 @@
-"""How each model family lies in a GGUF file: a table of names, orders of rows, and settings.
+"""How a model's tensors lie in a GGUF file: their names there, the order of their rows, norms.
 
-Tensor names come from the gguf package's own map; what llama.cpp does with the settings is in its src/models/.
+Tensor names come from the gguf package's own map, everything else from the family's GgufFamily.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import gguf
 import numpy as np
 
-from quantline.model.architecture import Architecture
-from quantline.model.gguf_checkpoint import IN_FILE, Converted
-from quantline.model.checkpoint import Checkpoint
-from quantline.formats.gguf.rope import Rope, rope_of
 from quantline.errors import Failure, StageError
+from quantline.model.architecture import Architecture
+from quantline.model.family import FAMILIES, GgufFamily
+from quantline.model.tensor_source import TensorSource
 
-# Architectures that llama.cpp runs without a sliding window.
-NO_WINDOW = ("llama", "phi3", "qwen2", "qwen3", "qwen3moe", "starcoder2")
-
-Order = Callable[[Architecture, int], np.ndarray]
-
-
-def interleave(rows: int, heads: int) -> np.ndarray:
-    """Row order that puts the two halves of each head's rotary pairs side by side: int [rows]."""
-    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
+EXPERTS = ".experts."  # in the names of tensors that one tensor of the file holds together
 
 
-def split_heads(rows: int, heads: int) -> np.ndarray:
-    """Row order that puts all queries before all keys before all values, from head by head: int [rows]."""
-    return np.arange(rows).reshape(heads, 3, rows // heads // 3).swapaxes(0, 1).reshape(-1)
+def gguf_family(arch: Architecture) -> GgufFamily:
+    """Return how the family of a model lies in GGUF.
 
-
-INTERLEAVED: dict[str, Order] = {"attn_q": lambda facts, rows: interleave(rows, facts.heads),
-                                 "attn_k": lambda facts, rows: interleave(rows, facts.kv_heads)}
-
-
-@dataclass(frozen=True)
-class Container:
-    """`name`: llama.cpp's for the architecture. `orders`: part → order of its rows. `settings`: method of the writer →
-    (key of config.json, default). `needed`: key → (the only value that llama.cpp knows, default).
-    `layers_of_hidden_scale`: how many layers the model has whose attention llama.cpp scales by hidden size over heads,
-    and all others' by the head's width. `square`: whether the heads fill the hidden size.
+    Raises:
+        StageError: unsupported_architecture, if quantline does not know.
     """
-
-    name: str
-    orders: dict[str, Order] = field(default_factory=dict)
-    settings: dict[str, tuple[str, Any]] = field(default_factory=dict)
-    needed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    windows: bool = False  # whether layers with a sliding window alternate with others
-    layers_of_hidden_scale: int | None = None
-    square: bool = False
-    rms: bool = True  # kind of norm
-    all_sparse: bool = False  # whether every block has experts
-
-
-LLAMA = Container("llama", INTERLEAVED)
-GEMMA2 = Container("gemma2", windows=True, layers_of_hidden_scale=46, settings={
-    "add_sliding_window": ("sliding_window", 4096), "add_attn_logit_softcapping": ("attn_logit_softcapping", 50.0),
-    "add_final_logit_softcapping": ("final_logit_softcapping", 30.0)})
-GEMMA3 = Container("gemma3", windows=True, layers_of_hidden_scale=62, settings={
-    "add_sliding_window": ("sliding_window", 4096), "add_final_logit_softcapping": ("final_logit_softcapping", None)},
-    needed={"attn_logit_softcapping": (None, None)})
-GPT2 = Container("gpt2", square=True, rms=False, needed={
-    "scale_attn_weights": (True, True), "scale_attn_by_inverse_layer_idx": (False, False)})
-NEOX = Container("gptneox", {"attn_qkv": lambda facts, rows: split_heads(rows, facts.heads)}, square=True, rms=False,
-                 settings={"add_parallel_residual": ("use_parallel_residual", True)})
-PHI3 = Container("phi3", square=True, settings={"add_sliding_window": ("sliding_window", 0)})
-PHI = Container("phi2", square=True, rms=False, needed={"qk_layernorm": (False, False)})
-QWEN3_MOE = Container("qwen3moe", needed={"norm_topk_prob": (True, False)}, all_sparse=True)
-
-CONTAINERS = {"gemma2": GEMMA2, "gemma3_text": GEMMA3, "gpt2": GPT2, "gpt_neox": NEOX, "llama": LLAMA, "mistral": LLAMA,
-              "mixtral": LLAMA, "phi": PHI, "phi3": PHI3, "qwen2": Container("qwen2", square=True), "qwen3": Container("qwen3"),
-              "qwen3_moe": QWEN3_MOE, "starcoder2": Container("starcoder2", square=True, rms=False)}
-WHOLE = ("position_embd", "ffn_gate_inp")  # parts that llama.cpp wants in full precision
+    family = arch.family.gguf
+    if family is None:
+        known = sorted(name for name, known_family in FAMILIES.items() if known_family.gguf)
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected a model among {', '.join(known)} for GGUF, found {arch.model_type}; choose "
+            "another format, or name your checkout of llama.cpp as model.converter",
+        )
+    return family
 
 
-def container_of(facts: Architecture) -> Container:
-    """The entry of the table, or of a converter's file what it says of itself.
+def gguf_names(source: TensorSource) -> dict[str, str]:
+    """Return source tensor → its name in the file.
 
-    Raises StageError(unsupported_architecture) for a family that the table lacks.
+    The experts of a block share one name: they lie in one tensor.
+
+    Raises:
+        StageError: unsupported_architecture, also for a model that llama.cpp would compute
+            otherwise.
     """
-    if facts.family is IN_FILE:
-        return Container(facts.model_type)
-    if facts.model_type not in CONTAINERS:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected a model among {', '.join(CONTAINERS)} for GGUF, "
-                                                           f"found {facts.model_type}; choose another format, or name "
-                                                           "your checkout of llama.cpp as model.converter")
-    return CONTAINERS[facts.model_type]
+    if source.converted:
+        return {name: name for name in source.names}
+    arch = source.arch
+    family = gguf_family(arch)
+    for problem in _differences(family, arch, source.config):
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"llama.cpp knows {family.name} only with {problem}; choose another format",
+        )
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    name_map = gguf.get_tensor_name_map(kinds[family.name], arch.layers)
+    names = {}
+    for name in source.names:
+        if name == source.tied_head:
+            continue
+        gguf_name: str | None
+        if EXPERTS in name:
+            gguf_name = f"blk.{arch.layer_index(name)}.{arch.part(name)}.weight"
+        else:
+            gguf_name = name_map.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected a name in GGUF for {name} of {arch.model_type}, found none; choose "
+                "another format",
+            )
+        names[name] = gguf_name
+    return names
 
 
-def tensor_names(model: Checkpoint | Converted, facts: Architecture) -> dict[str, str]:
-    """Source tensor name → name in the file, through gguf's own map.
+def group_by_gguf_name(names: dict[str, str]) -> dict[str, list[str]]:
+    """Return name in the file → the source's tensors that it consists of, experts by number.
 
-    Raises StageError(unsupported_architecture), also for a model that llama.cpp would compute otherwise.
+    Args:
+        names: What `gguf_names` returned.
     """
-    if facts.family is IN_FILE:
-        return {name: name for name in model.names}
-    container = container_of(facts)
-    for problem in problems(container, facts, model.config):
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"llama.cpp knows {container.name} only with {problem}; "
-                                                           "choose another format")
-    kind = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == container.name)
-    names = gguf.get_tensor_name_map(kind, facts.layers)
-
-    def place(name: str) -> str | None:
-        if ".experts." in name:  # all experts of a block lie in one tensor
-            return f"blk.{facts.layer_index(name)}.{facts.role(name)}.weight"
-        return names.get_name(name, try_suffixes=(".weight", ".bias"))
-
-    found = {name: place(name) for name in model.names if name != model.tied_head}
-    lost = sorted(name for name, there in found.items() if there is None)
-    if lost:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"GGUF has no place for {lost[0]} in {facts.model_type}")
-    return found
+    groups: dict[str, list[str]] = {}
+    for name, gguf_name in names.items():
+        groups.setdefault(gguf_name, []).append(name)
+    for members in groups.values():
+        members.sort(key=_numbers_in)
+    return groups
 
 
-def by_place(names: dict[str, str]) -> dict[str, list[str]]:
-    """Name in the file → the source's tensors that it consists of, experts by number."""
-    found: dict[str, list[str]] = {}
-    for name, place in names.items():
-        found.setdefault(place, []).append(name)
-    return {place: sorted(them, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-            for place, them in found.items()}
+def _numbers_in(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def dimensions(model: Checkpoint, names: list[str]) -> int:
-    """How many dimensions a tensor of the file has that consists of these."""
-    return len(model.shape(names[0])) + (".experts." in names[0])
+def is_stacked(names: list[str]) -> bool:
+    """Whether a tensor of the file is a stack of these, one matrix per expert."""
+    return EXPERTS in names[0]
 
 
-def row_order(facts: Architecture, name: str, rows: int) -> np.ndarray | None:
-    """The rows of a source tensor in the order of the file, where they differ."""
-    orders = container_of(facts).orders
-    order = orders.get(facts.role(name)) if orders else None
-    return order(facts, rows) if order else None
+def dimensions(source: TensorSource, names: list[str]) -> int:
+    """Return how many dimensions a tensor of the file has that consists of these."""
+    return len(source.shape(names[0])) + is_stacked(names)
 
 
-def offset(facts: Architecture, name: str) -> np.float32:
-    """What the file adds to a tensor: families that store norms less one have them whole there."""
-    return np.float32(facts.family.norm_offset if name.endswith("norm.weight") else 0)
+def row_order(arch: Architecture, name: str, rows: int) -> np.ndarray | None:
+    """Return the rows of a source tensor in the order of the file, int [rows].
 
-
-def window_pattern(config: dict, layers: int, model_type: str) -> list[bool]:
-    """For each layer, whether its attention slides. What config.json leaves out, transformers takes as here."""
-    if kinds := config.get("layer_types"):
-        return [kind == "sliding_attention" for kind in kinds]
-    every = config.get("sliding_window_pattern", 2 if model_type == "gemma2" else 6)
-    return [bool((layer + 1) % every) for layer in range(layers)]
-
-
-def context_length(container: Container, facts: Architecture, config: dict) -> int:
-    """How many tokens the file may be given: where llama.cpp has no sliding window, no more than the model's window,
-    beyond which the file would be another model.
+    None where the order is the same.
     """
-    window = config.get("sliding_window")
-    if container.name in NO_WINDOW and window and config.get("use_sliding_window", True):
-        return min(facts.max_positions, window)
-    return facts.max_positions
+    row_orders = gguf_family(arch).row_orders
+    if not row_orders:
+        return None
+    order = row_orders.get(arch.part(name))
+    return None if order is None else order(arch, rows)
 
 
-def problems(container: Container, facts: Architecture, config: dict) -> Iterator[str]:
-    """What llama.cpp would compute otherwise than the model does: `expected …, found …`."""
-    if container.square and facts.heads * facts.head_dim != facts.hidden_size:
-        yield f"heads that fill the hidden size {facts.hidden_size}, found {facts.heads} of {facts.head_dim}"
-    if container.layers_of_hidden_scale:
-        wide = facts.layers == container.layers_of_hidden_scale
-        scale = facts.hidden_size // facts.heads if wide else facts.head_dim
-        if (found := config.get("query_pre_attn_scalar", 256)) != scale:
-            yield f"query_pre_attn_scalar {scale} with {facts.layers} layers, found {found}"
-    for key, (wanted, default) in container.needed.items():
-        if (found := config.get(key, default)) != wanted:
-            yield f"{key} {wanted}, found {found}"
-    if container.all_sparse and len(facts.sparse_layers) != facts.layers:
-        yield f"experts in all {facts.layers} blocks, found them in {len(facts.sparse_layers)}"
-    for key, default in container.settings.values():
-        if config.get(key, default) is None and default is not None and key != "sliding_window":
+def norm_offset(arch: Architecture, name: str) -> np.float32:
+    """Return what the file adds to a tensor.
+
+    Checkpoints of some families store the weights of norms less one; GGUF files never do.
+    """
+    return np.float32(arch.family.norm_offset if name.endswith("norm.weight") else 0)
+
+
+def _differences(family: GgufFamily, arch: Architecture, config: dict[str, Any]) -> Iterator[str]:
+    """Yield what llama.cpp would compute otherwise than the model, as "expected, found ..."."""
+    width = arch.heads * arch.head_dim
+    if family.heads_fill_hidden and width != arch.hidden_size:
+        yield (
+            f"heads that fill the hidden size {arch.hidden_size}, found {arch.heads} of "
+            f"{arch.head_dim}"
+        )
+    if family.layers_of_hidden_scale:
+        by_hidden_size = arch.layers == family.layers_of_hidden_scale
+        scale = arch.hidden_size // arch.heads if by_hidden_size else arch.head_dim
+        found = config.get("query_pre_attn_scalar", 256)
+        if found != scale:
+            yield f"query_pre_attn_scalar {scale} with {arch.layers} layers, found {found}"
+    for key, (value, default) in family.required.items():
+        found = config.get(key, default)
+        if found != value:
+            yield f"{key} {value}, found {found}"
+    if family.all_blocks_sparse and len(arch.sparse_layers) != arch.layers:
+        yield f"experts in all {arch.layers} blocks, found them in {len(arch.sparse_layers)}"
+    for key, default in family.settings.values():
+        optional = default is None or key == "sliding_window"
+        if config.get(key, default) is None and not optional:
             yield f"a number for {key}, found none"
-
-
-def add_settings(writer: gguf.GGUFWriter, model: Checkpoint | Converted, facts: Architecture) -> Rope:
-    """Write sizes, windows and rotary settings, or all that a converter's file says; returns the rotary settings, whose tensors the file needs too.
-
-    Raises StageError(unsupported_architecture) for a rope scaling that llama.cpp does not have.
-    """
-    if facts.family is IN_FILE:
-        model.add_settings(writer)
-        return Rope({})
-    container, config = container_of(facts), model.config
-    rope = rope_of(config, facts, container.name)
-    writer.add_context_length(context_length(container, facts, config))
-    writer.add_embedding_length(facts.hidden_size)
-    writer.add_block_count(facts.layers)
-    writer.add_feed_forward_length(facts.intermediate_size)
-    writer.add_head_count(facts.heads)
-    writer.add_head_count_kv(facts.kv_heads)
-    writer.add_key_length(facts.head_dim)
-    writer.add_value_length(facts.head_dim)
-    (writer.add_layer_norm_rms_eps if container.rms else writer.add_layer_norm_eps)(facts.norm_eps)
-    writer.add_vocab_size(facts.vocab_size)
-    if facts.experts:
-        writer.add_expert_count(facts.experts)
-        writer.add_expert_used_count(facts.experts_used)
-        writer.add_expert_feed_forward_length(facts.expert_size)
-    if container.windows:
-        writer.add_sliding_window_pattern(window_pattern(config, facts.layers, facts.model_type))
-    for method, (key, default) in container.settings.items():
-        value = config.get(key, default)
-        value = default if value is None else value
-        if value is not None:
-            getattr(writer, method)(value)
-    for method, value in rope.settings.items():
-        getattr(writer, method)(value)
-    return rope

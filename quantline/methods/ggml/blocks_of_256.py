@@ -1,105 +1,224 @@
-"""ggml's types of 256 weights in sub-blocks with integer scales: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS."""
+"""ggml's types of 256 weights in sub-blocks with integer scales.
+
+Q2_K, Q3_K, Q4_K, Q5_K, Q6_K and IQ4_XS.
+"""
+
+from functools import partial
 
 import numpy as np
 
-from quantline.methods.ggml.block_types import BlockType, Blocks, halves, join, split
+from quantline.methods.ggml.blocks import (
+    Blocks,
+    BlockType,
+    as_bytes,
+    as_float16,
+    pack_fields,
+    unpack_fields,
+)
 from quantline.methods.ggml.blocks_of_32 import CODEBOOK
 
-
-def _signed(codes: np.ndarray, scales: np.ndarray, d: np.ndarray) -> Blocks:
-    """Blocks of a type without minima."""
-    return Blocks(codes, scales.astype(np.int16), np.zeros_like(scales, np.int16), d, np.zeros_like(d))
+SIZE = 256  # weights in a block
 
 
-def _bytes_of(*halved: np.ndarray) -> list[np.ndarray]:
-    return [one.view(np.uint8) for one in halved]
+def _without_minima(codes: np.ndarray, scales: np.ndarray, d: np.ndarray) -> Blocks:
+    """Return the blocks of a type without minima."""
+    minima = np.zeros_like(scales, np.int16)
+    return Blocks(codes, scales.astype(np.int16), minima, d, np.zeros_like(d))
 
 
-def _unpack_q2(data: np.ndarray) -> Blocks:
-    fields, quants, d, dmin = data[:, :16], data[:, 16:80], halves(data[:, 80:82]), halves(data[:, 82:])
-    scales, minima = split(fields, 1, 2, 4).astype(np.int16)[:, 0].swapaxes(0, 1)
-    return Blocks(split(quants, 2, 4, 2).reshape(-1, 256), scales, minima, d, dmin)
+def _unpack_q2_k(data: np.ndarray) -> Blocks:
+    """Read scales and minima of four bits each, then the codes, d and dmin."""
+    fields = unpack_fields(data[:, :16], 1, 2, 4).astype(np.int16)[:, 0]
+    codes = unpack_fields(data[:, 16:80], 2, 4, 2).reshape(-1, SIZE)
+    d = as_float16(data[:, 80:82])
+    dmin = as_float16(data[:, 82:])
+    return Blocks(codes, fields[:, 0], fields[:, 1], d, dmin)
 
 
-def _pack_q2(blocks: Blocks) -> np.ndarray:
-    fields = join(np.stack([blocks.scales, blocks.minima], 1)[:, None], 4)
-    return np.concatenate([fields, join(blocks.codes.reshape(-1, 2, 4, 32), 2), *_bytes_of(blocks.d, blocks.dmin)], 1)
+def _pack_q2_k(blocks: Blocks) -> np.ndarray:
+    fields = np.stack([blocks.scales, blocks.minima], 1)
+    parts = [
+        pack_fields(fields[:, None], 4),
+        pack_fields(blocks.codes.reshape(-1, 2, 4, 32), 2),
+        as_bytes(blocks.d),
+        as_bytes(blocks.dmin),
+    ]
+    return np.concatenate(parts, 1)
 
 
-def _unpack_q3(data: np.ndarray) -> Blocks:
-    high, quants, fields, d = data[:, :32], data[:, 32:96], data[:, 96:108], halves(data[:, 108:])
-    codes = split(quants, 2, 4, 2).reshape(-1, 256) | split(high, 1, 8, 1).reshape(-1, 256) << np.uint8(2)
-    low, upper = split(fields[:, :8], 1, 2, 4).reshape(-1, 16), split(fields[:, 8:], 1, 4, 2).reshape(-1, 16)
-    scales = low | upper << np.uint8(4)
-    return _signed(codes, scales.astype(np.int16) - 32, d)
+def _unpack_q3_k(data: np.ndarray) -> Blocks:
+    """Read the codes' third bits, their lower two, scales of four plus two bits, and d."""
+    third = unpack_fields(data[:, :32], 1, 8, 1).reshape(-1, SIZE)
+    lower = unpack_fields(data[:, 32:96], 2, 4, 2).reshape(-1, SIZE)
+    codes = lower | (third << np.uint8(2))
+    lower_scales = unpack_fields(data[:, 96:104], 1, 2, 4).reshape(-1, 16)
+    upper_scales = unpack_fields(data[:, 104:108], 1, 4, 2).reshape(-1, 16)
+    scales = lower_scales | (upper_scales << np.uint8(4))
+    return _without_minima(codes, scales.astype(np.int16) - 32, as_float16(data[:, 108:]))
 
 
-def _pack_q3(blocks: Blocks) -> np.ndarray:
-    codes, scales = blocks.codes, (blocks.scales + 32).astype(np.uint8)
-    return np.concatenate([join((codes >> 2).reshape(-1, 1, 8, 32), 1), join((codes & 3).reshape(-1, 2, 4, 32), 2),
-                           join((scales & 15).reshape(-1, 1, 2, 8), 4), join((scales >> 4).reshape(-1, 1, 4, 4), 2),
-                           *_bytes_of(blocks.d)], 1)
+def _pack_q3_k(blocks: Blocks) -> np.ndarray:
+    codes = blocks.codes
+    scales = (blocks.scales + 32).astype(np.uint8)
+    parts = [
+        pack_fields((codes >> 2).reshape(-1, 1, 8, 32), 1),
+        pack_fields((codes & 3).reshape(-1, 2, 4, 32), 2),
+        pack_fields((scales & 15).reshape(-1, 1, 2, 8), 4),
+        pack_fields((scales >> 4).reshape(-1, 1, 4, 4), 2),
+        as_bytes(blocks.d),
+    ]
+    return np.concatenate(parts, 1)
 
 
 def _unpack_six_bits(fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eight scales and eight minima of six bits in twelve bytes: the last four of each are split over two bytes."""
-    scales, minima, lower = fields[:, :4], fields[:, 4:8], fields[:, 8:]
-    return tuple(np.concatenate([first & 63, low | first >> 6 << 4], 1).astype(np.int16)
-                 for first, low in ((scales, lower & 15), (minima, lower >> 4)))
+    """Read eight scales and eight minima of six bits from twelve bytes.
+
+    The last four of each are split over two bytes: the lower four bits of both share a byte, and
+    the upper two lie above one of the first four.
+    """
+    shared = fields[:, 8:]
+
+    def join(first: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        last = lower | ((first >> 6) << 4)
+        return np.concatenate([first & 63, last], 1).astype(np.int16)
+
+    return join(fields[:, :4], shared & 15), join(fields[:, 4:8], shared >> 4)
 
 
 def _pack_six_bits(scales: np.ndarray, minima: np.ndarray) -> np.ndarray:
-    scales, minima = scales.astype(np.uint8), minima.astype(np.uint8)
-    firsts = [one[:, :4] | one[:, 4:] >> 4 << 6 for one in (scales, minima)]
-    return np.concatenate([*firsts, scales[:, 4:] & 15 | minima[:, 4:] << 4], 1)
+    """Write what `_unpack_six_bits` reads."""
+    scales = scales.astype(np.uint8)
+    minima = minima.astype(np.uint8)
+    parts = [
+        scales[:, :4] | ((scales[:, 4:] >> 4) << 6),
+        minima[:, :4] | ((minima[:, 4:] >> 4) << 6),
+        (scales[:, 4:] & 15) | (minima[:, 4:] << 4),
+    ]
+    return np.concatenate(parts, 1)
 
 
-def _unpack_q45(data: np.ndarray, high: bool) -> Blocks:
-    codes = split(data[:, 48 if high else 16:], 4, 2, 4).reshape(-1, 256)
-    if high:
-        codes = codes | split(data[:, 16:48], 1, 8, 1).reshape(-1, 256) << np.uint8(4)
-    return Blocks(codes, *_unpack_six_bits(data[:, 4:16]), halves(data[:, :2]), halves(data[:, 2:4]))
+def _unpack_q4_k_or_q5_k(data: np.ndarray, has_fifth_bits: bool) -> Blocks:
+    """Read d, dmin, scales and minima of six bits, the fifth bits, and the nibbles."""
+    nibbles = data[:, 48:] if has_fifth_bits else data[:, 16:]
+    codes = unpack_fields(nibbles, 4, 2, 4).reshape(-1, SIZE)
+    if has_fifth_bits:
+        fifth = unpack_fields(data[:, 16:48], 1, 8, 1).reshape(-1, SIZE)
+        codes = codes | (fifth << np.uint8(4))
+    scales, minima = _unpack_six_bits(data[:, 4:16])
+    return Blocks(codes, scales, minima, as_float16(data[:, :2]), as_float16(data[:, 2:4]))
 
 
-def _pack_q45(blocks: Blocks, high: bool) -> np.ndarray:
+def _pack_q4_k_or_q5_k(blocks: Blocks, has_fifth_bits: bool) -> np.ndarray:
     codes = blocks.codes
-    fifth = [join((codes >> 4).reshape(-1, 1, 8, 32), 1)] if high else []
-    return np.concatenate([*_bytes_of(blocks.d, blocks.dmin), _pack_six_bits(blocks.scales, blocks.minima), *fifth,
-                           join((codes & 15).reshape(-1, 4, 2, 32), 4)], 1)
+    parts = [
+        as_bytes(blocks.d),
+        as_bytes(blocks.dmin),
+        _pack_six_bits(blocks.scales, blocks.minima),
+    ]
+    if has_fifth_bits:
+        parts.append(pack_fields((codes >> 4).reshape(-1, 1, 8, 32), 1))
+    parts.append(pack_fields((codes & 15).reshape(-1, 4, 2, 32), 4))
+    return np.concatenate(parts, 1)
 
 
-def _unpack_q6(data: np.ndarray) -> Blocks:
-    """The lower nibbles of a half hold its first two groups of 32, the upper ones the other two."""
-    low = split(data[:, :128], 4, 2, 4).reshape(-1, 2, 2, 2, 32).swapaxes(2, 3).reshape(-1, 256)
-    codes = low | split(data[:, 128:192], 2, 4, 2).reshape(-1, 256) << np.uint8(4)
-    return _signed(codes, np.ascontiguousarray(data[:, 192:208]).view(np.int8), halves(data[:, 208:]))
+def _unpack_q6_k(data: np.ndarray) -> Blocks:
+    """Read the codes' lower nibbles, their upper two bits, the scales, and d.
+
+    The lower nibbles of half a block's bytes hold its first two groups of 32, the upper ones the
+    other two.
+    """
+    nibbles = unpack_fields(data[:, :128], 4, 2, 4).reshape(-1, 2, 2, 2, 32)
+    lower = nibbles.swapaxes(2, 3).reshape(-1, SIZE)
+    upper = unpack_fields(data[:, 128:192], 2, 4, 2).reshape(-1, SIZE)
+    codes = lower | (upper << np.uint8(4))
+    scales = np.ascontiguousarray(data[:, 192:208]).view(np.int8)
+    return _without_minima(codes, scales, as_float16(data[:, 208:]))
 
 
-def _pack_q6(blocks: Blocks) -> np.ndarray:
-    low = (blocks.codes & 15).reshape(-1, 2, 2, 2, 32).swapaxes(2, 3).reshape(-1, 4, 2, 32)
-    return np.concatenate([join(low, 4), join((blocks.codes >> 4).reshape(-1, 2, 4, 32), 2),
-                           blocks.scales.astype(np.int8).view(np.uint8), *_bytes_of(blocks.d)], 1)
+def _pack_q6_k(blocks: Blocks) -> np.ndarray:
+    lower = (blocks.codes & 15).reshape(-1, 2, 2, 2, 32).swapaxes(2, 3).reshape(-1, 4, 2, 32)
+    parts = [
+        pack_fields(lower, 4),
+        pack_fields((blocks.codes >> 4).reshape(-1, 2, 4, 32), 2),
+        blocks.scales.astype(np.int8).view(np.uint8),
+        as_bytes(blocks.d),
+    ]
+    return np.concatenate(parts, 1)
 
 
-def _unpack_iq4(data: np.ndarray) -> Blocks:
-    low, high = split(data[:, 4:8], 4, 2, 4).reshape(-1, 8), split(data[:, 2:4], 2, 4, 2).reshape(-1, 8)
-    return _signed(split(data[:, 8:], 8, 2, 4).reshape(-1, 256), (low | high << np.uint8(4)).astype(np.int16) - 32,
-                   halves(data[:, :2]))
+def _unpack_iq4_xs(data: np.ndarray) -> Blocks:
+    """Read d, the scales' upper two bits, their lower four, and the nibbles."""
+    upper = unpack_fields(data[:, 2:4], 2, 4, 2).reshape(-1, 8)
+    lower = unpack_fields(data[:, 4:8], 4, 2, 4).reshape(-1, 8)
+    scales = (lower | (upper << np.uint8(4))).astype(np.int16) - 32
+    codes = unpack_fields(data[:, 8:], 8, 2, 4).reshape(-1, SIZE)
+    return _without_minima(codes, scales, as_float16(data[:, :2]))
 
 
-def _pack_iq4(blocks: Blocks) -> np.ndarray:
+def _pack_iq4_xs(blocks: Blocks) -> np.ndarray:
     scales = (blocks.scales + 32).astype(np.uint8)
-    return np.concatenate([*_bytes_of(blocks.d), join((scales >> 4).reshape(-1, 2, 4, 1), 2),
-                           join((scales & 15).reshape(-1, 4, 2, 1), 4), join(blocks.codes.reshape(-1, 8, 2, 16), 4)], 1)
+    parts = [
+        as_bytes(blocks.d),
+        pack_fields((scales >> 4).reshape(-1, 2, 4, 1), 2),
+        pack_fields((scales & 15).reshape(-1, 4, 2, 1), 4),
+        pack_fields(blocks.codes.reshape(-1, 8, 2, 16), 4),
+    ]
+    return np.concatenate(parts, 1)
 
 
-TYPES = (
-    BlockType("Q2_K", 16, np.arange(4, dtype=np.float32), (0, 15), 15, _unpack_q2, _pack_q2),
-    BlockType("Q3_K", 16, np.arange(-4, 4, dtype=np.float32), (-32, 31), None, _unpack_q3, _pack_q3),
-    BlockType("Q4_K", 32, np.arange(16, dtype=np.float32), (0, 63), 63, lambda data: _unpack_q45(data, False),
-              lambda blocks: _pack_q45(blocks, False)),
-    BlockType("Q5_K", 32, np.arange(32, dtype=np.float32), (0, 63), 63, lambda data: _unpack_q45(data, True),
-              lambda blocks: _pack_q45(blocks, True)),
-    BlockType("Q6_K", 16, np.arange(-32, 32, dtype=np.float32), (-128, 127), None, _unpack_q6, _pack_q6),
-    BlockType("IQ4_XS", 32, CODEBOOK, (-32, 31), None, _unpack_iq4, _pack_iq4),
+TYPES_OF_256 = (
+    BlockType(
+        "Q2_K",
+        sub_block_size=16,
+        levels=np.arange(4, dtype=np.float32),
+        scale_range=(0, 15),
+        largest_minimum=15,
+        unpack=_unpack_q2_k,
+        pack=_pack_q2_k,
+    ),
+    BlockType(
+        "Q3_K",
+        sub_block_size=16,
+        levels=np.arange(-4, 4, dtype=np.float32),
+        scale_range=(-32, 31),
+        largest_minimum=None,
+        unpack=_unpack_q3_k,
+        pack=_pack_q3_k,
+    ),
+    BlockType(
+        "Q4_K",
+        sub_block_size=32,
+        levels=np.arange(16, dtype=np.float32),
+        scale_range=(0, 63),
+        largest_minimum=63,
+        unpack=partial(_unpack_q4_k_or_q5_k, has_fifth_bits=False),
+        pack=partial(_pack_q4_k_or_q5_k, has_fifth_bits=False),
+    ),
+    BlockType(
+        "Q5_K",
+        sub_block_size=32,
+        levels=np.arange(32, dtype=np.float32),
+        scale_range=(0, 63),
+        largest_minimum=63,
+        unpack=partial(_unpack_q4_k_or_q5_k, has_fifth_bits=True),
+        pack=partial(_pack_q4_k_or_q5_k, has_fifth_bits=True),
+    ),
+    BlockType(
+        "Q6_K",
+        sub_block_size=16,
+        levels=np.arange(-32, 32, dtype=np.float32),
+        scale_range=(-128, 127),
+        largest_minimum=None,
+        unpack=_unpack_q6_k,
+        pack=_pack_q6_k,
+    ),
+    BlockType(
+        "IQ4_XS",
+        sub_block_size=32,
+        levels=CODEBOOK,
+        scale_range=(-32, 31),
+        largest_minimum=None,
+        unpack=_unpack_iq4_xs,
+        pack=_pack_iq4_xs,
+    ),
 )

@@ -1,110 +1,188 @@
-"""Curvature rounding inside ggml's grids: the file and its size are those of a k-quant, the divergence is not.
+"""Curvature rounding within ggml's grids.
 
-First GPTQ's error feedback (Frantar et al. 2022, algorithm 1) in the order of the columns: when the solve reaches a
-block, ggml's search chooses its scales and minima on the weights as they are by then. Then rounds over everything that
-the blocks store, first scales, minima, d and dmin (kquant_scales.py), then codes, down tr(G Δ H Δᵀ), which the
-divergence follows (curvature.py).
+The file and its size are those of a k-quant, and the KL divergence is less. First comes GPTQ's
+error feedback (error_feedback.py). Then come rounds over everything that the blocks store: scales,
+minima, d and dmin (scale_refit.py), and after them the codes, down tr(G Δ H Δᵀ), which the
+divergence follows (quantline/methods/integer/curvature.py).
 """
 
-import numba
+from typing import Any, ClassVar
+
 import numpy as np
 import torch
 
-from quantline.methods.ggml import quantize as kquant
-from quantline.methods.integer.curvature import DAMPING_OUT, damped, descend, divergence, nearest
-from quantline.methods.ggml.block_types import BlockType, Blocks, block_type
-from quantline.methods.integer.gptq import inverse_factor
-from quantline.methods.ggml.scale_refit import refit
-from quantline.methods.threads import over_rows
+from quantline.methods.ggml.block_types import block_type
+from quantline.methods.ggml.blocks import Blocks, BlockType
+from quantline.methods.ggml.error_feedback import quantize_with_feedback
+from quantline.methods.ggml.method import BlockMethod
+from quantline.methods.ggml.quantize import quantize_blocks
+from quantline.methods.ggml.scale_refit import refit_scales
+from quantline.methods.integer.curvature import DAMPING_OUT, add_damping, divergence
+from quantline.methods.integer.curvature_descent import descend
+from quantline.methods.kquant_curvature import KQuantCurvatureRecipe
+from quantline.methods.method import LayerStatistics
 
-ROUNDS = 4  # scales and codes in turn; by then the figure hardly falls any more
-DAMPING_IN = 0.1  # share of the mean diagonal that the rounds add to H; on unseen text better than curvature.py's
+ROUNDS = 4  # scales and codes in turn; by then the divergence hardly falls any more
+# Share of the mean diagonal that the rounds add to H. On unseen text this is better than the share
+# of integer/curvature.py.
+DAMPING_IN = 0.1
 
 
-@numba.njit(nogil=True, cache=True, fastmath=False)
-def _round_rows(left, scale, minimum, levels, lowest, factor, codes, errors):
-    """Round columns [rows, n] one by one within their grids, pushing each error onto the columns after it.
+class KQuantCurvature(BlockMethod[KQuantCurvatureRecipe]):
+    """Curvature rounding of calibrated layers; all other tensors are rounded by ggml."""
 
-    left, codes and errors are changed. A code whose scale is zero says nothing and stays.
+    preview_rounding: ClassVar[str] = "ggml, with gptq's error feedback in the blocks"
+
+    @property
+    def scales_inputs(self) -> bool:
+        """Whether layers that share an input are scaled together before rounding."""
+        return self.recipe.scaling
+
+    def quantize(
+        self,
+        weight: np.ndarray,
+        ggml_type: str,
+        importance: np.ndarray | None,
+        statistics: LayerStatistics | None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Round one tensor; the report says how much was added to the Hessian's diagonal."""
+        if statistics is None:
+            return self._round_by_ggml(weight, ggml_type, importance), {}
+        rounds = self.recipe.rounds
+        blocks, damping = self._round(weight, ggml_type, statistics, rounds)
+        return blocks, {"damping": damping}
+
+    def preview(
+        self,
+        weight: np.ndarray,
+        ggml_type: str,
+        importance: np.ndarray | None,
+        statistics: LayerStatistics | None,
+    ) -> np.ndarray:
+        """Round one tensor with error feedback and without the rounds."""
+        if statistics is None:
+            return self._round_by_ggml(weight, ggml_type, importance)
+        return self._round(weight, ggml_type, statistics, rounds=0)[0]
+
+    def _round_by_ggml(
+        self, weight: np.ndarray, ggml_type: str, importance: np.ndarray | None
+    ) -> np.ndarray:
+        kernel = self.recipe.search_kernel
+        return quantize_blocks(weight, ggml_type, importance, kernel=kernel)
+
+    def _round(
+        self, weight: np.ndarray, ggml_type: str, statistics: LayerStatistics, rounds: int
+    ) -> tuple[np.ndarray, float]:
+        assert statistics.fisher_out is not None, "curvature rounding needs G"
+        return quantize_by_curvature(
+            weight,
+            ggml_type,
+            statistics.hessian.cpu().numpy(),
+            statistics.fisher_out.cpu().numpy(),
+            self.recipe.damping,
+            rounds,
+        )
+
+
+def descend_codes(
+    weight: torch.Tensor,
+    block_type: BlockType,
+    blocks: Blocks,
+    hessian: torch.Tensor,
+    fisher_out: torch.Tensor,
+) -> Blocks:
+    """Move codes to where tr(G Δ H Δᵀ) is less, in one pass of `curvature_descent.descend`.
+
+    Scales, minima, and codes whose scale is zero do not change.
+
+    Args:
+        weight: float32 [out, in].
+        block_type: The blocks' type.
+        blocks: Those of the weight, row by row.
+        hessian: H [in, in].
+        fisher_out: G in diagonal blocks [blocks, n, n].
+
+    Returns:
+        The blocks with the new codes.
     """
-    rows, width = left.shape
-    for row in range(rows):
-        for j in range(width):
-            s, m = scale[row, j], minimum[row, j]
-            if s != 0:
-                codes[row, j] = max(nearest(levels, (left[row, j] + m) / s), lowest)
-            error = (left[row, j] - (s * levels[codes[row, j]] - m)) / factor[j, j]
-            errors[row, j] = error
-            after, share = left[row, j + 1:], factor[j, j + 1:]  # loops from 0 over these become vector instructions
-            for k in range(len(share)):
-                after[k] -= error * share[k]
+    scale_of_sub_block, minimum_of_sub_block = blocks.grid
+    size = block_type.sub_block_size
+    scale = torch.from_numpy(scale_of_sub_block.repeat(size, 1)).reshape(weight.shape)
+    minimum = torch.from_numpy(minimum_of_sub_block.repeat(size, 1)).reshape(weight.shape)
+    levels = torch.from_numpy(block_type.levels)
+    codes = torch.from_numpy(blocks.codes).reshape(weight.shape)
+    has_no_scale = scale == 0
+    # A weight without a scale gets a grid of one point, so that it does not move.
+    steps = torch.where(has_no_scale, 0, levels[codes.long()])
+    low = torch.where(has_no_scale, 0, levels[block_type.lowest_code].expand_as(scale))
+    high = torch.where(has_no_scale, 0, levels[-1].expand_as(scale))
+    step_size = torch.where(has_no_scale, 1, scale)
+    hessian_product = (steps * step_size - minimum - weight) @ hessian
+    moved = descend(
+        steps,
+        low,
+        high,
+        step_size,
+        hessian_product,
+        hessian,
+        fisher_out,
+        None if block_type.is_uniform else levels,
+    )
+    new_codes = torch.searchsorted(levels, moved).to(torch.uint8)
+    codes = torch.where(has_no_scale, codes, new_codes)
+    return Blocks(
+        codes.numpy().reshape(blocks.codes.shape),
+        blocks.scales,
+        blocks.minima,
+        blocks.d,
+        blocks.dmin,
+    )
 
 
-def round_block(left: torch.Tensor, kind: BlockType, blocks: Blocks,
-                factor: torch.Tensor) -> tuple[Blocks, torch.Tensor]:
-    """(one block of each row with new codes, their errors [rows, size]) for the weights `left` [rows, size].
+def quantize_by_curvature(
+    weight: np.ndarray,
+    ggml_type: str,
+    hessian: np.ndarray,
+    fisher_out: np.ndarray,
+    damping: float = 0.01,
+    rounds: int = ROUNDS,
+) -> tuple[np.ndarray, float]:
+    """Round a weight to where the KL divergence rises least.
 
-    factor [size, size] is these columns' part of U. Rows run in threads.
+    Args:
+        weight: float32 [out, in].
+        ggml_type: One of BLOCK_TYPES.
+        hessian: H = XᵀX / n, float32 [in, in].
+        fisher_out: G, the diagonal blocks of the second moments of the output gradient, float32
+            [blocks, n, n].
+        damping: Share of the mean diagonal that the error feedback adds to H.
+        rounds: Rounds over scales and codes after it.
+
+    Returns:
+        The blocks uint8 [out, bytes per row], and the damping that was used.
+
+    Raises:
+        StageError: non_finite, if a weight is not finite; as gptq.inverse_factor does.
     """
-    scale, minimum = (part.repeat(kind.sub, 1) for part in blocks.grid)
-    left, factor, codes = left.numpy().copy(), factor.contiguous().numpy(), blocks.codes.copy()
-    errors = np.empty_like(left)
-
-    def run(rows: slice) -> None:
-        _round_rows(left[rows], scale[rows], minimum[rows], kind.levels, kind.lowest, factor, codes[rows], errors[rows])
-
-    over_rows(len(left), run)
-    return Blocks(codes, *blocks.parts()[1:]), torch.from_numpy(errors)
-
-
-def feed_back(weight: torch.Tensor, kind: BlockType, moment: torch.Tensor, damping: float) -> tuple[Blocks, float]:
-    """(the blocks of a weight [out, in] with error feedback, row by row, the damping that was used).
-
-    Raises as gptq.inverse_factor does.
-    """
-    upper, damping = inverse_factor(moment, damping)
-    left, importance, made = weight.clone(), moment.diagonal().numpy(), []
-    for start in range(0, weight.shape[1], kind.size):
-        span, after = slice(start, start + kind.size), slice(start + kind.size, None)
-        grid = kind.unpack(kquant.quantize(left[:, span].numpy(), kind.name, importance[span], kernel="numba"))
-        blocks, errors = round_block(left[:, span], kind, grid, upper[span, span])
-        left[:, after] -= errors @ upper[span, after]
-        made.append(blocks.parts())
-    return Blocks(*(np.stack(parts, 1).reshape(-1, parts[0].shape[1]) for parts in zip(*made, strict=True))), damping
-
-
-def descend_codes(weight: torch.Tensor, kind: BlockType, blocks: Blocks, moment: torch.Tensor,
-                  factors: torch.Tensor) -> Blocks:
-    """The blocks with codes after one pass of curvature.descend; scales and minima stay, and codes without a scale."""
-    scale, minimum = (torch.from_numpy(part.repeat(kind.sub, 1)).reshape(weight.shape) for part in blocks.grid)
-    levels, codes = torch.from_numpy(kind.levels), torch.from_numpy(blocks.codes).reshape(weight.shape)
-    mute = scale == 0
-    steps, low, high = (torch.where(mute, 0, one) for one in
-                        (levels[codes.long()], levels[kind.lowest].expand_as(scale), levels[-1].expand_as(scale)))
-    spread = torch.where(mute, 1, scale)
-    found = descend(steps, low, high, spread, (steps * spread - minimum - weight) @ moment, moment, factors,
-                    None if kind.uniform else levels)
-    codes = torch.where(mute, codes, torch.searchsorted(levels, found).to(torch.uint8))
-    return Blocks(codes.numpy().reshape(blocks.codes.shape), *blocks.parts()[1:])
-
-
-def quantize(weight: np.ndarray, kind: str, moment: np.ndarray, factors: np.ndarray, damping: float = 0.01,
-             rounds: int = ROUNDS) -> tuple[np.ndarray, float]:
-    """(ggml blocks uint8 [out, bytes per row] of a weight float32 [out, in], the damping that was used).
-
-    `moment` H [in, in]; `factors` [blocks, size, size], the diagonal blocks of G. `kind` is a type of ggml_blocks.
-    Raises StageError: non_finite if a weight is not finite, and as gptq.inverse_factor does.
-    """
-    one = block_type(kind)
-    weight, moment, factors = (torch.from_numpy(np.ascontiguousarray(part)) for part in (weight, moment, factors))
-    inner, outer = damped(moment, DAMPING_IN), damped(factors, DAMPING_OUT)
+    known = block_type(ggml_type)
+    matrix = torch.from_numpy(np.ascontiguousarray(weight))
+    inputs = torch.from_numpy(np.ascontiguousarray(hessian))
+    outputs = torch.from_numpy(np.ascontiguousarray(fisher_out))
+    damped_inputs = add_damping(inputs, DAMPING_IN)
+    damped_outputs = add_damping(outputs, DAMPING_OUT)
 
     def cost(blocks: Blocks) -> float:
-        return divergence(torch.from_numpy(one.dequantize(blocks)).reshape(weight.shape) - weight, inner, outer)
+        rounded = torch.from_numpy(known.dequantize(blocks)).reshape(matrix.shape)
+        return divergence(rounded - matrix, damped_inputs, damped_outputs)
 
-    blocks, damping = feed_back(weight, one, moment, damping)
-    best = cost(blocks), blocks
+    blocks, damping = quantize_with_feedback(matrix, known, inputs, damping)
+    best = blocks
+    least = cost(blocks)
     for _ in range(rounds):
-        blocks = descend_codes(weight, one, refit(weight, one, blocks, inner, outer), inner, outer)
-        best = min(best, (cost(blocks), blocks), key=lambda found: found[0])
-    return one.pack(best[1]).reshape(len(weight), -1), damping
+        blocks = refit_scales(matrix, known, blocks, damped_inputs, damped_outputs)
+        blocks = descend_codes(matrix, known, blocks, damped_inputs, damped_outputs)
+        value = cost(blocks)
+        if value < least:
+            best = blocks
+            least = value
+    return known.pack(best).reshape(len(weight), -1), damping

@@ -1,52 +1,111 @@
-"""AWQ's scales of inputs (Lin et al. 2023, section 3.2) for ggml's blocks: columns that share a sub-block made alike.
+"""AWQ's scales of inputs (Lin et al. 2023, section 3.2) for ggml's blocks.
 
-The direction is that of quantline/methods/integer/awq_scales.py, where each type counts by the step of its grid; how far to go is judged
-by what ggml's own rounding of the scaled weights leaves of tr(G Δ H Δᵀ).
+Columns that share a sub-block are made alike. The direction is that of
+quantline/methods/integer/awq_scales.py, where each type counts by the step of its grid; how far to
+go is judged by what ggml's own rounding of the scaled weights leaves of tr(G Δ H Δᵀ).
 """
 
 import torch
 
-from quantline.methods.ggml import quantize as kquant
+from quantline.methods.ggml.block_types import block_type, dequantize_blocks
+from quantline.methods.ggml.quantize import quantize_blocks
+from quantline.methods.integer.awq_scales import search_expected_scales
 from quantline.methods.integer.curvature import divergence
-from quantline.methods.integer.awq_scales import expected_scales
-from quantline.methods.ggml.block_types import block_type, dequantize
+from quantline.methods.method import InputScales
 
-REACHES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the way to the scales with the least expected error, in their logarithms
-GRID = 20  # of expected.starts
-
-
-def direction(weights: list[torch.Tensor], kinds: list[str], moment: torch.Tensor,
-              factors: list[torch.Tensor]) -> torch.Tensor:
-    """The logarithms [in] of the scales with the least expected error over all weights, each in its type's grid."""
-    types = [block_type(kind) for kind in kinds]
-    importance = [one.diagonal(dim1=-2, dim2=-1).reshape(-1) / (len(kind.levels) - 1 - kind.lowest) ** 2
-                  for one, kind in zip(factors, types, strict=True)]
-    return expected_scales(weights, moment, max(kind.sub for kind in types), GRID, importance).log()
+# How far to go to the scales with the least expected error, in their logarithms.
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SEARCH_STEPS = 20  # exponents that the search of the direction starts from
 
 
-def search_scales(weights: list[torch.Tensor], kinds: list[str], moment: torch.Tensor, factors: list[torch.Tensor],
-                  divisors: list[torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """(scales [in], how far they go) for weights [out, in] of `kinds` that read one input; 0 is no scaling at all.
+def search_direction(
+    weights: list[torch.Tensor],
+    ggml_types: list[str],
+    hessian: torch.Tensor,
+    fisher_out: list[torch.Tensor],
+) -> torch.Tensor:
+    """Return the logarithms [in] of the scales with the least expected error.
 
-    `factors` [blocks, size, size] are the blocks of each weight's G; rows are divided by `divisors` [out] for what comes
-    after them. No layer may be left with a larger figure than ggml's rounding of the weight as it is.
-    Raises StageError(non_finite) as kquant.quantize does.
+    Arguments are as in `search_scales`. An output counts by its second moment of the gradient and
+    by the step of its weight's grid.
     """
-    def figures(scales: torch.Tensor, divisors: list[torch.Tensor]) -> list[float]:
-        importance, found = (moment.diagonal() / scales**2).numpy(), []
-        for weight, kind, factor, divisor in zip(weights, kinds, factors, divisors, strict=True):
-            blocks = kquant.quantize((weight * scales / divisor[:, None]).numpy(), kind, importance, kernel="numba")
-            stored = torch.from_numpy(dequantize(blocks, kind)) * divisor[:, None] / scales
-            found.append(divergence(stored - weight, moment, factor))
-        return found
+    importance = []
+    sub_block_size = 0
+    for ggml_type, fisher in zip(ggml_types, fisher_out, strict=True):
+        known = block_type(ggml_type)
+        steps = len(known.levels) - 1 - known.lowest_code
+        importance.append(fisher.diagonal(dim1=-2, dim2=-1).reshape(-1) / steps**2)
+        sub_block_size = max(sub_block_size, known.sub_block_size)
+    scales = search_expected_scales(weights, hessian, sub_block_size, SEARCH_STEPS, importance)
+    return scales.log()
 
-    limits = figures(torch.ones_like(moment[0]), [torch.ones_like(one) for one in divisors])
-    logs, best = direction(weights, kinds, moment, factors), (float("inf"), torch.ones_like(moment[0]), 0.0)
-    for reach in REACHES:
-        scales = (logs * reach).exp()
+
+def remaining_divergences(
+    weights: list[torch.Tensor],
+    ggml_types: list[str],
+    hessian: torch.Tensor,
+    fisher_out: list[torch.Tensor],
+    scales: torch.Tensor,
+    divisors: list[torch.Tensor],
+) -> list[float]:
+    """Return the tr(G Δ H Δᵀ) of each weight that ggml's rounding leaves with these scales [in].
+
+    The other arguments are as in `search_scales`.
+    """
+    importance = (hessian.diagonal() / scales**2).numpy()
+    divergences = []
+    for weight, ggml_type, fisher, divisor in zip(
+        weights, ggml_types, fisher_out, divisors, strict=True
+    ):
+        scaled = (weight * scales / divisor[:, None]).numpy()
+        blocks = quantize_blocks(scaled, ggml_type, importance, kernel="numba")
+        rounded = torch.from_numpy(dequantize_blocks(blocks, ggml_type))
+        stored = rounded * divisor[:, None] / scales
+        divergences.append(divergence(stored - weight, hessian, fisher))
+    return divergences
+
+
+def search_scales(
+    weights: list[torch.Tensor],
+    ggml_types: list[str],
+    hessian: torch.Tensor,
+    fisher_out: list[torch.Tensor],
+    divisors: list[torch.Tensor],
+) -> InputScales:
+    """Search the scales of an input; a strength of 0 is no scaling at all.
+
+    With scales no layer is left with a larger tr(G Δ H Δᵀ) than ggml's rounding of the weight as it
+    is leaves.
+
+    Args:
+        weights: The weights that read the input, float32 [out, in] each.
+        ggml_types: The type that each is to have.
+        hessian: H = XᵀX / n of the input [in, in].
+        fisher_out: G of each weight's outputs in diagonal blocks [blocks, n, n].
+        divisors: Scales of the next layer's input, folded into these rows as divisors [out].
+
+    Returns:
+        The scales with their strength, from 0 for none to 1 for those of least expected error.
+
+    Raises:
+        StageError: non_finite, as quantize_blocks does.
+    """
+    no_scales = torch.ones_like(hessian[0])
+    no_divisors = [torch.ones_like(divisor) for divisor in divisors]
+
+    def divergences(scales: torch.Tensor, row_divisors: list[torch.Tensor]) -> list[float]:
+        return remaining_divergences(weights, ggml_types, hessian, fisher_out, scales, row_divisors)
+
+    limits = divergences(no_scales, no_divisors)
+    direction = search_direction(weights, ggml_types, hessian, fisher_out)
+    least = float("inf")
+    best = InputScales(no_scales, 0.0)
+    for strength in STRENGTHS:
+        scales = (direction * strength).exp()
         scales = scales / (scales.max() * scales.min()).sqrt()
-        found = figures(scales, divisors)
-        within = reach == 0 or all(one <= limit for one, limit in zip(found, limits, strict=True))
-        if within and sum(found) < best[0]:
-            best = sum(found), scales, reach
-    return best[1:]
+        values = divergences(scales, divisors)
+        within = [value <= limit for value, limit in zip(values, limits, strict=True)]
+        if (strength == 0 or all(within)) and sum(values) < least:
+            least = sum(values)
+            best = InputScales(scales, strength)
+    return best

@@ -1,323 +1,295 @@
-"""The searches of ggml's k-quants for scales, sixteen blocks side by side (make_qkx3_quants and more of ggml-quants.c).
+"""ggml's k-quants, sixteen blocks side by side: Q2_K, Q3_K, Q4_K, Q5_K and Q6_K (ggml-quants.c).
 
-The choices are ggml's, operation by operation and in its order, so the blocks are too, bit for bit, where ggml is
-compiled without fused multiply-add, as it is by default on x86. What is done for each sub-block there is done here for
-the same sub-block of sixteen blocks at once. A tile is float32 [rows, LANES], with a block in each column.
+The blocks are ggml's, bit for bit (scale_search.py says when). A tile is float32
+[rows, VECTOR_WIDTH], with a block in each column.
 """
 
-import numba
 import numpy as np
 
+from quantline.methods.ggml.error_weights import (
+    BY_MAGNITUDE,
+    BY_MAGNITUDE_AND_MEAN,
+    BY_SQUARE,
+    fill_error_weights,
+    scaled_mean_square,
+)
+from quantline.methods.ggml.positive_scales import scale_to_largest, search_positive_scale
+from quantline.methods.ggml.scale_search import (
+    EPSILON,
+    descend_codes,
+    largest_weight,
+    search_scale,
+    search_scale_and_minimum,
+)
 from quantline.methods.ggml.simd16 import (
-    LANES,
-    any_less,
-    as_half,
-    clipped,
-    get,
-    if_equal,
-    if_less,
-    nearest_whole,
-    put,
-    root,
-    size,
-    spread,
+    VECTOR_WIDTH,
+    absolute,
+    broadcast,
+    clip,
+    compiled,
+    load,
+    round_to_even,
+    round_to_float16,
+    select_equal,
+    select_less,
+    store,
 )
 
 F = np.float32
-NOTHING = F(1e-15)  # a group whose weights are all smaller is taken for zeros
-compiled = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+BLOCK_SIZE = 256
 
 
 @compiled
-def affine(x, w, codes, start, count, top, first_step, step, steps, absolute):
-    """(scale, minimum, inverse scale and origin of the codes) for rows start … of x with minima.
+def quantize_with_minima(
+    x: np.ndarray,
+    importance: np.ndarray,
+    use_importance: bool,
+    sub_block: int,
+    top_code: np.float32,
+    top_scale: np.float32,
+    sigma_factor: np.float32,
+    search: tuple[np.float32, np.float32, np.float32],
+    absolute_errors: bool,
+    error_weights: np.ndarray,
+    scratch: np.ndarray,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    minima: np.ndarray,
+    d_and_dmin: np.ndarray,
+) -> None:
+    """Quantize sixteen blocks of Q2_K, Q4_K or Q5_K.
 
-    Tries inverse scales around top / range, fits scale and minimum to each by weighted least squares, and keeps those
-    with the least weighted error, squared or `absolute`. As in ggml, what is tried next starts from the minimum that was
-    kept. w and codes [count, LANES]; codes are scratch.
+    Args:
+        x: Weights, tile [256, …].
+        importance: Of their inputs, tile [256, …].
+        use_importance: Whether it counts.
+        sub_block: Weights in a sub-block.
+        top_code: The greatest code.
+        top_scale: The greatest integer scale and minimum.
+        sigma_factor: Of the mean square in `fill_error_weights`.
+        search: First step, step and number of steps of `search_scale_and_minimum`.
+        absolute_errors: Whether errors count by their magnitude where there is no importance.
+        error_weights: Scratch, tile [32, …].
+        scratch: Scratch, tile [32, …].
+        codes: Filled, tile [256, …].
+        scales: Filled with integer scales, a tile with a row for each sub-block.
+        minima: Filled with integer minima, likewise.
+        d_and_dmin: Filled, tile [2, …].
     """
-    zero, none = spread(F(0)), spread(F(np.nan))
-    low, weights = get(x, start), get(w, 0)
-    high, sums = low, weights * low
-    for i in range(1, count):
-        value, weight = get(x, start + i), get(w, i)
-        low, high = if_less(value, low, value, low), if_less(high, value, value, high)
-        weights, sums = weights + weight, sums + weight * value
-    low = if_less(zero, low, zero, low)
-    flat = if_equal(high, low, zero, spread(F(1)))
-    chosen, origin = spread(top) / (high - low), low
-    scale, best = spread(F(1)) / chosen, zero
-    for i in range(count):
-        value = get(x, start + i)
-        off = scale * clipped(nearest_whole(chosen * (value - low)), F(0), top) + low - value
-        best = best + get(w, i) * (size(off) if absolute else off * off)
-    for trial in range(steps + 1):
-        inverse = spread(first_step + step * F(trial) + top) / (high - low)
-        of_l, ll, lx = zero, zero, zero
-        for i in range(count):
-            value = get(x, start + i)
-            code = clipped(nearest_whole(inverse * (value - low)), F(0), top)
-            put(codes, i, code)
-            heavy = get(w, i) * code
-            of_l, ll, lx = of_l + heavy, ll + heavy * code, lx + heavy * value
-        det = weights * ll - of_l * of_l
-        one, other = (weights * lx - sums * of_l) / det, (ll * sums - of_l * lx) / det
-        one, other = if_less(zero, other, lx / ll, one), if_less(zero, other, zero, other)
-        found = if_less(zero, det, zero, none)
-        for i in range(count):
-            off = one * get(codes, i) + other - get(x, start + i)
-            found = found + get(w, i) * (size(off) if absolute else off * off)
-        chosen, scale, origin = (if_less(found, best, inverse, chosen), if_less(found, best, one, scale),
-                                 if_less(found, best, low, origin))
-        low, best = if_less(found, best, other, low), if_less(found, best, found, best)
-    return if_equal(flat, zero, zero, scale), zero - low, if_equal(flat, zero, zero, chosen), origin
-
-
-@compiled
-def largest(x, start, count):
-    """The weight of the greatest size."""
-    far, value = spread(F(0)), spread(F(0))
-    for i in range(count):
-        one = get(x, start + i)
-        value, far = if_less(far, size(one), one, value), if_less(far, size(one), size(one), far)
-    return value
-
-
-@compiled
-def symmetric(x, w, start, count, half):
-    """(scale, inverse scale of the codes -half … half - 1) for rows start … of x without minima; 0 for zeros."""
-    zero, far = spread(F(0)), largest(x, start, count)
-    scale, best, chosen = zero, zero, zero
-    for trial in range(19):
-        nudge = F(0) if trial == 0 else F(trial - 10 if trial < 10 else trial - 9)
-        inverse = spread(-(half + F(0.1) * nudge)) / far
-        lx, ll = zero, zero
-        for i in range(count):
-            value, weight = get(x, start + i), get(w, i)
-            code = clipped(nearest_whole(inverse * value), -half, half - F(1))
-            lx, ll = lx + weight * value * code, ll + weight * code * code
-        if trial == 0:
-            scale, chosen = if_equal(ll, zero, zero, lx / ll), inverse
-            best = scale * lx
-        else:
-            found = if_less(zero, ll, lx / ll, scale)
-            gain, bar = if_less(zero, ll, lx * lx, zero), best * ll
-            scale, chosen = if_less(bar, gain, found, scale), if_less(bar, gain, inverse, chosen)
-            best = if_less(bar, gain, found * lx, best)
-    there = size(far)
-    return if_less(there, NOTHING, zero, scale), if_less(there, NOTHING, zero, chosen)
-
-
-@compiled
-def relaxed(x, w, codes, start, count, low, high, floor):
-    """The scale of rows start … of x once no single one of `codes`, from low to high, is better elsewhere; they change.
-
-    `floor`: whether the sum of the squares of the other codes has to be positive too.
-    """
-    zero, lx, ll = spread(F(0)), spread(F(0)), spread(F(0))
-    for i in range(count):
-        value, weight, code = get(x, start + i), get(w, i), get(codes, i)
-        lx, ll = lx + weight * value * code, ll + weight * code * code
-    for _ in range(5):
-        moved = False
-        for i in range(count):
-            value, weight, code = get(x, start + i), get(w, i), get(codes, i)
-            rest_lx, rest_ll = lx - weight * value * code, ll - weight * code * code
-            new = clipped(nearest_whole(value * rest_ll / rest_lx), low, high)
-            new_lx, new_ll = rest_lx + weight * value * new, rest_ll + weight * new * new
-            bar = if_less(zero, rest_lx, lx * lx * new_ll, spread(F(np.inf)))
-            bar = if_less(zero, rest_ll if floor else new_ll, bar, spread(F(np.inf)))
-            gain = if_equal(new, code, zero, new_lx * new_lx * ll)
-            moved |= any_less(bar, gain)
-            put(codes, i, if_less(bar, gain, new, code))
-            lx, ll = if_less(bar, gain, new_lx, lx), if_less(bar, gain, new_ll, ll)
-        if not moved:
-            break
-    return if_less(zero, ll, lx / ll, zero)
-
-
-@compiled
-def positive(x, w, codes, count, top):
-    """The scale of `count` rows of positive x; codes, 0 … top, are written."""
-    zero, far = spread(F(0)), spread(F(0))
-    for i in range(count):
-        far = if_less(far, get(x, i), get(x, i), far)
-    chosen, best = spread(top) / far, zero
-    for trial in range(9):
-        nudge = F(0) if trial == 0 else F(trial - 5 if trial < 5 else trial - 4)
-        inverse = spread(F(0.1) * nudge + top) / far
-        scale, found = spread(F(1)) / inverse, zero
-        for i in range(count):
-            off = get(x, i) - scale * clipped(nearest_whole(inverse * get(x, i)), F(0), top)
-            found = found + get(w, i) * off * off
-        if trial == 0:
-            best = found
-        chosen, best = if_less(found, best, inverse, chosen), if_less(found, best, found, best)
-    for i in range(count):
-        put(codes, i, clipped(nearest_whole(chosen * get(x, i)), F(0), top))
-    scale = relaxed(x, w, codes, 0, count, F(0), top, True)
-    for i in range(count):
-        put(codes, i, if_less(far, NOTHING, zero, get(codes, i)))
-    return if_less(far, NOTHING, zero, scale)
-
-
-@compiled
-def spanned(x, codes, count, top):
-    """The scale of `count` rows of positive x, the greatest over top; codes are written."""
-    zero, far = spread(F(0)), spread(F(0))
-    for i in range(count):
-        far = if_less(far, get(x, i), get(x, i), far)
-    inverse = if_less(zero, far, spread(top) / far, zero)
-    for i in range(count):
-        put(codes, i, clipped(nearest_whole(inverse * get(x, i)), F(0), top))
-    return far / top
-
-
-@compiled
-def error_weights(x, importance, w, start, count, weighted, sigma, plain):
-    """Fill w [count, LANES], what the errors of rows start … of x weigh; returns their sum.
-
-    With importance it is that times the root of sigma + x²; without, x² for plain 0, |x| for 1, and |x| plus the root
-    mean square of the rows for 2.
-    """
-    total, mean = spread(F(0)), spread(F(0))
-    if plain == 2 and not weighted:
-        for i in range(count):
-            mean = mean + get(x, start + i) * get(x, start + i)
-        mean = root(mean / F(count))
-    for i in range(count):
-        value = get(x, start + i)
-        if weighted:
-            weight = get(importance, start + i) * root(sigma + value * value)
-        else:
-            weight = value * value if plain == 0 else mean + size(value)
-        put(w, i, weight)
-        total = total + weight
-    return total
-
-
-@compiled
-def variance(x, factor):
-    """factor times the mean square of a block."""
-    total = spread(F(0))
-    for i in range(256):
-        total = total + get(x, i) * get(x, i)
-    return factor * total / F(256)
-
-
-@compiled
-def with_minima(x, importance, weighted, sub, top, most, factor, plan, absolute, w, scratch, codes, scales, minima,
-                halves):
-    """Q2_K, Q4_K and Q5_K: codes [256, LANES], scales and minima [256 / sub, LANES] up to `most`, halves (d, dmin)."""
-    count = 256 // sub
-    found, lows, totals = np.empty((16, LANES), F), np.empty((16, LANES), F), np.empty((16, LANES), F)
-    inverse, origins = np.empty((16, LANES), F), np.empty((16, LANES), F)
-    sigma = variance(x, factor)
+    count = BLOCK_SIZE // sub_block
+    float_scales = np.empty((16, VECTOR_WIDTH), F)
+    float_minima = np.empty((16, VECTOR_WIDTH), F)
+    totals = np.empty((16, VECTOR_WIDTH), F)
+    inverses = np.empty((16, VECTOR_WIDTH), F)
+    origins = np.empty((16, VECTOR_WIDTH), F)
+    sigma = scaled_mean_square(x, sigma_factor)
+    unweighted_kind = BY_MAGNITUDE if absolute_errors else BY_MAGNITUDE_AND_MEAN
     for j in range(count):
-        put(totals, j, error_weights(x, importance, w, j * sub, sub, weighted, sigma, 1 if absolute else 2))
-        scale, low, chosen, origin = affine(x, w, scratch, j * sub, sub, top, plan[0], plan[1], int(plan[2]),
-                                           absolute and not weighted)
-        put(found, j, scale)
-        put(lows, j, low)
-        put(inverse, j, chosen)
-        put(origins, j, origin)
-    if weighted:
-        d, dmin = positive(found, totals, scales, count, most), positive(lows, totals, minima, count, most)
+        start = j * sub_block
+        total = fill_error_weights(
+            x, importance, error_weights, start, sub_block, use_importance, sigma, unweighted_kind
+        )
+        store(totals, j, total)
+        scale, minimum, inverse, origin = search_scale_and_minimum(
+            x,
+            error_weights,
+            scratch,
+            start,
+            sub_block,
+            top_code,
+            search[0],
+            search[1],
+            int(search[2]),
+            absolute_errors and not use_importance,
+        )
+        store(float_scales, j, scale)
+        store(float_minima, j, minimum)
+        store(inverses, j, inverse)
+        store(origins, j, origin)
+    if use_importance:
+        d = search_positive_scale(float_scales, totals, scales, count, top_scale)
+        dmin = search_positive_scale(float_minima, totals, minima, count, top_scale)
     else:
-        d, dmin = spanned(found, scales, count, most), spanned(lows, minima, count, most)
-    d, dmin = as_half(d), as_half(dmin)
-    put(halves, 0, d)
-    put(halves, 1, dmin)
+        d = scale_to_largest(float_scales, scales, count, top_scale)
+        dmin = scale_to_largest(float_minima, minima, count, top_scale)
+    d = round_to_float16(d)
+    dmin = round_to_float16(dmin)
+    store(d_and_dmin, 0, d)
+    store(d_and_dmin, 1, dmin)
     for j in range(count):
-        scale, low, chosen, origin = d * get(scales, j), dmin * get(minima, j), get(inverse, j), get(origins, j)
-        for i in range(j * sub, (j + 1) * sub):
-            value = get(x, i)
-            kept = clipped(nearest_whole(chosen * (value - origin)), F(0), top)
-            put(codes, i, if_equal(scale, spread(F(0)), kept, clipped(nearest_whole((value + low) / scale), F(0), top)))
+        scale = d * load(scales, j)
+        minimum = dmin * load(minima, j)
+        inverse = load(inverses, j)
+        origin = load(origins, j)
+        for i in range(j * sub_block, (j + 1) * sub_block):
+            value = load(x, i)
+            # Where the scale was rounded to zero, ggml leaves the codes of the search.
+            searched = clip(round_to_even(inverse * (value - origin)), F(0), top_code)
+            code = clip(round_to_even((value + minimum) / scale), F(0), top_code)
+            store(codes, i, select_equal(scale, broadcast(F(0)), searched, code))
 
 
 @compiled
-def without_minima(x, importance, weighted, six, w, scratch, codes, scales, halves):
-    """Q6_K (`six`) and Q3_K: codes [256, LANES], scales [16, LANES], halves (d, 0)."""
-    zero, half = spread(F(0)), F(32) if six else F(4)
-    found, totals = np.empty((16, LANES), F), np.empty((16, LANES), F)
-    sigma = variance(x, F(2))
+def quantize_without_minima(
+    x: np.ndarray,
+    importance: np.ndarray,
+    use_importance: bool,
+    six_bits: bool,
+    error_weights: np.ndarray,
+    scratch: np.ndarray,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    d_and_dmin: np.ndarray,
+) -> None:
+    """Quantize sixteen blocks of Q6_K or Q3_K, whose sub-blocks have 16 weights.
+
+    Args:
+        x: Weights, tile [256, …].
+        importance: Of their inputs, tile [256, …].
+        use_importance: Whether it counts.
+        six_bits: Whether the type is Q6_K.
+        error_weights: Scratch, tile [32, …].
+        scratch: Scratch, tile [32, …].
+        codes: Filled, tile [256, …].
+        scales: Filled with integer scales, tile [16, …].
+        d_and_dmin: Filled with d and 0, tile [2, …].
+    """
+    zero = broadcast(F(0))
+    half = F(32) if six_bits else F(4)
+    float_scales = np.empty((16, VECTOR_WIDTH), F)
+    totals = np.empty((16, VECTOR_WIDTH), F)
+    sigma = scaled_mean_square(x, F(2))
     for j in range(16):
-        put(totals, j, error_weights(x, importance, w, 16 * j, 16, weighted and not six, sigma, 0))
-        if six and weighted:
+        start = 16 * j
+        weigh = use_importance and not six_bits
+        total = fill_error_weights(x, importance, error_weights, start, 16, weigh, sigma, BY_SQUARE)
+        store(totals, j, total)
+        if six_bits and use_importance:
             for i in range(16):
-                put(w, i, get(importance, 16 * j + i))
-        if six or weighted:
-            scale, chosen = symmetric(x, w, 16 * j, 16, half)
+                store(error_weights, i, load(importance, start + i))
+        if six_bits or use_importance:
+            scale, inverse = search_scale(x, error_weights, start, 16, half)
             for i in range(16):
-                put(scratch, i, clipped(nearest_whole(chosen * get(x, 16 * j + i)), -half, half - F(1)))
+                code = clip(round_to_even(inverse * load(x, start + i)), -half, half - F(1))
+                store(scratch, i, code)
         else:
-            far = largest(x, 16 * j, 16)
-            chosen = if_less(size(far), NOTHING, zero, spread(-half) / far)
+            largest = largest_weight(x, start, 16)
+            inverse = select_less(absolute(largest), EPSILON, zero, broadcast(-half) / largest)
             for i in range(16):
-                put(scratch, i, clipped(nearest_whole(chosen * get(x, 16 * j + i)), -half, half - F(1)))
-            scale = if_less(size(far), NOTHING, zero, relaxed(x, w, scratch, 16 * j, 16, -half, half - F(1), False))
-        for i in range(16):  # codes to be kept where the scale is rounded to zero; those of zeros are zero
-            put(codes, 16 * j + i, if_equal(chosen, zero, zero, get(scratch, i) + half))
-        put(found, j, scale)
-    most = F(128) if six else F(32)
-    if weighted and not six:
-        d, chosen = symmetric(found, totals, 0, 16, most)
+                code = clip(round_to_even(inverse * load(x, start + i)), -half, half - F(1))
+                store(scratch, i, code)
+            scale = descend_codes(x, error_weights, scratch, start, 16, -half, half - F(1), False)
+            scale = select_less(absolute(largest), EPSILON, zero, scale)
+        # Codes that stay where the scale is rounded to zero; those of zeros are zero.
+        for i in range(16):
+            store(codes, start + i, select_equal(inverse, zero, zero, load(scratch, i) + half))
+        store(float_scales, j, scale)
+    top_scale = F(128) if six_bits else F(32)
+    if use_importance and not six_bits:
+        d, inverse = search_scale(float_scales, totals, 0, 16, top_scale)
     else:
-        far = largest(found, 0, 16)
-        empty = size(far) if six else if_equal(far, zero, zero, spread(F(1)))
-        chosen = if_less(empty, NOTHING, zero, spread(-most) / far)
-        d = if_less(empty, NOTHING, zero, spread(F(1)) / chosen)
-    d = as_half(d)
-    put(halves, 0, d)
-    put(halves, 1, zero)
+        largest = largest_weight(float_scales, 0, 16)
+        # Below EPSILON there is nothing to scale: for Q3_K only where all scales are zero.
+        size = absolute(largest) if six_bits else select_equal(largest, zero, zero, broadcast(F(1)))
+        inverse = select_less(size, EPSILON, zero, broadcast(-top_scale) / largest)
+        d = select_less(size, EPSILON, zero, broadcast(F(1)) / inverse)
+    d = round_to_float16(d)
+    store(d_and_dmin, 0, d)
+    store(d_and_dmin, 1, zero)
     for j in range(16):
-        wanted = clipped(nearest_whole(chosen * get(found, j)), -most, most - F(1))
-        put(scales, j, if_equal(chosen, zero, zero if six else spread(-most), wanted))
-        scale = d * get(scales, j)
+        scaled = round_to_even(inverse * load(float_scales, j))
+        integer = clip(scaled, -top_scale, top_scale - F(1))
+        empty = zero if six_bits else broadcast(-top_scale)
+        store(scales, j, select_equal(inverse, zero, empty, integer))
+        scale = d * load(scales, j)
         for i in range(16 * j, 16 * j + 16):
-            code = clipped(nearest_whole(get(x, i) / scale), -half, half - F(1)) + half
-            put(codes, i, if_equal(scale, zero, get(codes, i), code))
-            if six:
-                put(codes, i, if_equal(chosen, zero, zero, get(codes, i)))
+            code = clip(round_to_even(load(x, i) / scale), -half, half - F(1)) + half
+            store(codes, i, select_equal(scale, zero, load(codes, i), code))
+            if six_bits:
+                store(codes, i, select_equal(inverse, zero, zero, load(codes, i)))
 
 
 @compiled
-def search(weights, importance, weighted, kind, codes, scales, minima, halves):
-    """Fill codes uint8 [n, 256], scales and minima int16 [n, sub-blocks] and halves float32 [n, 2] for n blocks.
+def search_blocks(
+    weights: np.ndarray,
+    importance: np.ndarray,
+    use_importance: bool,
+    bits: int,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    minima: np.ndarray,
+    d_and_dmin: np.ndarray,
+) -> None:
+    """Quantize n blocks.
 
-    weights float32 [n, 256]; importance [blocks of a row, 256], of which the first is that of the first block; kind 2 … 6
-    as in Q2_K … Q6_K.
+    Args:
+        weights: float32 [n, 256].
+        importance: float32 [blocks of a row, 256], of which the first is that of the first block.
+        use_importance: Whether it counts.
+        bits: 2 … 6 as in Q2_K … Q6_K.
+        codes: Filled, uint8 [n, 256].
+        scales: Filled with integer scales, int16 [n, sub-blocks].
+        minima: Filled with integer minima, int16 [n, sub-blocks].
+        d_and_dmin: Filled, float32 [n, 2].
     """
-    x, q, tile = np.empty((256, LANES), F), np.ones((256, LANES), F), np.empty((256, LANES), F)
-    w, scratch, both = np.empty((32, LANES), F), np.empty((32, LANES), F), np.empty((2, LANES), F)
-    ours, lows = np.zeros((16, LANES), F), np.zeros((16, LANES), F)
-    for start in range(0, len(weights), LANES):
-        lanes = min(LANES, len(weights) - start)
-        if lanes < LANES:
+    x = np.empty((BLOCK_SIZE, VECTOR_WIDTH), F)
+    inputs = np.ones((BLOCK_SIZE, VECTOR_WIDTH), F)
+    code_tile = np.empty((BLOCK_SIZE, VECTOR_WIDTH), F)
+    error_weights = np.empty((32, VECTOR_WIDTH), F)
+    scratch = np.empty((32, VECTOR_WIDTH), F)
+    d_tile = np.empty((2, VECTOR_WIDTH), F)
+    scale_tile = np.zeros((16, VECTOR_WIDTH), F)
+    minimum_tile = np.zeros((16, VECTOR_WIDTH), F)
+    with_importance = (F(-0.9), F(0.05), F(36))
+    for start in range(0, len(weights), VECTOR_WIDTH):
+        present = min(VECTOR_WIDTH, len(weights) - start)
+        if present < VECTOR_WIDTH:
             x[:] = 0
-        for k in range(lanes):
-            for i in range(256):
+        for k in range(present):
+            for i in range(BLOCK_SIZE):
                 x[i, k] = weights[start + k, i]
-            if weighted:
-                for i in range(256):
-                    q[i, k] = importance[(start + k) % len(importance), i]
-        fine = (F(-0.9), F(0.05), F(36))
-        if kind == 2:
-            with_minima(x, q, weighted, 16, F(3), F(15), F(1), fine if weighted else (F(-0.5), F(0.1), F(15)), True,
-                        w, scratch, tile, ours, lows, both)
-        elif kind == 4:
-            with_minima(x, q, weighted, 32, F(15), F(63), F(2), fine if weighted else (F(-1), F(0.1), F(20)), False,
-                        w, scratch, tile, ours, lows, both)
-        elif kind == 5:
-            with_minima(x, q, weighted, 32, F(31), F(63), F(2), fine if weighted else (F(-0.5), F(0.1), F(15)), False,
-                        w, scratch, tile, ours, lows, both)
+            if use_importance:
+                for i in range(BLOCK_SIZE):
+                    inputs[i, k] = importance[(start + k) % len(importance), i]
+        if bits in (2, 4, 5):
+            if bits == 4:
+                search = with_importance if use_importance else (F(-1), F(0.1), F(20))
+            else:
+                search = with_importance if use_importance else (F(-0.5), F(0.1), F(15))
+            quantize_with_minima(
+                x,
+                inputs,
+                use_importance,
+                16 if bits == 2 else 32,
+                F((1 << bits) - 1),
+                F(15) if bits == 2 else F(63),
+                F(1) if bits == 2 else F(2),
+                search,
+                bits == 2,
+                error_weights,
+                scratch,
+                code_tile,
+                scale_tile,
+                minimum_tile,
+                d_tile,
+            )
         else:
-            without_minima(x, q, weighted, kind == 6, w, scratch, tile, ours, both)
-        for k in range(lanes):
-            for i in range(256):
-                codes[start + k, i] = np.uint8(tile[i, k])
+            quantize_without_minima(
+                x,
+                inputs,
+                use_importance,
+                bits == 6,
+                error_weights,
+                scratch,
+                code_tile,
+                scale_tile,
+                d_tile,
+            )
+        for k in range(present):
+            for i in range(BLOCK_SIZE):
+                codes[start + k, i] = np.uint8(code_tile[i, k])
             for j in range(scales.shape[1]):
-                scales[start + k, j] = np.int16(ours[j, k])
-                minima[start + k, j] = np.int16(lows[j, k])
-            halves[start + k, 0], halves[start + k, 1] = both[0, k], both[1, k]
+                scales[start + k, j] = np.int16(scale_tile[j, k])
+                minima[start + k, j] = np.int16(minimum_tile[j, k])
+            d_and_dmin[start + k, 0] = d_tile[0, k]
+            d_and_dmin[start + k, 1] = d_tile[1, k]

@@ -1,130 +1,230 @@
-"""The scales, minima, d and dmin of ggml's blocks, moved for fixed codes to where tr(G Δ H Δᵀ) is least.
+"""Moving the scales, minima, d and dmin of ggml's blocks to where tr(G Δ H Δᵀ) is less.
 
-A coordinate descent over what the format can store: of one row and one sub-block, the integer scale and minimum
-together; of one row and one block, d and dmin together. With directions a and b in the columns, a row's Δ changes by
-x a + y b, and the figure by a quadratic form in x and y; the best pair that can be stored is taken if it lowers the
-figure.
+The codes stay. A coordinate descent over what the format can store: of one row and one block, d and
+dmin together; of one row and one sub-block, the integer scale and minimum together.
 """
 
-import numba
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from quantline.methods.ggml.block_types import BlockType, Blocks
+from quantline.methods.ggml.blocks import Blocks, BlockType
+from quantline.methods.ggml.scale_moves import LARGEST_FLOAT16, Range, move_rows
 from quantline.methods.threads import in_threads
 
-LARGEST_HALF = 65504.0
+FLOAT16_RANGE = (np.float32(-LARGEST_FLOAT16), np.float32(LARGEST_FLOAT16))
 
 
-@numba.njit(nogil=True, cache=True, fastmath=False)
-def half(value):
-    """A float32 rounded to what float16 holds, ties to even; infinity beyond its range."""
-    if abs(value) < np.float32(2.0**-14):
-        return np.rint(value * np.float32(2.0**24)) * np.float32(2.0**-24)
-    scale = np.float32(2.0) ** (np.floor(np.log2(np.float64(abs(value)))) - 10)
-    rounded = np.float32(np.rint(value / scale) * scale)
-    return rounded if abs(rounded) <= LARGEST_HALF else np.float32(np.inf) * np.sign(value)
+def _move(
+    first: np.ndarray,
+    second: np.ndarray,
+    hessian: torch.Tensor,
+    gradient: torch.Tensor,
+    fisher: torch.Tensor,
+    p: np.ndarray,
+    q: np.ndarray,
+    is_integer: bool,
+    p_range: Range,
+    q_range: Range,
+) -> torch.Tensor:
+    """Call `move_rows` with the products with H, and leave the gradient as it is."""
+    first_product = (torch.from_numpy(first) @ hessian).numpy()
+    second_product = (torch.from_numpy(second) @ hessian).numpy()
+    change = move_rows(
+        first,
+        second,
+        first_product,
+        second_product,
+        p,
+        q,
+        is_integer,
+        p_range,
+        q_range,
+        gradient.clone().numpy(),
+        fisher.numpy(),
+    )
+    return torch.from_numpy(change)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=False)
-def _fitting(value, whole, low, high):
-    """The value that the format holds that is nearest."""
-    return min(max(np.rint(value), low), high) if whole else half(value)
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of some rows' blocks as float32, which change in place.
 
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _move(first, second, felt_first, felt_second, p, q, whole, p_range, q_range, pull, factor):
-    """One pass over the rows of some columns [rows, n]; returns the change of the rounded weight [rows, n].
-
-    first, second [rows, n]: what one unit of p and q [rows] adds to the weight; a second of zeros has no q. `felt_*` are
-    these times H. p and q are changed; `pull`, P = G Δ H of these columns, is scratch: it changes only where it is still
-    to be read.
+    Attributes:
+        levels: What the codes stand for [rows, blocks, block size].
+        scales: [rows, blocks, sub-blocks].
+        minima: [rows, blocks, sub-blocks].
+        d: [rows, blocks, 1].
+        dmin: [rows, blocks, 1].
     """
-    rows, width = first.shape
-    change, felt = np.zeros((rows, width), np.float32), np.empty(width, np.float32)
-    for i in range(rows):
-        a, b, heavy_a, heavy_b = first[i], second[i], felt_first[i], felt_second[i]
-        aa, ab, bb, slope_a, slope_b = np.float32(0), np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-        for j in range(width):
-            aa += a[j] * heavy_a[j]
-            ab += a[j] * heavy_b[j]
-            bb += b[j] * heavy_b[j]
-            slope_a += a[j] * pull[i, j]
-            slope_b += b[j] * pull[i, j]
-        aa, ab, bb = aa * factor[i, i], ab * factor[i, i], bb * factor[i, i]
-        det = aa * bb - ab * ab
-        if bb > 0 and det > np.float32(1e-4) * aa * bb:
-            wanted = (ab * slope_b - bb * slope_a) / det
-        elif aa > 0:
-            wanted = -slope_a / aa
-        else:
-            wanted = np.float32(0)
-        least, best_x, best_y = np.float32(0), np.float32(0), np.float32(0)
-        for trial in range(4 if whole else 2):
-            x = np.float32(0)
-            if trial > 0 and aa > 0:  # not moved, the nearest, and its neighbours
-                step = np.float32(0) if trial == 1 else np.float32(2 * trial - 5)
-                x = _fitting(p[i] + wanted + step, whole, p_range[0], p_range[1]) - p[i]
-            y = np.float32(0)
-            if bb > 0:
-                y = _fitting(q[i] - (slope_b + ab * x) / bb, whole, q_range[0], q_range[1]) - q[i]
-            cost = np.float32(2) * (slope_a * x + slope_b * y) + aa * x * x + np.float32(2) * ab * x * y + bb * y * y
-            if cost < least:
-                least, best_x, best_y = cost, x, y
-        if least < 0:
-            p[i] += best_x
-            q[i] += best_y
-            for j in range(width):
-                change[i, j] = best_x * a[j] + best_y * b[j]
-                felt[j] = best_x * heavy_a[j] + best_y * heavy_b[j]
-            for k in range(i + 1, rows):  # the rows before have had their turn
-                for j in range(width):
-                    pull[k, j] += factor[i, k] * felt[j]
-    return change
+
+    levels: np.ndarray
+    scales: np.ndarray
+    minima: np.ndarray
+    d: np.ndarray
+    dmin: np.ndarray
+
+    @classmethod
+    def of(cls, block_type: BlockType, blocks: Blocks, rows: int) -> "_Fields":
+        """Convert the blocks of a weight with so many rows."""
+        shape = (rows, len(blocks.codes) // rows, -1)
+        return cls(
+            block_type.levels[blocks.codes.reshape(shape)],
+            blocks.scales.reshape(shape).astype(np.float32),
+            blocks.minima.reshape(shape).astype(np.float32),
+            blocks.d.reshape(shape).astype(np.float32),
+            blocks.dmin.reshape(shape).astype(np.float32),
+        )
+
+    def rows(self, rows: slice) -> "_Fields":
+        """Return views of some rows."""
+        return _Fields(
+            self.levels[rows],
+            self.scales[rows],
+            self.minima[rows],
+            self.d[rows],
+            self.dmin[rows],
+        )
+
+    def stored(self, old: Blocks) -> Blocks:
+        """Return the blocks with these fields in place of their old ones."""
+        return Blocks(
+            old.codes,
+            self.scales.astype(old.scales.dtype).reshape(old.scales.shape),
+            self.minima.astype(old.minima.dtype).reshape(old.minima.shape),
+            self.d.astype(old.d.dtype).reshape(old.d.shape),
+            self.dmin.astype(old.dmin.dtype).reshape(old.dmin.shape),
+        )
 
 
-def refit(weight: torch.Tensor, kind: BlockType, blocks: Blocks, moment: torch.Tensor, factors: torch.Tensor) -> Blocks:
-    """The blocks of a weight [out, in] with scales, minima, d and dmin after one pass; the codes stay.
+class _RowDescent:
+    """Moves the fields of the rows of one diagonal block of G."""
 
-    moment [in, in] and factors [blocks, size, size] as for curvature.descend. The result does not depend on the number
-    of threads.
+    def __init__(
+        self, block_type: BlockType, fields: _Fields, hessian: torch.Tensor, fisher: torch.Tensor
+    ) -> None:
+        """Take what stays the same.
+
+        Args:
+            block_type: The blocks' type.
+            fields: Of these rows.
+            hessian: H [in, in].
+            fisher: G of these rows [rows, rows].
+        """
+        self.block_type = block_type
+        self.fields = fields
+        self.hessian = hessian
+        self.fisher = fisher
+        self.scale_range = FLOAT16_RANGE
+        if block_type.scale_range is not None:
+            least, most = block_type.scale_range
+            self.scale_range = (np.float32(least), np.float32(most))
+        self.minimum_range = (np.float32(0), np.float32(block_type.largest_minimum or 0))
+
+    def run(self, difference: torch.Tensor) -> None:
+        """Move all fields once, from a Δ [rows, in]."""
+        size = self.block_type.block_size
+        gradient = self.fisher @ difference @ self.hessian
+        for block in range(difference.shape[1] // size):
+            columns = slice(block * size, (block + 1) * size)
+            change = self._move_block(block, self.hessian[columns, columns], gradient[:, columns])
+            gradient += self.fisher @ change @ self.hessian[columns]
+
+    def _move_block(
+        self, block: int, hessian: torch.Tensor, gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """Move d and dmin of one block of each row, then the fields of its sub-blocks.
+
+        Args:
+            block: The block's number in a row.
+            hessian: H of its columns.
+            gradient: G Δ H of its columns [rows, block size].
+
+        Returns:
+            The change of the rounded weight [rows, block size].
+        """
+        fields = self.fields
+        sub = self.block_type.sub_block_size
+        change = _move(
+            fields.scales[:, block].repeat(sub, 1) * fields.levels[:, block],
+            -fields.minima[:, block].repeat(sub, 1),
+            hessian,
+            gradient,
+            self.fisher,
+            fields.d[:, block, 0],
+            fields.dmin[:, block, 0],
+            False,
+            FLOAT16_RANGE,
+            FLOAT16_RANGE,
+        )
+        gradient = gradient + self.fisher @ change @ hessian
+        if self.block_type.scale_range is None:
+            return change
+        for sub_block in range(self.block_type.block_size // sub):
+            columns = slice(sub_block * sub, (sub_block + 1) * sub)
+            sub_change = self._move_sub_block(
+                block, sub_block, hessian[columns, columns], gradient[:, columns]
+            )
+            change[:, columns] += sub_change
+            gradient += self.fisher @ sub_change @ hessian[columns]
+        return change
+
+    def _move_sub_block(
+        self, block: int, sub_block: int, hessian: torch.Tensor, gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """Move the integer scale and minimum of one sub-block of each row, as `_move_block`."""
+        fields = self.fields
+        sub = self.block_type.sub_block_size
+        columns = slice(sub_block * sub, (sub_block + 1) * sub)
+        by_scale = fields.d[:, block] * fields.levels[:, block, columns]
+        by_minimum = np.zeros_like(by_scale)
+        if self.block_type.largest_minimum:
+            by_minimum -= fields.dmin[:, block]
+        return _move(
+            by_scale,
+            by_minimum,
+            hessian,
+            gradient,
+            self.fisher,
+            fields.scales[:, block, sub_block],
+            fields.minima[:, block, sub_block],
+            True,
+            self.scale_range,
+            self.minimum_range,
+        )
+
+
+def refit_scales(
+    weight: torch.Tensor,
+    block_type: BlockType,
+    blocks: Blocks,
+    hessian: torch.Tensor,
+    fisher_out: torch.Tensor,
+) -> Blocks:
+    """Move scales, minima, d and dmin in one pass; the codes stay.
+
+    Rows of different blocks of G do not depend on each other and are moved in threads; the result
+    does not depend on their number.
+
+    Args:
+        weight: float32 [out, in].
+        block_type: The blocks' type.
+        blocks: Those of the weight, row by row.
+        hessian: H [in, in].
+        fisher_out: G in diagonal blocks [blocks, n, n].
+
+    Returns:
+        The blocks with the new scales, minima, d and dmin.
     """
-    rows, width = weight.shape
-    shaped = [part.reshape(rows, width // kind.size, -1) for part in blocks.parts()]
-    levels = kind.levels[shaped[0]]
-    scales, minima, d, dmin = (part.astype(np.float32) for part in shaped[1:])
-    whole = torch.from_numpy(kind.dequantize(blocks)).reshape(weight.shape) - weight
-    size, limit = rows // len(factors), (np.float32(-LARGEST_HALF), np.float32(LARGEST_HALF))
-    p_range = limit if kind.scales is None else tuple(np.float32(one) for one in kind.scales)
-    q_range = (np.float32(0), np.float32(kind.minima or 0))
-
-    def moved(first: np.ndarray, second: np.ndarray, moment: torch.Tensor, pull: torch.Tensor, factor: torch.Tensor,
-              *grid) -> torch.Tensor:
-        felt = [(torch.from_numpy(one) @ moment).numpy() for one in (first, second)]
-        return torch.from_numpy(_move(first, second, *felt, *grid, pull.clone().numpy(), factor.numpy()))
+    fields = _Fields.of(block_type, blocks, len(weight))
+    difference = torch.from_numpy(block_type.dequantize(blocks)).reshape(weight.shape) - weight
+    rows_of_block = len(weight) // len(fisher_out)
 
     def run(number: int) -> None:
-        own, factor = slice(number * size, (number + 1) * size), factors[number].contiguous()
-        pull = factor @ whole[own] @ moment
-        for block in range(width // kind.size):
-            span = slice(block * kind.size, (block + 1) * kind.size)
-            heavy = moment[span, span]
-            wide = scales[own, block].repeat(kind.sub, 1) * levels[own, block]
-            low = -minima[own, block].repeat(kind.sub, 1)
-            changes = moved(wide, low, heavy, pull[:, span], factor, d[own, block, 0], dmin[own, block, 0], False, limit, limit)
-            local = pull[:, span] + factor @ changes @ heavy
-            for sub in range(kind.size // kind.sub if kind.scales else 0):
-                part = slice(sub * kind.sub, (sub + 1) * kind.sub)
-                one = d[own, block] * levels[own, block, part]
-                other = np.zeros_like(one)
-                if kind.minima:
-                    other -= dmin[own, block]
-                change = moved(one, other, heavy[part, part], local[:, part], factor, scales[own, block, sub],
-                               minima[own, block, sub], True, p_range, q_range)
-                changes[:, part] += change
-                local += factor @ change @ heavy[part]
-            pull += factor @ changes @ moment[span]
+        rows = slice(number * rows_of_block, (number + 1) * rows_of_block)
+        fisher = fisher_out[number].contiguous()
+        _RowDescent(block_type, fields.rows(rows), hessian, fisher).run(difference[rows])
 
-    in_threads(range(len(factors)), run)
-    return Blocks(blocks.codes, *(part.astype(old.dtype).reshape(old.shape) for part, old in
-                                  zip((scales, minima, d, dmin), blocks.parts()[1:], strict=True)))
+    in_threads(range(len(fisher_out)), run)
+    return fields.stored(blocks)

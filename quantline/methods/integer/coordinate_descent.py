@@ -1,10 +1,14 @@
-"""Coordinate descent on the error of each row: what is left to gain when GPTQ has gone over the columns once.
+"""Coordinate descent on the error of each row: what is left to gain after GPTQ's one pass.
 
-The error Δ H Δᵀ of a row is a quadratic form in its integers given the scales, and in its scales given the integers. Rounds
-refit the scale of each group in closed form and then move each of its integers to its best place, both with all others
-fixed, so that the error falls with every step. The descent of curvature rounding (quantline/methods/integer/curvature.py) does the
-same with the output factor, where rows feel each other; here each row is on its own. Moves are felt at once within some
-neighbouring columns, and by the rest of the row in one product when these are done.
+The error Δ H Δᵀ of a row is a quadratic form in its integers given the scales, and in its scales
+given the integers. Rounds refit the scale of each group in closed form and then move each of its
+integers to its best value, both with all others fixed, so that the error falls with every step. The
+descent of curvature rounding (quantline/methods/integer/curvature_descent.py) does the same with G,
+through which rows change each other's gradients; here each row is on its own. A move changes the
+gradient at once within some neighbouring columns, and in the rest of the row by one product when
+these are done.
+
+"Steps" are integers minus zero points: how many scales a weight is from zero.
 """
 
 from dataclasses import replace
@@ -13,17 +17,20 @@ import numba
 import numpy as np
 import torch
 
-from quantline.quantized.store import GroupedLinear
-from quantline.methods.integer.grid import rows_of
-from quantline.methods.threads import on_host, over_rows
+from quantline.methods.integer.output_error import replace_rows
+from quantline.methods.threads import host_copy, run_over_rows
+from quantline.quantized.tensors import GroupedLinear
 
 ROUNDS = 2  # more hardly help (benchmarks/README.md)
-COLUMNS = 128  # whose moves are gathered, if a group is not wider
+BLOCK_COLUMNS = 128  # whose moves are gathered, if a group is not wider
 
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
-def _as_bfloat16(value, cell):
-    """A float32 rounded to what bfloat16 holds, ties to even; `cell` is an array of one float32 to work in."""
+def _as_bfloat16(value: np.float32, cell: np.ndarray) -> np.float32:
+    """Return a float32 rounded to what bfloat16 holds, ties to even.
+
+    `cell` is an array of one float32 to work in.
+    """
     cell[0] = value
     bits = cell.view(np.int32)
     bits[0] = (bits[0] + 0x7FFF + ((bits[0] >> 16) & 1)) & -0x10000
@@ -31,84 +38,158 @@ def _as_bfloat16(value, cell):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
-def _settle_rows(steps, scales, zeros, pull, felt, moment, top):
-    """`settle` of some rows, one after another; steps, scales and pull are changed."""
-    groups, width = felt.shape[1], felt.shape[2]
-    size, cell, rate = width // groups, np.empty(1, np.float32), np.empty(width, np.float32)
+def _descend_rows(
+    steps: np.ndarray,
+    scales: np.ndarray,
+    zeros: np.ndarray,
+    gradients: np.ndarray,
+    products: np.ndarray,
+    hessian: np.ndarray,
+    max_int: np.float32,
+) -> None:
+    """Do `descend_rows` of some rows, one after another; steps, scales and gradients change."""
+    groups = products.shape[1]
+    width = products.shape[2]
+    size = width // groups
+    cell = np.empty(1, np.float32)
+    rate = np.empty(width, np.float32)
     for k in range(width):
-        rate[k] = 1 / moment[k, k] if moment[k, k] > 0 else 0
+        rate[k] = 1 / hessian[k, k] if hessian[k, k] > 0 else 0
     for row in range(len(steps)):
-        slope = pull[row]
+        gradient = gradients[row]
         for g in range(groups):
-            span = slice(g * size, (g + 1) * size)  # loops from 0 over parts become vector instructions
-            step, own, own_rate, own_felt = steps[row, span], slope[span], rate[span], felt[row, g, span]
-            down, curve = np.float64(0), np.float64(0)
+            # Loops from 0 over parts become vector instructions.
+            span = slice(g * size, (g + 1) * size)
+            group_steps = steps[row, span]
+            group_gradient = gradient[span]
+            group_rate = rate[span]
+            group_product = products[row, g, span]
+            slope = np.float64(0)
+            curvature = np.float64(0)
             for k in range(size):
-                down += step[k] * own[k]
-                curve += step[k] * own_felt[k]
-            if curve > 0:
-                new = _as_bfloat16(np.float32(scales[row, g] - down / curve), cell)
+                slope += group_steps[k] * group_gradient[k]
+                curvature += group_steps[k] * group_product[k]
+            if curvature > 0:
+                new = _as_bfloat16(np.float32(scales[row, g] - slope / curvature), cell)
                 if new > 0 and np.isfinite(new):
-                    slope += (new - scales[row, g]) * felt[row, g]
+                    gradient += (new - scales[row, g]) * products[row, g]
                     scales[row, g] = new
-            scale, zero = scales[row, g], zeros[row, g]
+            scale = scales[row, g]
+            zero = zeros[row, g]
             inverse = 1 / scale
             for k in range(size):
-                wanted = np.rint(step[k] - own[k] * own_rate[k] * inverse)
-                wanted = min(max(wanted, -zero), top - zero)
-                if wanted != step[k] and own_rate[k] > 0:
-                    move, column = (wanted - step[k]) * scale, moment[span.start + k]
+                wanted = np.rint(group_steps[k] - group_gradient[k] * group_rate[k] * inverse)
+                wanted = min(max(wanted, -zero), max_int - zero)
+                if wanted != group_steps[k] and group_rate[k] > 0:
+                    move = (wanted - group_steps[k]) * scale
+                    column = hessian[span.start + k]
                     for i in range(width):
-                        slope[i] += move * column[i]
-                    step[k] = wanted
+                        gradient[i] += move * column[i]
+                    group_steps[k] = wanted
 
 
-def settle(steps: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, pull: torch.Tensor, felt: torch.Tensor,
-           moment: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(steps, scales) after one round over n neighbouring columns: each group's scale, then its integers.
+def descend_rows(
+    steps: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    gradients: torch.Tensor,
+    products: torch.Tensor,
+    hessian: torch.Tensor,
+    max_int: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do one round over some neighbouring columns: each group's scale, then its integers.
 
-    steps = integers - zeros [rows, n]; scales and zeros [rows, groups]; `pull` [rows, n] is Δ H of these columns; `moment`
-    [n, n] their part of H, and `felt` [rows, groups, n] what of it the steps of each group feel. Columns whose diagonal is
-    not positive keep their integers. Rows run in threads through a compiled kernel, on the CPU as those of GPTQ.
+    Rows run in threads through a compiled kernel, on the CPU as those of GPTQ.
+
+    Args:
+        steps: float32 [rows, n].
+        scales: float32 [rows, groups].
+        zeros: float32 [rows, groups].
+        gradients: Δ H of these columns, float32 [rows, n].
+        products: The steps of each group times H, float32 [rows, groups, n].
+        hessian: H of these columns, float32 [n, n]. Columns whose diagonal is not positive keep
+            their integers.
+        max_int: The largest integer.
+
+    Returns:
+        Steps and scales.
     """
-    home, (steps, scales, pull) = steps.device, (on_host(one) for one in (steps, scales, pull))
-    zeros, felt, moment = (one.cpu().contiguous() for one in (zeros, felt, moment))
+    device = steps.device
+    steps = host_copy(steps)
+    scales = host_copy(scales)
+    gradients = host_copy(gradients)
+    zeros = zeros.cpu().contiguous()
+    products = products.cpu().contiguous()
+    hessian = hessian.cpu().contiguous()
 
     def run(rows: slice) -> None:
-        _settle_rows(*(one[rows].numpy() for one in (steps, scales, zeros, pull, felt)), moment.numpy(), np.float32(top))
+        _descend_rows(
+            steps[rows].numpy(),
+            scales[rows].numpy(),
+            zeros[rows].numpy(),
+            gradients[rows].numpy(),
+            products[rows].numpy(),
+            hessian.numpy(),
+            np.float32(max_int),
+        )
 
-    over_rows(len(steps), run)
-    return steps.to(home), scales.to(home)
+    run_over_rows(len(steps), run)
+    return steps.to(device), scales.to(device)
 
 
-def polish(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor,
-           rounds: int = ROUNDS) -> tuple[GroupedLinear, torch.Tensor]:
-    """(a rounded weight [out, in], its integers and scales moved to where Δ H Δᵀ of each row is least that the rounds find,
-    and that error, float64 [out]).
+def refine_rows(
+    linear: GroupedLinear, weight: torch.Tensor, hessian: torch.Tensor, rounds: int = ROUNDS
+) -> tuple[GroupedLinear, torch.Tensor]:
+    """Move integers and scales of a rounded weight to where Δ H Δᵀ of each row is least.
 
-    H [in, in] has to be positive on its diagonal; where it is not, integers stay. Zero points stay, scales are values that
-    bfloat16 holds exactly, and no row is worse than what came in.
+    Zero points stay, scales are values that bfloat16 holds exactly, and no row is worse than what
+    came in.
+
+    Args:
+        linear: The rounded weight.
+        weight: The unquantized weight, float32 [out, in].
+        hessian: H, float32 [in, in]. Where its diagonal is not positive, integers stay.
+        rounds: How many.
+
+    Returns:
+        The rounded weight, and the error Δ H Δᵀ of each row, float64 [out].
     """
-    integers, zeros, scales = (torch.from_numpy(one.astype(np.float32)).to(weight.device)
-                               for one in (linear.integers, linear.zeros, linear.scales))
+    device = weight.device
     size = linear.group_size
-    steps, at_once = integers - zeros.repeat_interleave(size, 1), max(1, COLUMNS // size)
+    integers = torch.from_numpy(linear.integers.astype(np.float32)).to(device)
+    zeros = torch.from_numpy(linear.zeros.astype(np.float32)).to(device)
+    scales = torch.from_numpy(linear.scales.astype(np.float32)).to(device)
+    steps = integers - zeros.repeat_interleave(size, 1)
+    groups_at_once = max(1, BLOCK_COLUMNS // size)
 
     def errors() -> torch.Tensor:
-        return (pull * (steps * scales.repeat_interleave(size, 1) - weight)).sum(1, dtype=torch.float64)
+        difference = steps * scales.repeat_interleave(size, 1) - weight
+        return (gradients * difference).sum(1, dtype=torch.float64)
 
-    pull = (steps * scales.repeat_interleave(size, 1) - weight) @ moment
+    gradients = (steps * scales.repeat_interleave(size, 1) - weight) @ hessian
     before = errors()
     for _ in range(rounds):
-        for group in range(0, scales.shape[1], at_once):
-            groups = slice(group, min(group + at_once, scales.shape[1]))
+        for group in range(0, scales.shape[1], groups_at_once):
+            groups = slice(group, min(group + groups_at_once, scales.shape[1]))
             span = slice(groups.start * size, groups.stop * size)
-            own, grouped = moment[span, span], steps[:, span].reshape(len(steps), -1, size).transpose(0, 1)
-            felt = (grouped @ own.reshape(-1, size, own.shape[1])).transpose(0, 1)
-            step, scale = settle(steps[:, span], scales[:, groups], zeros[:, groups], pull[:, span], felt, own, 2**linear.bits - 1)
-            change = step * scale.repeat_interleave(size, 1) - steps[:, span] * scales[:, groups].repeat_interleave(size, 1)
-            steps[:, span], scales[:, groups] = step, scale
-            pull += change @ moment[span]
-    after, integers = errors(), (steps + zeros.repeat_interleave(size, 1)).to(torch.uint8).cpu().numpy()
-    moved = replace(linear, integers=integers, scales=scales.cpu().numpy())
-    return rows_of(linear, moved, after < before), torch.where(after < before, after, before)
+            own = hessian[span, span]
+            by_group = steps[:, span].reshape(len(steps), -1, size).transpose(0, 1)
+            products = (by_group @ own.reshape(-1, size, own.shape[1])).transpose(0, 1)
+            new_steps, new_scales = descend_rows(
+                steps[:, span],
+                scales[:, groups],
+                zeros[:, groups],
+                gradients[:, span],
+                products,
+                own,
+                2**linear.bits - 1,
+            )
+            old_weight = steps[:, span] * scales[:, groups].repeat_interleave(size, 1)
+            change = new_steps * new_scales.repeat_interleave(size, 1) - old_weight
+            steps[:, span] = new_steps
+            scales[:, groups] = new_scales
+            gradients += change @ hessian[span]
+    after = errors()
+    moved_integers = (steps + zeros.repeat_interleave(size, 1)).to(torch.uint8).cpu().numpy()
+    moved = replace(linear, integers=moved_integers, scales=scales.cpu().numpy())
+    return replace_rows(linear, moved, after < before), torch.where(after < before, after, before)

@@ -1,7 +1,7 @@
-"""GPTQ (Frantar et al. 2022, algorithm 1): round column by column, pushing each column's error onto those to come.
+"""GPTQ (Frantar et al. 2022, algorithm 1): push each column's error onto the columns to come.
 
-With act-order the columns with the largest input come first, while groups stay what they are in the file (static
-groups), so no container needs a permutation.
+With act-order the columns with the largest input come first, while groups stay what they are in the
+file (static groups), so that no container needs a permutation.
 """
 
 from typing import NamedTuple
@@ -10,120 +10,277 @@ import numba
 import numpy as np
 import torch
 
-from quantline.quantized.store import GroupedLinear
-from quantline.methods.integer.grid import canonical, choose_rows, grid_of, rows_of
-from quantline.methods.integer.coordinate_descent import polish
-from quantline.methods.threads import on_host, over_rows
 from quantline.errors import Failure, StageError
+from quantline.methods.gptq import GptqRecipe
+from quantline.methods.integer.clip_search import fit_grids
+from quantline.methods.integer.coordinate_descent import refine_rows
+from quantline.methods.integer.grid import Grid, grouped_linear
+from quantline.methods.integer.grouped_method import GroupedMethod
+from quantline.methods.integer.output_error import choose_rows, replace_rows
+from quantline.methods.threads import host_copy, run_over_rows
+from quantline.quantized.tensors import GroupedLinear
 
-BLOCK = 128
+BLOCK_COLUMNS = 128
+DAMPING = 0.01  # of recipes that do not say
 DAMPING_LIMIT = 1.0
 
 
-def inverse_factor(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """(U upper triangular with UᵀU = (H + d·mean(diag H)·I)⁻¹, d). d grows tenfold from `damping` until it factors.
+class GptqFactor(NamedTuple):
+    """What the rounding needs of a Hessian.
 
-    Raises StageError(hessian_not_positive_definite) if not even d = 1 helps.
+    Attributes:
+        order: The order of the columns, int64 [in].
+        upper: U, upper triangular, with UᵀU the inverse of H in that order, float32 [in, in].
+        damping: The share of H's mean diagonal that was added to its diagonal.
     """
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    while damping <= DAMPING_LIMIT:
-        lower, broken = torch.linalg.cholesky_ex(moment + damping * moment.diagonal().mean() * identity)
-        if not broken:
-            upper, broken = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not broken and torch.isfinite(upper).all():
-                return upper, damping
-        damping *= 10
-    raise StageError(Failure.HESSIAN_NOT_POSITIVE_DEFINITE,
-                     f"expected second moments that can be inverted, found none up to a damping of {DAMPING_LIMIT}; "
-                     "calibrate on more text")
-
-
-class Solved(NamedTuple):
-    """What the rounding needs of H: the order of the columns, U of that order, and the damping that it took."""
 
     order: torch.Tensor
     upper: torch.Tensor
     damping: float
 
 
-def solve(moment: torch.Tensor, act_order: bool = True, damping: float = 0.01) -> Solved:
-    """Of H = `moment` [in, in], once for all layers that read the same inputs. Raises as `inverse_factor` does."""
-    order = (torch.argsort(moment.diagonal(), descending=True, stable=True) if act_order else
-             torch.arange(len(moment), device=moment.device))
-    return Solved(order, *inverse_factor(moment[order][:, order], damping))
+def inverse_factor(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
+    """Return U, upper triangular, with UᵀU = (H + d · mean(diag H) · I)⁻¹, and d.
+
+    Args:
+        hessian: H, float32 [in, in].
+        damping: The first d; while the matrix cannot be factored, d grows tenfold, up to
+            DAMPING_LIMIT. From 0.02 it is 0.02 and 0.2.
+
+    Raises:
+        StageError: hessian_not_positive_definite, if no d helps that is at most DAMPING_LIMIT.
+    """
+    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    tried = []
+    while damping <= DAMPING_LIMIT:
+        tried.append(f"{damping:g}")
+        damped = hessian + damping * hessian.diagonal().mean() * identity
+        lower, broken = torch.linalg.cholesky_ex(damped)
+        if not broken:
+            upper, broken = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not broken and torch.isfinite(upper).all():
+                return upper, damping
+        damping *= 10
+    raise StageError(
+        Failure.HESSIAN_NOT_POSITIVE_DEFINITE,
+        "expected second moments that can be inverted with a damping of at most "
+        f"{DAMPING_LIMIT:g}, found none (tried {', '.join(tried) or 'none'}); calibrate on more "
+        "text",
+    )
+
+
+def factorize(
+    hessian: torch.Tensor, act_order: bool = True, damping: float = DAMPING
+) -> GptqFactor:
+    """Factorize H, once for all layers that read one input.
+
+    Args:
+        hessian: H, float32 [in, in].
+        act_order: Whether the columns with the largest inputs come first.
+        damping: As for `inverse_factor`.
+
+    Returns:
+        The order of the columns, U, and the damping that was used.
+
+    Raises:
+        StageError: As `inverse_factor` does.
+    """
+    if act_order:
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    else:
+        order = torch.arange(len(hessian), device=hessian.device)
+    upper, damping = inverse_factor(hessian[order][:, order], damping)
+    return GptqFactor(order, upper, damping)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=False)
-def _round_rows(left, scale, zero, factor, top, integers, errors):
-    """`round_columns` of some rows, one row after another; left, integers and errors are changed."""
-    for row in range(len(left)):
+def _round_rows(
+    weights: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray,
+    factor: np.ndarray,
+    max_int: np.float32,
+    integers: np.ndarray,
+    errors: np.ndarray,
+) -> None:
+    """Do `round_columns` of some rows, one after another; weights, integers and errors change."""
+    for row in range(len(weights)):
         for j in range(len(factor)):
-            s, z = scale[row, j], zero[row, j]
-            integer = min(max(np.rint(left[row, j] / s) + z, np.float32(0)), top)
+            s = scale[row, j]
+            z = zero[row, j]
+            integer = min(max(np.rint(weights[row, j] / s) + z, np.float32(0)), max_int)
             integers[row, j] = integer
-            error = (left[row, j] - (integer - z) * s) / factor[j, j]
+            error = (weights[row, j] - (integer - z) * s) / factor[j, j]
             errors[row, j] = error
-            after, share = left[row, j + 1:], factor[j, j + 1:]  # loops from 0 over these become vector instructions
-            for k in range(len(share)):
-                after[k] -= error * share[k]
+            # Loops from 0 over these become vector instructions.
+            after = weights[row, j + 1 :]
+            factor_row = factor[j, j + 1 :]
+            for k in range(len(factor_row)):
+                after[k] -= error * factor_row[k]
 
 
-def round_columns(left: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, factor: torch.Tensor,
-                  top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(integers, errors) [rows, n] of n neighbouring columns, each error pushed onto the columns after it.
+def round_columns(
+    weights: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    factor: torch.Tensor,
+    max_int: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round some neighbouring columns, pushing each one's error onto those after it.
 
-    factor [n, n] is their part of U. Rows run in threads through a compiled kernel, on the CPU also where all else is on a
-    GPU, which would need several launches for each column.
+    Rows run in threads through a compiled kernel, on the CPU also where all else is on a GPU, which
+    would need several launches for each column.
+
+    Args:
+        weights: float32 [rows, n].
+        scale: Of each weight, float32 [rows, n].
+        zero: Of each weight, float32 [rows, n].
+        factor: These columns' part of U, float32 [n, n].
+        max_int: The largest integer.
+
+    Returns:
+        Integers and errors, float32 [rows, n] each.
     """
-    home, (scale, zero, factor) = left.device, (one.cpu().contiguous() for one in (scale, zero, factor))
-    left = on_host(left)
-    integers, errors = torch.empty_like(left), torch.empty_like(left)
+    device = weights.device
+    scale = scale.cpu().contiguous()
+    zero = zero.cpu().contiguous()
+    factor = factor.cpu().contiguous()
+    weights = host_copy(weights)
+    integers = torch.empty_like(weights)
+    errors = torch.empty_like(weights)
 
     def run(rows: slice) -> None:
-        _round_rows(*(one[rows].numpy() for one in (left, scale, zero)), factor.numpy(), np.float32(top),
-                    integers[rows].numpy(), errors[rows].numpy())
+        _round_rows(
+            weights[rows].numpy(),
+            scale[rows].numpy(),
+            zero[rows].numpy(),
+            factor.numpy(),
+            np.float32(max_int),
+            integers[rows].numpy(),
+            errors[rows].numpy(),
+        )
 
-    over_rows(len(left), run)
-    return integers.to(home), errors.to(home)
+    run_over_rows(len(weights), run)
+    return integers.to(device), errors.to(device)
 
 
-def on_grids(weight: torch.Tensor, grids: list[tuple[torch.Tensor, torch.Tensor]], solved: Solved, bits: int, group_size: int,
-             symmetric: bool) -> list[GroupedLinear]:
-    """A weight [out, in] rounded on each of the grids (scales, zeros [out, groups])."""
-    scales, zeros = (torch.cat(parts) for parts in zip(*grids, strict=True))
-    order, upper, _ = solved
-    group = order // group_size
-    scale, zero = scales[:, group], zeros[:, group]
-    left = weight[:, order].repeat(len(grids), 1)
-    integers = torch.empty_like(left)
-    for start in range(0, weight.shape[1], BLOCK):
-        span = slice(start, start + BLOCK)
-        integers[:, span], errors = round_columns(left[:, span], scale[:, span], zero[:, span], upper[span, span], 2**bits - 1)
-        left[:, start + BLOCK:] -= errors @ upper[span, start + BLOCK:]
+def round_on_grids(
+    weight: torch.Tensor,
+    scales_and_zeros: list[tuple[torch.Tensor, torch.Tensor]],
+    grid: Grid,
+    factor: GptqFactor,
+) -> list[GroupedLinear]:
+    """Round a weight once for each choice of scales and zero points, all in one pass.
+
+    Args:
+        weight: float32 [out, in].
+        scales_and_zeros: The choices, float32 [out, groups] each.
+        grid: Bits, group size and symmetry, which are the same for all choices.
+        factor: Of H.
+
+    Returns:
+        The rounded weight of each choice.
+    """
+    scales = torch.cat([scales for scales, _ in scales_and_zeros])
+    zeros = torch.cat([zeros for _, zeros in scales_and_zeros])
+    order, upper, _ = factor
+    group = order // grid.group_size
+    scale = scales[:, group]
+    zero = zeros[:, group]
+    remaining = weight[:, order].repeat(len(scales_and_zeros), 1)
+    integers = torch.empty_like(remaining)
+    for start in range(0, weight.shape[1], BLOCK_COLUMNS):
+        span = slice(start, start + BLOCK_COLUMNS)
+        after = slice(start + BLOCK_COLUMNS, None)
+        integers[:, span], errors = round_columns(
+            remaining[:, span], scale[:, span], zero[:, span], upper[span, span], grid.max_int
+        )
+        remaining[:, after] -= errors @ upper[span, after]
     integers = integers[:, torch.argsort(order)]
-    return [canonical(*parts, bits, group_size, symmetric)
-            for parts in zip(integers.chunk(len(grids)), scales.chunk(len(grids)), zeros.chunk(len(grids)), strict=True)]
+    count = len(scales_and_zeros)
+    parts = zip(integers.chunk(count), scales.chunk(count), zeros.chunk(count), strict=True)
+    return [grouped_linear(*of_one_choice, grid) for of_one_choice in parts]
 
 
-def quantize(weight: torch.Tensor, moment: torch.Tensor, bits: int, group_size: int, symmetric: bool, solved: Solved,
-             weighted: bool = True) -> GroupedLinear:
-    """A weight [out, in] rounded with H = `moment` [in, in], of which `solved` is.
+def quantize(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    grid: Grid,
+    factor: GptqFactor,
+    weighted: bool = True,
+) -> GroupedLinear:
+    """Round a weight by GPTQ.
 
-    The grid of a group spans it. With `weighted` a row is also rounded on grids that span the part of each group with the
-    least diag(H)-weighted error, and keeps what leaves the smaller Δ H Δᵀ.
+    Args:
+        weight: float32 [out, in].
+        hessian: H, float32 [in, in].
+        grid: Its group size divides `in`.
+        factor: Of H.
+        weighted: Whether to also try grids clipped to the least diag(H)-weighted error; each row
+            keeps the rounding with the smaller Δ H Δᵀ. Without it, only min-max grids.
+
+    Returns:
+        The rounded weight.
     """
-    grids = [grid_of(weight, bits, group_size, symmetric, importance)
-             for importance in ([None, moment.diagonal()] if weighted else [None])]
-    made = on_grids(weight, grids, solved, bits, group_size, symmetric)
-    return choose_rows(weight, moment, *made) if weighted else made[0]
+    scales_and_zeros = [fit_grids(weight, grid)]
+    if weighted:
+        scales_and_zeros.append(fit_grids(weight, grid, hessian.diagonal()))
+    linears = round_on_grids(weight, scales_and_zeros, grid, factor)
+    return choose_rows(weight, hessian, *linears) if weighted else linears[0]
 
 
-def improve(linear: GroupedLinear, weight: torch.Tensor, moment: torch.Tensor, solved: Solved) -> GroupedLinear:
-    """A weight [out, in] rounded by `quantize`, then by descent on Δ H Δᵀ, and once more from the start on the scales that
-    this found, with one round of descent there. Each row keeps what leaves less.
+def improve(
+    linear: GroupedLinear, weight: torch.Tensor, hessian: torch.Tensor, factor: GptqFactor
+) -> GroupedLinear:
+    """Lower Δ H Δᵀ of what `quantize` rounded.
+
+    Coordinate descent comes first. Then the weight is rounded once more from the start, on the
+    scales that the descent ended with, and one round of descent follows there. Each row keeps the
+    result with the smaller error.
+
+    Args:
+        linear: The rounded weight.
+        weight: The unquantized weight, float32 [out, in].
+        hessian: H, float32 [in, in].
+        factor: Of H.
+
+    Returns:
+        The rounded weight; no row has a larger Δ H Δᵀ than in `linear`.
     """
-    first, error = polish(linear, weight, moment)
-    grid = tuple(torch.from_numpy(part.astype(np.float32)).to(weight.device) for part in (first.scales, first.zeros))
-    again, = on_grids(weight, [grid], solved, linear.bits, linear.group_size, linear.symmetric)
-    again, other = polish(again, weight, moment, rounds=1)
-    return rows_of(first, again, other < error)
+    first, first_errors = refine_rows(linear, weight, hessian)
+    scales = torch.from_numpy(first.scales.astype(np.float32)).to(weight.device)
+    zeros = torch.from_numpy(first.zeros.astype(np.float32)).to(weight.device)
+    grid = Grid(linear.bits, linear.group_size, linear.symmetric)
+    rounded_again = round_on_grids(weight, [(scales, zeros)], grid, factor)[0]
+    second, second_errors = refine_rows(rounded_again, weight, hessian, rounds=1)
+    return replace_rows(first, second, second_errors < first_errors)
+
+
+class Gptq(GroupedMethod[GptqRecipe, GptqFactor]):
+    """Rounds column by column with error feedback, then by coordinate descent."""
+
+    def prepare(self, hessian: torch.Tensor) -> GptqFactor:
+        """Factorize the Hessian."""
+        return factorize(hessian, self.recipe.act_order, self.recipe.damping)
+
+    def round(
+        self,
+        weight: torch.Tensor,
+        hessian: torch.Tensor,
+        grid: Grid,
+        prepared: GptqFactor | None,
+    ) -> GroupedLinear:
+        """Round a weight by GPTQ."""
+        assert prepared is not None, "GPTQ needs the factor of the Hessian"
+        return quantize(weight, hessian, grid, prepared, self.recipe.scales == "weighted")
+
+    def improve(
+        self,
+        linear: GroupedLinear,
+        weight: torch.Tensor,
+        hessian: torch.Tensor,
+        prepared: GptqFactor | None,
+    ) -> GroupedLinear:
+        """Lower the error Δ H Δᵀ of each row by coordinate descent."""
+        assert prepared is not None, "GPTQ needs the factor of the Hessian"
+        return improve(linear, weight, hessian, prepared)

@@ -1,15 +1,25 @@
-"""Round to nearest; on a min-max grid this is the naive method that the others are held against."""
+"""Round to nearest as a method of its own."""
 
 import torch
 
-from quantline.quantized.store import GroupedLinear
-from quantline.methods.integer.grid import canonical, grid_of, round_to
+from quantline.methods.integer.grid import Grid
+from quantline.methods.integer.grouped_method import GroupedMethod
+from quantline.methods.integer.round_to_nearest import round_to_nearest
+from quantline.methods.method import Prepared
+from quantline.methods.rtn import RtnRecipe
+from quantline.quantized.tensors import GroupedLinear
 
 
-def quantize(weight: torch.Tensor, bits: int, group_size: int, symmetric: bool,
-             importance: torch.Tensor | None = None) -> GroupedLinear:
-    """A weight [out, in] rounded to its groups' grids; with `importance` [in] their spans are chosen by it."""
-    scales, zeros = grid_of(weight, bits, group_size, symmetric, importance)
-    grouped = weight.reshape(len(weight), -1, group_size)
-    integers = round_to(grouped, scales[..., None], zeros[..., None], bits).reshape(weight.shape)
-    return canonical(integers, scales, zeros, bits, group_size, symmetric)
+class Rtn(GroupedMethod[RtnRecipe, Prepared]):
+    """Rounds every weight to the nearest point of its group's grid."""
+
+    def round(
+        self,
+        weight: torch.Tensor,
+        hessian: torch.Tensor,
+        grid: Grid,
+        prepared: Prepared | None,
+    ) -> GroupedLinear:
+        """Round a weight; ranges are clipped by diag(H) if the recipe has weighted scales."""
+        importance = hessian.diagonal() if self.recipe.scales == "weighted" else None
+        return round_to_nearest(weight, grid, importance)

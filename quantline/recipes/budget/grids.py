@@ -1,109 +1,184 @@
-"""What a budget chooses from for grouped integers: bits and group size of the linear layers of the blocks."""
+"""What a budget chooses from for grouped integers: bits and group size of the linear layers."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
-from quantline.formats.safetensors.container import DTYPES
-from quantline.recipes.budget.costs import Costs
-from quantline.recipes.layerwise import rounded, solve
-from quantline.recipes.layer_report import dense
-from quantline.recipes.context import Work
+from quantline.config.recipes import GridBudget, GroupedRecipe
 from quantline.errors import Failure, StageError
+from quantline.methods.integer.output_error import dequantize_like
+from quantline.methods.method import LayerStatistics, load_method
+from quantline.model.dtypes import NUMPY_DTYPES
+from quantline.recipes.budget.costs import Costs
+from quantline.recipes.context import QuantizationContext
 
-HEADER = 120  # bytes at most that a safetensors file says of a tensor besides its name
-LISTED = 40  # bytes at most that it takes to list a layer in config.json, besides its name, and for larger numbers in the header
-GROUP = 400  # bytes at most that config.json takes to describe a grid
+# Bytes at most, besides the name: of a tensor in the header of a safetensors file; of a layer that
+# is listed in config.json, with larger numbers in the header; of a grid in config.json.
+HEADER_BYTES = 120
+LISTED_BYTES = 40
+GRID_BYTES = 400
 
 
-class Grids:
-    """`budget.Plan` of a recipe of grouped integers. An item is the layers that read one input, since servers fuse those
-    (queries, keys and values; gate and up) and want them alike; so are all experts of a block.
+class GridPlan:
+    """The Plan of a recipe of grouped integers.
 
-    Sizes are those of the layout compressed-tensors.
+    An item is the layers that read one input, since servers fuse those (queries, keys and values;
+    gate and up) and want them alike; so are all experts of a block. Sizes are those of the layout
+    compressed-tensors.
     """
 
-    def __init__(self, work: Work) -> None:
-        self.work, self.items, self.before, self.members = work, {}, {}, {}
-        recipe, facts = work.recipe, work.facts
-        self.rounding = getattr(recipe, "rounding", recipe.method)
-        for layer in range(facts.layers):
-            for linears, _ in facts.input_groups(layer):
-                name = linears[0] if ".experts." not in linears[0] else re.sub(r"\.experts\..*", ".experts", linears[0])
-                self.members.setdefault(name, []).extend(linears)
-        for name, linears in self.members.items():
-            self.items[name] = [_label(bits, size) for bits, size in self._grids(linears)]
-            self.before[name] = _label(recipe.bits, recipe.group_size)
-        rounded_ = {f"{linear}.weight" for linears in self.members.values() for linear in linears}
-        shapes = {name: (work.checkpoint.shape(name), self._itemsize(name)) for name in work.checkpoint.names}
-        self.tensors = sum(int(np.prod(shape)) * size for name, (shape, size) in shapes.items() if name not in rounded_)
-        grids = min(len(recipe.budget.bits) * len(recipe.budget.group_sizes), len(self.items))
-        self.more = sum(len(name) + LISTED for name in rounded_) + GROUP * grids
-        self.around = sum(len(name) + HEADER for name in shapes) + sum(3 * (len(name) + HEADER) for name in rounded_)
+    def __init__(self, ctx: QuantizationContext, requested: dict[str, Any]) -> None:
+        """List the options of every item, and estimate the rest of the files.
 
-    def _itemsize(self, name: str) -> int:
-        """The bytes of a number of a tensor, which its scales have too."""
-        return np.dtype(DTYPES[self.work.checkpoint.stored_dtype(name)]).itemsize
+        Args:
+            ctx: With the recipe and its budget.
+            requested: The recipe with its name, which these files do not hold.
 
-    def _grids(self, linears: list[str]) -> Iterator[tuple[int, int]]:
-        """(bits, group size) that fit all of some layers. Raises StageError(unsupported_width) if there are none."""
-        widths = {self.work.checkpoint.shape(f"{name}.weight")[1] for name in linears}
-        asked = self.work.recipe.budget.group_sizes
-        sizes = [size for size in asked if size == -1 or all(width % size == 0 for width in widths)]
+        Raises:
+            StageError: unsupported_width, if no group size divides the rows of a layer.
+        """
+        self.ctx = ctx
+        recipe = cast(GroupedRecipe, ctx.recipe)
+        budget = cast(GridBudget, recipe.budget)
+        self.symmetric = recipe.symmetric
+        self.budget = budget
+        self.rounding = recipe.rounding_name
+        self.linears = self._group_linears()
+        self.options: dict[str, list[str]] = {}
+        self.unbudgeted: dict[str, str] = {}
+        for item, linears in self.linears.items():
+            sizes = self._group_sizes(linears)
+            self.options[item] = [grid_label(bits, size) for bits in budget.bits for size in sizes]
+            self.unbudgeted[item] = grid_label(recipe.bits, recipe.group_size)
+        weights = {f"{name}.weight" for names in self.linears.values() for name in names}
+        names = ctx.source.names
+        self.fixed_bytes = sum(self._bytes(name) for name in names if name not in weights)
+        grids = min(len(budget.bits) * len(budget.group_sizes), len(self.options))
+        self.extra_overhead_bytes = GRID_BYTES * grids
+        self.extra_overhead_bytes += sum(len(name) + LISTED_BYTES for name in weights)
+        self.overhead_bytes = sum(len(name) + HEADER_BYTES for name in names)
+        self.overhead_bytes += sum(3 * (len(name) + HEADER_BYTES) for name in weights)
+
+    def _group_linears(self) -> dict[str, list[str]]:
+        """Return item → its layers."""
+        linears_of_items: dict[str, list[str]] = {}
+        for layer in range(self.ctx.arch.layers):
+            for linears, _ in self.ctx.arch.input_groups(layer):
+                item = re.sub(r"\.experts\..*", ".experts", linears[0])
+                linears_of_items.setdefault(item, []).extend(linears)
+        return linears_of_items
+
+    def _bytes_per_number(self, name: str) -> int:
+        """Return the bytes of a number of a source tensor, which its scales have too."""
+        return NUMPY_DTYPES[self.ctx.source.stored_dtype(name)].itemsize
+
+    def _bytes(self, name: str) -> int:
+        """Return the bytes of a source tensor."""
+        return int(np.prod(self.ctx.source.shape(name))) * self._bytes_per_number(name)
+
+    def _group_sizes(self, linears: list[str]) -> list[int]:
+        """Return the group sizes of the budget that fit all of some layers.
+
+        Raises:
+            StageError: unsupported_width, if there are none.
+        """
+        widths = {self.ctx.source.shape(f"{name}.weight")[1] for name in linears}
+        sizes: list[int] = []
+        for size in self.budget.group_sizes:
+            if size == -1 or all(width % size == 0 for width in widths):
+                sizes.append(size)
         if not sizes:
-            raise StageError(Failure.UNSUPPORTED_WIDTH, "expected group sizes in the budget that divide the rows of "
-                             f"{linears[0]}, found {', '.join(map(str, asked))} for {min(widths)} weights; add 32, or -1 for "
-                             "whole rows")
-        return ((bits, size) for bits in self.work.recipe.budget.bits for size in sizes)
+            given = ", ".join(map(str, self.budget.group_sizes))
+            raise StageError(
+                Failure.UNSUPPORTED_WIDTH,
+                f"expected group sizes in the budget that divide the rows of {linears[0]}, found "
+                f"{given} for {min(widths)} weights; add 32, or -1 for whole rows",
+            )
+        return sizes
 
-    def size(self, item: str, what: str) -> int:
-        bits, size = _grid(what)
-        checkpoint, symmetric = self.work.checkpoint, self.work.recipe.symmetric
-        return sum(packed_bytes(checkpoint.shape(name), bits, size, symmetric, self._itemsize(name))
-                   for name in (f"{linear}.weight" for linear in self.members[item]))
+    def size(self, item: str, option: str) -> int:
+        """Return the bytes that the layers of an item take on a grid."""
+        bits, group_size = parse_grid(option)
+        total = 0
+        for linear in self.linears[item]:
+            name = f"{linear}.weight"
+            shape = self.ctx.source.shape(name)
+            scale_bytes = self._bytes_per_number(name)
+            total += packed_bytes(shape, bits, group_size, self.symmetric, scale_bytes)
+        return total
 
     def costs(self, costs: Costs, layer: int | None) -> dict[str, dict[str, float]]:
-        """By the recipe's own rounding, before the inputs are scaled and before the curvature takes off its share."""
-        found = {}
-        for item, linears in self.members.items():
-            if self.work.facts.layer_index(item) == layer:
-                each = [self._costs_of(costs, name, self.items[item]) for name in linears]
-                found[item] = {what: sum(one[what] for one in each) for what in self.items[item]}
-        return found
+        """Return item → grid → cost.
 
-    def _costs_of(self, costs: Costs, name: str, grids: list[str]) -> dict[str, float]:
-        weight, moment, found = self.work.weight(name), self.work.moment(name), {}
-        cost, solved = costs.of(f"{name}.weight", weight), solve(self.work.recipe, moment)
-        for what in grids:
-            bits, size = _grid(what)
-            recipe = self.work.recipe.model_copy(update={"bits": bits, "group_size": size})
-            found[what] = cost(dense(rounded(name, recipe, weight, moment, None, solved), weight))
-        return found
+        Layers are rounded as the recipe does it, before their inputs are scaled and before
+        curvature rounding lowers the cost.
+        """
+        costs_of_items = {}
+        for item, linears in self.linears.items():
+            if self.ctx.arch.layer_index(item) != layer:
+                continue
+            options = self.options[item]
+            of_layers = [self._costs_of(costs, name, options) for name in linears]
+            costs_of_items[item] = {
+                option: sum(of_layer[option] for of_layer in of_layers) for option in options
+            }
+        return costs_of_items
 
-    def chosen(self, choice: dict[str, str]) -> Work:
+    def _costs_of(self, costs: Costs, layer: str, options: list[str]) -> dict[str, float]:
+        """Return grid → cost of one layer."""
+        weight = self.ctx.weight(layer)
+        statistics = LayerStatistics(layer, self.ctx.hessian(layer))
+        cost = costs.of(f"{layer}.weight", weight)
+        prepared = load_method(self.ctx.recipe).prepare(statistics.hessian)
+        costs_of_grids = {}
+        for option in options:
+            bits, group_size = parse_grid(option)
+            recipe = self.ctx.recipe.model_copy(update={"bits": bits, "group_size": group_size})
+            linear = load_method(recipe).quantize(weight, statistics, prepared)
+            costs_of_grids[option] = cost(dequantize_like(linear, weight))
+        return costs_of_grids
+
+    def context_for(self, choice: dict[str, str]) -> QuantizationContext:
+        """Return the context with the chosen grid for every layer."""
         grids = {}
-        for item, what in choice.items():
-            bits, size = _grid(what)
-            grids |= {name: {"bits": bits, "group_size": size} for name in self.members[item]}
-        return replace(self.work, grids=grids)
+        for item, option in choice.items():
+            bits, group_size = parse_grid(option)
+            for name in self.linears[item]:
+                grids[name] = {"bits": bits, "group_size": group_size}
+        return replace(self.ctx, grids=grids)
 
 
-def packed_bytes(shape: tuple[int, ...], bits: int, group_size: int, symmetric: bool, scale_bytes: int) -> int:
-    """The bytes of a layer of that shape (out, in) in quantline/formats/safetensors/layouts/compressed_tensors.py: words along the inputs, words of
-    zero points along the outputs, scales, and the shape.
+def packed_bytes(
+    shape: tuple[int, ...], bits: int, group_size: int, symmetric: bool, scale_bytes: int
+) -> int:
+    """Return the bytes of a layer in the layout compressed-tensors.
+
+    Those are words along the inputs, words of zero points along the outputs, scales, and the shape
+    (quantline/formats/safetensors/layouts/compressed_tensors.py).
+
+    Args:
+        shape: (out, in).
+        bits: Of a weight.
+        group_size: Of the grid; -1 is the whole row.
+        symmetric: Whether there are no zero points.
+        scale_bytes: Bytes of a scale.
     """
     rows, columns = shape
     groups = 1 if group_size == -1 else columns // group_size
-    words = rows * -(-columns * bits // 32) + (0 if symmetric else -(-rows * bits // 32) * groups)
+    words = rows * -(-columns * bits // 32)
+    if not symmetric:
+        words += -(-rows * bits // 32) * groups
     return 4 * words + scale_bytes * rows * groups + 16
 
 
-def _label(bits: int, group_size: int) -> str:
+def grid_label(bits: int, group_size: int) -> str:
+    """Return what the report calls a grid, such as w4g128."""
     return f"w{bits}g{group_size}"
 
 
-def _grid(label: str) -> tuple[int, int]:
-    bits, size = label[1:].split("g")
-    return int(bits), int(size)
+def parse_grid(label: str) -> tuple[int, int]:
+    """Return bits and group size of what `grid_label` returned."""
+    bits, group_size = label.removeprefix("w").split("g")
+    return int(bits), int(group_size)

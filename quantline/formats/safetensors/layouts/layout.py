@@ -1,84 +1,159 @@
-"""Layouts of quantized linear layers inside safetensors: how integers, scales and zero points become tensors.
+"""The protocol of a layout, and the grids that its layers have to share."""
 
-Each module has `tensors(module, linear, dtype)`, `config(schemes, kept)` for config.json's quantization_config, where `schemes`
-has the rounded layers by scheme and `kept` are the linear layers that are not rounded, `parts(module)`,
-`kind(config, module)`, and `dequantize(checkpoint, module, config)`; `config` is the whole quantization_config and a scheme is
-(kind, symmetric, group size, whether a group is the whole row).
-"""
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from collections.abc import Iterable, Mapping
-from importlib import import_module
-from types import ModuleType
+import numpy as np
+import numpy.typing as npt
 
-from quantline.model.architecture import Architecture
 from quantline.errors import Failure, StageError
+from quantline.formats.safetensors.layouts import LAYOUTS
+from quantline.model.checkpoint import Checkpoint
+from quantline.quantized.tensors import QuantizedTensor, Scheme
+from quantline.registry import load_object
 
-MODULES = {"compressed-tensors": "compressed_tensors", "gptq": "gptq", "awq": "awq"}
-Scheme = tuple[str, bool, int, bool]
-Grid = tuple[str, bool, int | None]
+# The `format` of a quantization_config in which activations are rounded too.
+ACTIVATION_FORMATS = ("int-quantized", "float-quantized")
 
-
-def load_layout(name: str, activations: bool = False) -> ModuleType:
-    """The module of a layout, by the quant_method that config.json names, and whether activations are quantized too."""
-    return import_module(f"quantline.formats.safetensors.layouts.{'activations' if activations else MODULES[name]}")
-
-
-def layout_of(config: dict) -> ModuleType:
-    """The module that reads what a quantization_config describes."""
-    return load_layout(config["quant_method"], config.get("format") in ("int-quantized", "float-quantized"))
+Tensor = TypeVar("Tensor", bound=QuantizedTensor)
 
 
-def check_loadable(facts: Architecture, layout: str, scheme: Scheme, activations: bool) -> None:
-    """Raise StageError(unsupported_architecture) for rounded layers that transformers does not load in a layout.
+class Layout(ABC, Generic[Tensor]):
+    """How quantized linear layers lie in a safetensors folder.
 
-    Found by trying. compressed-tensors knows nn.Linear alone, and with gptqmodel GPT-2 breaks while it is built. Experts are
-    fused when they are loaded, which transformers does for symmetric packed integers and for eight-bit floats; it expands
-    them then, in the precision of their scales, and does not round their activations.
+    Life cycle, when a folder is written:
+
+        layout = load_layout("gptq")
+        shard |= layout.tensors(module, linear, dtype)             # of every quantized layer
+        config["quantization_config"] = layout.config(schemes, unquantized_modules)
+
+    and when it is read back:
+
+        layout = layout_of(config["quantization_config"])
+        names = layout.part_names(module)                          # the first is always there
+        layout.stored_type(config, module)
+        layout.shape(checkpoint, module)
+        layout.dequantize(checkpoint, module, config)
+
+    where `config` is the whole quantization_config.
     """
-    kind, symmetric, *_ = scheme
 
-    def refusal(expected: str, found: str, advice: str) -> StageError:
-        return StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected {expected} of {facts.model_type} in safetensors, found "
-                                                            f"{found}; {advice}")
+    @abstractmethod
+    def part_names(self, module: str) -> list[str]:
+        """Return the tensors that a layer may have.
 
-    if facts.family.transposed:
-        raise refusal("recipe none for the layers", "rounded ones, which transformers has as Conv1D and loads from no layout",
-                      "use format onnx with an integer recipe, or recipe none")
-    if facts.experts and layout != "compressed-tensors":
-        raise refusal("layout compressed-tensors for the experts", f"{layout}, from which transformers does not load them",
-                      "use layout: compressed-tensors")
-    if facts.experts and not symmetric:
-        raise refusal("symmetric integers for the experts", "zero points, which neither transformers nor vLLM takes there",
-                      "set symmetric: true in the recipe, or use format onnx")
-    if facts.experts and activations and kind == "int8":
-        raise refusal("packed integers or float8 for the experts", "int8 with rounded activations, which transformers does "
-                      "not load there", "use recipe fp8 or int8")
+        The first is there for every quantized layer, and for no other.
+        """
+
+    @abstractmethod
+    def tensors(self, module: str, linear: Tensor, dtype: npt.DTypeLike) -> dict[str, np.ndarray]:
+        """Return a layer's tensors.
+
+        Args:
+            module: The layer's name.
+            linear: Its quantized weight.
+            dtype: Float type of the model's unquantized tensors.
+
+        Raises:
+            StageError: unsupported_width; readback_mismatch, for scales that the layout cannot
+                hold.
+        """
+
+    @abstractmethod
+    def config(
+        self, schemes: Mapping[Scheme, list[str]], unquantized_modules: list[str]
+    ) -> dict[str, Any]:
+        """Return the quantization_config of config.json.
+
+        Args:
+            schemes: Scheme → the layers that are stored by it.
+            unquantized_modules: The linear layers that are not quantized.
+
+        Raises:
+            StageError: unsupported_width, if the layers have more schemes than the layout allows.
+        """
+
+    @abstractmethod
+    def stored_type(self, config: dict[str, Any], module: str) -> str:
+        """Return what a weight of a layer is stored as, such as "int4"."""
+
+    @abstractmethod
+    def shape(self, checkpoint: Checkpoint, module: str) -> tuple[int, int]:
+        """Return (out, in) of a stored layer."""
+
+    @abstractmethod
+    def dequantize(self, checkpoint: Checkpoint, module: str, config: dict[str, Any]) -> np.ndarray:
+        """Return the weight float32 [out, in] that a stored layer stands for."""
 
 
-def check_mixture(facts: Architecture, schemes: Mapping[Scheme, Iterable[str]]) -> None:
-    """Raise StageError(unsupported_architecture) for several grids in a model with experts: transformers fuses those when it
-    loads them, and then finds no layers of the names that config.json lists.
+def load_layout(name: str, activations: bool = False) -> Layout[Any]:
+    """Import a layout.
+
+    Args:
+        name: The quant_method that config.json names.
+        activations: Whether the server rounds activations too.
     """
-    if facts.experts and len(grids := by_grid(schemes)) > 1:
-        raise StageError(Failure.UNSUPPORTED_ARCHITECTURE, f"expected one grid for all layers of {facts.model_type} in "
-                         f"safetensors, found {len(grids)}; use format onnx, or a recipe without a budget")
+    info = LAYOUTS[name]
+    reference = info.activations if activations else info.implementation
+    assert reference is not None, f"{name} rounds no activations; config/variants.py refuses it"
+    return cast(Callable[[], Layout[Any]], load_object(reference))()
 
 
-def by_grid(schemes: Mapping[Scheme, Iterable[str]]) -> dict[Grid, list[str]]:
-    """(kind, symmetric, group size) → the layers stored so, sorted. The group size is None where all layers are of whole
-    rows, which may differ in length then.
+def layout_of(config: dict[str, Any]) -> Layout[Any]:
+    """Import the layout that a quantization_config describes."""
+    return load_layout(config["quant_method"], config.get("format") in ACTIVATION_FORMATS)
+
+
+class LayerGrid(NamedTuple):
+    """What layers that are stored alike share.
+
+    Attributes:
+        kind: What one weight is stored as, such as "int4".
+        symmetric: Whether the zero point is fixed.
+        group_size: Weights that share a scale; None for whole rows.
     """
-    channel, found = all(whole for *_, whole in schemes), {}
-    for (kind, symmetric, size, _), names in schemes.items():
-        found.setdefault((kind, symmetric, None if channel else size), []).extend(names)
-    return {grid: sorted(names) for grid, names in sorted(found.items())}
+
+    kind: str
+    symmetric: bool
+    group_size: int | None
+
+    @property
+    def bits(self) -> int:
+        """Bits of one integer."""
+        return int(self.kind.removeprefix("int"))
+
+    def __str__(self) -> str:
+        groups = "whole rows" if self.group_size is None else f"groups of {self.group_size}"
+        return f"{self.kind} {'symmetric' if self.symmetric else 'asymmetric'} in {groups}"
 
 
-def one_scheme(schemes: Mapping[Scheme, Iterable[str]]) -> Grid:
-    """The grid that all layers share. Raises StageError(unsupported_width) if there are several."""
-    found = list(by_grid(schemes))
-    if len(found) != 1:
-        raise StageError(Failure.UNSUPPORTED_WIDTH, f"expected one width and group size for all layers, found {found}; "
-                                                    "quantize them with one recipe without a budget, or use layout: "
-                                                    "compressed-tensors")
-    return found[0]
+def group_by_grid(schemes: Mapping[Scheme, Iterable[str]]) -> dict[LayerGrid, list[str]]:
+    """Return grid → the layers that are stored so, sorted.
+
+    The group size is None where all groups are whole rows, which may differ in length then.
+    """
+    all_per_row = all(scheme.per_row for scheme in schemes)
+    grids: dict[LayerGrid, list[str]] = {}
+    for scheme, names in schemes.items():
+        group_size = None if all_per_row else scheme.group_size
+        grid = LayerGrid(scheme.kind, scheme.symmetric, group_size)
+        grids.setdefault(grid, []).extend(names)
+    return {grid: sorted(names) for grid, names in sorted(grids.items())}
+
+
+def only_grid(schemes: Mapping[Scheme, Iterable[str]]) -> LayerGrid:
+    """Return the grid that all layers share.
+
+    Raises:
+        StageError: unsupported_width, if there are several.
+    """
+    grids = list(group_by_grid(schemes))
+    if len(grids) != 1:
+        raise StageError(
+            Failure.UNSUPPORTED_WIDTH,
+            "expected one width and group size for all layers, found "
+            f"{', '.join(map(str, grids))}; quantize them with one recipe without a budget, or use "
+            "layout: compressed-tensors",
+        )
+    return grids[0]

@@ -1,0 +1,108 @@
+"""The calibration of a model on a text: tokens, and statistics of every linear layer."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from quantline.calibration.embedding_and_head import TOKENS
+from quantline.calibration.store import INFO
+from quantline.config.texts import Calibration
+from quantline.files import read_json, versions, write_json
+from quantline.model.checkpoint import Checkpoint
+from quantline.text.documents import pin_revision, read_documents, sha256_documents
+from quantline.text.tokenizer import Tokenizer
+
+PACKAGES = ("torch", "transformers", "tokenizers")
+
+
+class CalibrationRun:
+    """One calibration: a model, a text and a seed.
+
+    Attributes:
+        text: The text, with a Hub dataset's revision pinned to a commit.
+        tokens: int32 [sequences, length].
+    """
+
+    def __init__(self, checkpoint: Checkpoint, text: Calibration, seed: int) -> None:
+        """Read and tokenize the text.
+
+        Raises:
+            StageError: dataset_invalid, network_unavailable, calibration_empty.
+        """
+        self.checkpoint = checkpoint
+        self.text = pin_revision(text)
+        self.seed = seed
+        self.documents = read_documents(self.text)
+        tokenizer = Tokenizer(checkpoint.folder)
+        self.tokens = tokenizer.pack(self.documents, self.text.sequences, self.text.length)
+
+    @cached_property
+    def text_sha256(self) -> str:
+        """The sha256 over the documents."""
+        return sha256_documents(self.documents)
+
+    def inputs_key(self) -> dict[str, Any]:
+        """Return all that the statistics depend on, besides the code."""
+        return {
+            "text": self.text_sha256,
+            "calibration": self.text.model_dump(mode="json"),
+            "seed": self.seed,
+            "model": self.checkpoint.stamp(),
+            "versions": versions(*PACKAGES),
+        }
+
+    def collect(self, folder: Path) -> dict[str, Any]:
+        """Write tokens, statistics and calibration.json; return the content of the latter.
+
+        calibration.json comes last. If it is there, an earlier run was killed after the work.
+
+        Raises:
+            StageError: non_finite, calibration_empty.
+        """
+        from quantline.calibration.collect import collect_statistics, remove_progress
+
+        if (folder / INFO).is_file():
+            remove_progress(folder)
+            return read_json(folder / INFO)
+        seed = self.seed if self.text.curvature else None
+        layers = collect_statistics(self.checkpoint, self.tokens, folder, seed)
+        info = {
+            "text_sha256": self.text_sha256,
+            "text": self.text.path or self.text.dataset,
+            "dataset_revision": self.text.dataset_revision,
+            "tokens": int(self.tokens.size),
+            "sequences": len(self.tokens),
+            "length": self.text.length,
+            "seed": self.seed,
+            "curvature": self.text.curvature,
+            "layers": layers,
+            "versions": versions(*PACKAGES),
+        }
+        save_file({"tokens": self.tokens}, folder / TOKENS)
+        write_json(folder / INFO, info)
+        remove_progress(folder)
+        return info
+
+    def summary(self, info: dict[str, Any], size_bytes: int) -> str:
+        """Describe the calibration in one line."""
+        layers = info["layers"]
+        parts = [f"{info['tokens']} tokens"]
+        if info["sequences"] < self.text.sequences:
+            filled = f"{info['sequences']} of {self.text.sequences}"
+            parts[0] += f" (the text fills {filled} sequences)"
+        experts = {}
+        for name, entry in layers.items():
+            if ".experts." in name:
+                experts[name.rpartition(".")[0]] = bool(entry.get("starved"))
+        if experts:
+            parts.append(
+                f"{sum(experts.values())} of {len(experts)} experts undercalibrated (calibrated "
+                "on all tokens)"
+            )
+        inputs = {entry["moments"] for entry in layers.values()}
+        gradients = " and of their output gradients" if info["curvature"] else ""
+        parts.append(f"second moments of {len(inputs)} inputs of {len(layers)} layers{gradients}")
+        parts.append(f"{size_bytes / 2**20:.1f} MiB")
+        return ", ".join(parts)

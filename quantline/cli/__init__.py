@@ -1,0 +1,20 @@
+"""The command `quantline`.
+
+quantline compose [OVERRIDES...]     conf/ -> params.yaml
+quantline repro   [OVERRIDES...]     compose, `dvc repro --keep-going`, then the comparison
+quantline pick    [target=... ...]   which variant to ship for a target, from what was measured
+quantline gate    [VARIANT]          exit code 1 unless the pick, or the variant, meets the target
+quantline verify  [VARIANT|BUNDLE]   whether files and figures are what was exported and measured
+quantline grid    METHOD --OPTION    recipe, variant and suite files for a grid of options
+quantline lm-eval VARIANTS... --tasks ...    tasks of lm-evaluation-harness on built variants
+
+Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`,
+`recipes.gptq-w4g128.bits=3`, `+variant=[gguf-f16]` (one more variant),
+`variant=[bf16,gguf-q4_k_m]` (these variants alone). Each call starts from conf/ anew: overrides of
+an earlier call are not remembered.
+"""
+
+from quantline.cli import compose, grid, judge, lm_eval, repro, verify
+from quantline.cli.program import app
+
+__all__ = ["app", "compose", "grid", "judge", "lm_eval", "repro", "verify"]

@@ -1,0 +1,5 @@
+"""`python -m quantline.cli`."""
+
+from quantline.cli import app
+
+app()

@@ -1,0 +1,49 @@
+"""`quantline compose`: from conf/ to params.yaml."""
+
+import os
+
+import typer
+
+from quantline.cli.program import PARAMS, Overrides, app, stop
+from quantline.config.compose import as_yaml, compose, load_params, missing_inputs, project_root
+from quantline.config.stale import differences
+from quantline.config.validation import validate
+from quantline.errors import ConfigError
+from quantline.files import write_text
+from quantline.run.project_lock import project_lock
+
+
+@app.command("compose")
+def compose_command(overrides: Overrides = None) -> None:
+    """Compose conf/ into params.yaml and say what changes."""
+    try:
+        os.chdir(project_root())
+        with project_lock("quantline compose"):
+            compose_project(overrides or [])
+    except ConfigError as error:
+        raise stop(error) from None
+
+
+def compose_project(overrides: list[str]) -> None:
+    """Write params.yaml into the working folder, the project's root.
+
+    Raises:
+        ConfigError: If conf/ does not compose; params.yaml is then left as it was.
+    """
+    composed = compose(overrides)
+    params = validate(composed)
+    if missing := missing_inputs(params):
+        raise ConfigError("\n".join(missing))
+    try:
+        changes = differences(load_params(PARAMS), params)
+    except ConfigError:  # there is none yet, or an older version wrote it
+        changes = ["params.yaml: new"]
+    text = as_yaml(composed)
+    if not PARAMS.is_file() or PARAMS.read_text(encoding="utf-8") != text:
+        write_text(PARAMS, text)
+    for change in changes:
+        typer.echo(change)
+    typer.echo(
+        f"params.yaml: suite {params.suite}, {len(params.recipes)} recipes, "
+        f"{len(params.variants)} variants, {'changed' if changes else 'as before'}"
+    )

@@ -1,0 +1,59 @@
+"""`quantline grid`: files for all combinations of a method's options."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from quantline.cli.program import app, stop
+from quantline.config.compose import project_root
+from quantline.errors import ConfigError
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def grid(
+    context: typer.Context,
+    method: Annotated[str, typer.Argument(help="The method of the recipes, such as gptq")],
+    format: Annotated[
+        str | None,
+        typer.Option(help="The variants' format; else the method's own", show_default=False),
+    ] = None,
+    suite: Annotated[str, typer.Option(help="The suite that they are added to")] = "sweep",
+) -> None:
+    """Write recipe, variant and suite files for all combinations of a method's options.
+
+    Each further option takes values separated by commas: quantline grid gptq --bits 3,4
+    --group-size 32,128
+    """
+    from quantline.config.grid import write_grid
+
+    try:
+        options = grid_options(context.args)
+        points = write_grid(project_root() / "conf", method, options, format, suite)
+    except ConfigError as error:
+        raise stop(error) from None
+    for point in points:
+        typer.echo(f"recipe {point.recipe}, variant {point.variant}")
+    typer.echo(f"conf/suite/{suite}.yaml has them: quantline repro suite={suite}")
+
+
+def grid_options(arguments: Sequence[str]) -> dict[str, list[Any]]:
+    """Read `--group-size 32,128` or `--group-size=32,128` as {"group_size": [32, 128]}.
+
+    Raises:
+        ConfigError: For anything else.
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if len(words) % 2:
+        raise ConfigError(f"expected --option value,value,…, found {words[-1]} without a value")
+    options = {}
+    for name, values in zip(words[::2], words[1::2], strict=True):
+        if not name.startswith("--"):
+            raise ConfigError(f"expected --option value,value,…, found {name}")
+        key = name.removeprefix("--").replace("-", "_")
+        try:
+            options[key] = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError as error:
+            raise ConfigError(f"expected values separated by commas for {name}: {error}") from None
+    return options

@@ -1,0 +1,112 @@
+"""`quantline pick` and `quantline gate`: answers from what is measured; nothing runs."""
+
+import os
+import re
+from typing import Annotated, Literal
+
+import typer
+
+from quantline.cli.program import PARAMS, app, stop
+from quantline.config.compose import compose, load_params, project_root
+from quantline.config.params import Params
+from quantline.config.stale import check_fresh
+from quantline.config.validation import validate
+from quantline.errors import ConfigError
+
+STALE = "the figures are not those of the present project; run `quantline repro`"
+
+
+@app.command()
+def pick(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="The target, and what to change in it: target=edge target.max_memory_mib=512",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Which variant to ship for a target: an answer from what is measured; nothing is run."""
+    from quantline.report.build import build_report
+    from quantline.report.terminal import print_report
+
+    try:
+        params = _params_for_target(overrides or [])
+    except ConfigError as error:
+        raise stop(error) from None
+    report = build_report(params)
+    print_report(report)
+    for row in report["variants"]:
+        if row["variant"] != report["pick"]:
+            typer.echo(f"  {row['variant']}: {'; '.join(row['why_not'])}")
+    stale = any(row["status"] == "stale" for row in report["variants"])
+    if stale and report["pick"] is None:
+        typer.echo(STALE, err=True)
+        raise typer.Exit(1)
+
+
+def _params_for_target(overrides: list[str]) -> Params:
+    """Return params.yaml with its target changed by overrides. Raises ConfigError."""
+    others = [override for override in overrides if not re.match(r"[+~]*target\b", override)]
+    if others:
+        raise ConfigError(
+            "pick changes the target alone: expected target=... or target.<key>=..., found "
+            f"{others[0]}"
+        )
+    os.chdir(project_root())
+    params = load_params(PARAMS)
+    if overrides:
+        target = validate(compose(overrides)).target
+        params = params.model_copy(update={"target": target})
+    return params
+
+
+@app.command()
+def gate(
+    variant: Annotated[
+        str | None, typer.Argument(help="The variant; without it, the pick", show_default=False)
+    ] = None,
+    cannot_tell: Annotated[
+        Literal["estimate", "passes", "fails"] | None,
+        typer.Option(
+            help="How to count a gate whose interval contains the threshold; overrides each "
+            "gate's cannot_tell",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Exit with 1 unless the pick, or the named variant, meets the target of params.yaml."""
+    from quantline.report.build import build_report
+
+    try:
+        os.chdir(project_root())
+        params = load_params(PARAMS)
+        check_fresh(params)
+        if variant and variant not in params.variants:
+            names = ", ".join(params.variants)
+            raise ConfigError(f"expected a variant among {names}, found {variant}")
+    except ConfigError as error:
+        raise stop(error) from None
+    if cannot_tell:
+        gates = [
+            gate.model_copy(update={"cannot_tell": cannot_tell}) for gate in params.target.gates
+        ]
+        target = params.target.model_copy(update={"gates": gates})
+        params = params.model_copy(update={"target": target})
+    report = build_report(params)
+    name = variant or report["pick"]
+    if name is None:
+        typer.echo(f"no variant meets the target {params.target.name}", err=True)
+        for other in report["variants"]:
+            typer.echo(f"{other['variant']}: {'; '.join(other['objections'])}", err=True)
+        raise typer.Exit(1)
+    row = next(row for row in report["variants"] if row["variant"] == name)
+    for checked in row["gates"]:
+        required = "required" if checked["required"] else "optional"
+        typer.echo(f"{checked['verdict']:11} {required}  {checked['said']}")
+    for objection in row["objections"]:
+        typer.echo(f"{name}: {objection}", err=True)
+    meets = not row["objections"]
+    verb = "meets" if meets else "does not meet"
+    typer.echo(f"{name} {verb} the target {params.target.name}", err=not meets)
+    raise typer.Exit(0 if meets else 1)

@@ -1,0 +1,47 @@
+"""The program that the commands belong to, how it ends on an error, and how it runs modules."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantline.errors import ConfigError
+from quantline.paths import REPORTS
+
+PARAMS = Path("params.yaml")
+COMPARISON = REPORTS / "compression.json"
+PAGE = REPORTS / "compression.html"
+
+app = typer.Typer(
+    help="A trained language model in; measured, deployable quantized variants out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Hydra overrides, such as suite=quick or model=local model.path=/models/mine",
+        show_default=False,
+    ),
+]
+
+
+def stop(error: ConfigError) -> typer.Exit:
+    """Print a configuration's error; return what ends the command."""
+    typer.echo(f"{error.failure}: {error}", err=True)
+    return typer.Exit(1)
+
+
+def run_module(module: str, *arguments: str) -> int:
+    """Run a module with this Python and return its exit code.
+
+    `python` in dvc.yaml is this one too, also where .venv/ is not activated.
+    """
+    folder = str(Path(sys.executable).parent)
+    path = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, env=os.environ | {"PATH": path}, check=False).returncode

@@ -1,0 +1,60 @@
+"""The section `tracking`: where runs are logged and models registered."""
+
+import re
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from quantline.config.section import Section
+
+
+class Registry(Section):
+    """Where the picked variant becomes a version of a registered model."""
+
+    name: str = Field(pattern=r"^[^/:]+$", description="Name of the registered model.")
+    alias: str = Field(
+        default="champion",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        max_length=255,
+        description="Alias that points to the newest version.",
+    )
+    upload: bool = Field(
+        default=False,
+        description="Whether a version keeps a copy of the bundle, or points to artifacts/exports.",
+    )
+
+    @field_validator("alias")
+    @classmethod
+    def _not_reserved(cls, alias: str) -> str:
+        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+            raise ValueError(
+                f"MLflow keeps {alias} for itself; choose another alias, such as champion"
+            )
+        return alias
+
+
+class Tracking(Section):
+    """The MLflow store and what is registered there."""
+
+    uri: str = Field(description="Address of the MLflow store.")
+    experiment: str = Field(description="Name of the experiment.")
+    registry: Registry | None = Field(default=None, description="null registers nothing.")
+
+    @field_validator("uri")
+    @classmethod
+    def _without_credentials(cls, uri: str) -> str:
+        if re.match(r"https?://[^/]*@", uri):
+            raise ValueError(
+                "no credentials in the address: params.yaml is kept in git; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            )
+        return uri
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.uri.startswith("http") and self.registry and not self.registry.upload:
+            raise ValueError(
+                "registry.upload: a server takes no path of this machine as the source of a "
+                "version; set it to true, or registry to null"
+            )
+        return self

@@ -1,0 +1,1 @@
+"""What every bundle has, whatever its container: manifest, README, and checks of its content."""

@@ -1,0 +1,149 @@
+"""Exporting one variant: write its container, read it back, try it, and say what was made.
+
+Exporting a GGUF variant imports neither torch nor transformers.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quantline.config.containers import CONTAINERS
+from quantline.config.variants import Variant
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import MIB, read_json, sha256_json, versions, write_json, write_text
+from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE, files_of_bundle
+from quantline.formats.bundle.readme import bundle_readme
+from quantline.formats.bundle.verify_container import check_container, substitutions
+from quantline.formats.container import load_container
+from quantline.model.tensor_source import TensorSource
+from quantline.quantized.store import QuantizedModel
+
+Smoke = Callable[[Path, int], dict[str, Any]]
+
+
+def export_bundle(
+    name: str,
+    variant: Variant,
+    model: Path,
+    quantized: QuantizedModel,
+    folder: Path,
+    smoke: Smoke,
+    created_by: str,
+) -> dict[str, Any]:
+    """Make a bundle in a folder, checked and tried.
+
+    Args:
+        name: The variant's name.
+        variant: What to export.
+        model: The unquantized model, as load made it.
+        quantized: The weights of the variant's recipe.
+        folder: An empty folder for the bundle.
+        smoke: Called with the folder and the number of rows of the embedding once the files are
+            there; tries the bundle in its runtime and returns the content of smoke.json.
+        created_by: Names the run, for the manifest.
+
+    Returns:
+        The content of manifest.json.
+
+    Raises:
+        StageError: missing_file (reason export_artifact_missing), if there is no model; as the
+            container's `write`, `check_container` and `smoke` do.
+    """
+    loaded = _manifest_of_model(model)
+    container = load_container(variant.format)
+    source = container.open_source(model)
+    requested = container.write(source, quantized, folder, variant)
+    recipe = quantized.report["recipe"]
+    fail_on_substitution = recipe["substitution"] == "fail"
+    tensors = check_container(container, folder, source, quantized, requested, fail_on_substitution)
+    files = files_of_bundle(folder)
+    rows = source.shape(source.arch.embedding)[0]
+    trace = smoke(folder, rows)
+    substituted = substitutions(tensors)
+    weights = sum(tensor["weights"] for tensor in tensors.values())
+    tensor_bytes = sum(tensor["bytes"] for tensor in tensors.values())
+    hashes = {path: file["sha256"] for path, file in files.items()}
+    report = quantized.report
+    manifest = {
+        "variant": name,
+        "recipe": recipe,
+        "format": variant.format,
+        "runtime": variant.runtime,
+        "source": loaded["source"] | {"files": loaded["files"]},
+        "transforms": transforms(source, loaded, quantized, variant, substituted),
+        "tensors": tensors,
+        "layers": report.get("layers", report.get("tensors", {})),
+        "substituted_share": sum(pair["share"] for pair in substituted),
+        "bits_per_weight": 8 * tensor_bytes / weights,
+        "size_bytes": sum(file["bytes"] for file in files.values()),
+        "files": files,
+        "artifact_sha256": sha256_json(hashes),
+        "versions": versions(*container_packages()),
+        "calibration": report["calibration"],
+        "created_by": created_by,
+    }
+    write_json(folder / MANIFEST, manifest)
+    write_json(folder / SMOKE, trace)
+    write_text(folder / README, bundle_readme(manifest, container.serve(manifest)))
+    return manifest
+
+
+def _manifest_of_model(model: Path) -> dict[str, Any]:
+    """Read what `load` says of the model."""
+    path = model / MANIFEST
+    if not path.is_file():
+        raise StageError(
+            Failure.MISSING_FILE,
+            f"expected {path}, found nothing; run `dvc repro load`",
+            Reason.EXPORT_ARTIFACT_MISSING,
+        )
+    return read_json(path)
+
+
+def transforms(
+    source: TensorSource,
+    loaded: dict[str, Any],
+    quantized: QuantizedModel,
+    variant: Variant,
+    substituted: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return every step that was applied to the model, in order.
+
+    Args:
+        source: What the container was written from.
+        loaded: The manifest of the unquantized model.
+        quantized: Its report has the steps of quantize.
+        variant: The step of the export itself.
+        substituted: What `substitutions` returned.
+    """
+    steps = list(loaded["transforms"])
+    if source.converted:
+        steps.append(loaded["converted"])
+    steps += quantized.report["transforms"]
+    steps.append({"step": "export", **variant.model_dump(mode="json")})
+    for pair in substituted:
+        steps.append({"step": "substitute", **pair})
+    return steps
+
+
+def container_packages() -> set[str]:
+    """Return the packages that write or read the containers there are."""
+    packages: set[str] = set()
+    for info in CONTAINERS.values():
+        packages.update(info.packages)
+    return packages
+
+
+def summarize(manifest: dict[str, Any]) -> str:
+    """Return what was made, in one line: size, bits per weight, and types that were replaced."""
+    parts = [
+        f"{manifest['size_bytes'] / MIB:.1f} MiB",
+        f"{manifest['bits_per_weight']:.2f} bits per weight",
+    ]
+    for step in manifest["transforms"]:
+        if step["step"] == "substitute":
+            parts.append(
+                f"{step['share']:.0%} of the weights in {step['actual']} instead of "
+                f"{step['requested']}"
+            )
+    return ", ".join(parts)

@@ -1,0 +1,100 @@
+"""The files of a bundle, and whether they are what its manifest says."""
+
+from pathlib import Path
+from typing import Any
+
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import describe_files, read_json
+from quantline.run.lineage import LINEAGE, make_again
+
+MANIFEST = "manifest.json"
+SMOKE = "smoke.json"
+README = "README.md"
+# The files that say what a bundle is.
+DESCRIPTIONS = (MANIFEST, SMOKE, README, LINEAGE)
+AGAIN = "export the variant again"
+
+
+def files_of_bundle(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return {path: {sha256, bytes}} of the files that a bundle consists of."""
+    names = [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in DESCRIPTIONS
+    ]
+    return describe_files(folder, names)
+
+
+def check_bundle(folder: Path) -> dict[str, Any]:
+    """Check the bundle of a project against its manifest, to the byte.
+
+    Returns:
+        The manifest, which has the name of the folder's variant.
+
+    Raises:
+        StageError: missing_file (reason export_artifact_missing), artifact_changed.
+    """
+    again = f"{AGAIN}: {make_again(f'exports/{folder.name}')}"
+    manifest = read_manifest(folder)
+    if manifest["variant"] != folder.name:
+        raise StageError(
+            Failure.ARTIFACT_CHANGED,
+            f"expected the bundle of {folder.name} at {folder}, found that of "
+            f"{manifest['variant']}; {again}",
+        )
+    check_files(folder, manifest, again)
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a bundle, whatever its folder is called.
+
+    Raises:
+        StageError: missing_file (reason export_artifact_missing); artifact_changed, for a file that
+            no export wrote.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StageError(
+            Failure.MISSING_FILE,
+            f"expected a bundle at {folder}, found no {MANIFEST}; export it first",
+            Reason.EXPORT_ARTIFACT_MISSING,
+        )
+    manifest = read_json(path)
+    absent = [key for key in ("artifact_sha256", "files", "variant") if key not in manifest]
+    if absent or not isinstance(manifest["files"], dict):
+        raise StageError(
+            Failure.ARTIFACT_CHANGED,
+            f"expected the manifest of a bundle in {path}, found one without "
+            f"{', '.join(absent) or 'a table of files'}; {AGAIN}",
+        )
+    return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any], again: str = AGAIN) -> None:
+    """Check that a bundle has the files of its manifest, and no others, to the byte.
+
+    Args:
+        folder: The bundle.
+        manifest: The content of its manifest.
+        again: The advice if they are others.
+
+    Raises:
+        StageError: artifact_changed.
+    """
+    expected = manifest["files"]
+    found = files_of_bundle(folder)
+    for name in sorted({*expected, *found}):
+        if found.get(name) != expected.get(name):
+            raise StageError(
+                Failure.ARTIFACT_CHANGED,
+                f"{folder / name} is not what its manifest says: expected "
+                f"{_describe(expected.get(name))}, found {_describe(found.get(name))}; {again}",
+            )
+
+
+def _describe(entry: dict[str, Any] | None) -> str:
+    """Describe a file by its entry in a manifest."""
+    if entry is None:
+        return "no such file"
+    return f"{entry['bytes']} bytes with sha256 {entry['sha256'][:12]}…"

@@ -1,0 +1,208 @@
+"""model.onnx: the traced graph with the checkpoint's weights, or with integers in their place.
+
+The weights of a large model lie in model.onnx.data beside it.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from quantline.formats.bundle.unquantized import unquantized_values
+from quantline.formats.container import StoredTensor
+from quantline.formats.onnx.quantized_nodes import (
+    DOMAIN,
+    INTEGERS,
+    PARTS,
+    QUANTIZED_OPERATORS,
+    dequantize,
+    integer_attributes,
+    quantized_nodes,
+)
+from quantline.model.tensor_source import TensorSource
+from quantline.quantized.store import QuantizedModel
+from quantline.quantized.tensors import GroupedLinear
+
+FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+LARGEST_INSIDE = 1536 << 20  # bytes of weights in model.onnx itself; protobuf ends at 2 GiB
+ALIGNMENT = 4096  # onnxruntime maps a tensor of the data file that starts at a page
+WEIGHT = ".weight"
+
+
+def write_model(
+    graph: onnx.ModelProto, source: TensorSource, quantized: QuantizedModel, folder: Path
+) -> None:
+    """Write the model's files.
+
+    Args:
+        graph: What `trace` returned for the source; it is completed.
+        source: The unquantized model.
+        quantized: The quantized weights.
+        folder: Where to write.
+
+    Raises:
+        StageError: unsupported_width.
+    """
+    layers = {f"{layer}{WEIGHT}": layer for layer in quantized.linears}
+    with _Initializers(folder, _fits_inside(source, quantized)) as initializers:
+        for name in source.names:
+            if name not in layers:
+                initializers.add(name, unquantized_values(source, quantized, name))
+        if layers:
+            _put_integers(graph, quantized, layers, initializers)
+    graph.graph.initializer.extend(initializers.tensors)
+    # onnx.save would look at every tensor again; the bytes are all in place.
+    (folder / FILE).write_bytes(graph.SerializeToString(deterministic=True))
+    onnx.checker.check_model(folder / FILE)
+
+
+def _fits_inside(source: TensorSource, quantized: QuantizedModel) -> bool:
+    """Whether the weights fit into the graph's own file, counted generously."""
+    layers = {f"{layer}{WEIGHT}" for layer in quantized.linears}
+    size = 0
+    for name in source.names:
+        size += int(np.prod(source.shape(name))) * (1 if name in layers else 4)
+    return size <= LARGEST_INSIDE
+
+
+class _Initializers:
+    """Collects weights, their bytes inside the graph or appended one by one to the data file."""
+
+    def __init__(self, folder: Path, inside: bool) -> None:
+        self.tensors: list[TensorProto] = []
+        self.path = None if inside else folder / DATA_FILE
+        self.data: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        if self.path is not None:
+            self.data = self.path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.data is not None:
+            self.data.close()
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """Append a tensor."""
+        contiguous = np.ascontiguousarray(array)
+        if self.data is None:
+            self.tensors.append(numpy_helper.from_array(contiguous, name))
+            return
+        self.data.write(bytes(-self.data.tell() % ALIGNMENT))
+        tensor = TensorProto(
+            name=name,
+            dims=array.shape,
+            data_location=TensorProto.EXTERNAL,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+        )
+        location = {"location": DATA_FILE, "offset": self.data.tell(), "length": array.nbytes}
+        for key, value in location.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self.data.write(contiguous.tobytes())
+        self.tensors.append(tensor)
+
+
+def _put_integers(
+    model: onnx.ModelProto,
+    quantized: QuantizedModel,
+    layers: dict[str, str],
+    initializers: _Initializers,
+) -> None:
+    """Replace the nodes of every quantized layer by nodes that carry its integers.
+
+    Args:
+        model: The graph, in which a layer is a Transpose of its weight and a MatMul.
+        quantized: The quantized weights.
+        layers: Weight → layer.
+        initializers: Given the tensors that the new nodes read.
+    """
+    graph = model.graph
+    transposed = {}
+    for node in graph.node:
+        if node.op_type == "Transpose" and node.input[0] in layers:
+            transposed[node.output[0]] = layers[node.input[0]]
+    nodes = []
+    for node in graph.node:
+        if node.output[0] in transposed:
+            continue
+        layer = transposed.get(node.input[1]) if node.op_type == "MatMul" else None
+        if layer is None:
+            nodes.append(node)
+            continue
+        linear = quantized.linear(layer)
+        assert isinstance(linear, GroupedLinear), "what ContainerInfo.carries allows"
+        replacement = quantized_nodes(layer, linear, node.input[0], node.output[0])
+        nodes += replacement.nodes
+        for name, array in replacement.tensors.items():
+            initializers.add(name, array)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+
+
+def read_model(folder: Path, source: TensorSource) -> dict[str, StoredTensor]:
+    """Return what the graph really computes with, under the source's names.
+
+    A weight that no node reads is left out.
+    """
+    graph = onnx.load(folder / FILE, load_external_data=False).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = {node.name: node for node in graph.node if node.op_type in QUANTIZED_OPERATORS}
+    read_by_nodes: set[str] = set()
+    for node in graph.node:
+        read_by_nodes.update(node.input)
+    stored = {}
+    for name in source.names:
+        layer = name.removesuffix(WEIGHT)
+        if name in tensors and name in read_by_nodes:
+            stored[name] = _stored_floats(folder, tensors[name])
+        elif layer in nodes:
+            parts = {}
+            for part in PARTS:
+                key = f"{layer}.{part}"
+                if key in tensors and key in read_by_nodes:
+                    parts[part] = tensors[key]
+            stored[name] = _stored_integers(folder, nodes[layer], parts)
+    return stored
+
+
+def _stored_floats(folder: Path, tensor: TensorProto) -> StoredTensor:
+    """Describe a weight that is not quantized."""
+    is_float = tensor.data_type == TensorProto.FLOAT
+    kind = "F32" if is_float else TensorProto.DataType.Name(tensor.data_type)
+    return StoredTensor(kind, tuple(tensor.dims), _size(tensor), partial(_read, folder, tensor))
+
+
+def _stored_integers(
+    folder: Path, node: onnx.NodeProto, parts: dict[str, TensorProto]
+) -> StoredTensor:
+    """Describe a quantized layer by its node and the tensors that belong to it."""
+    if node.op_type == "MatMulNBits":
+        attributes = integer_attributes(node)
+        bits = attributes["bits"]
+        shape = (attributes["N"], attributes["K"])
+    else:
+        bits = 8
+        shape = tuple(reversed(parts[INTEGERS].dims))
+    size = sum(_size(tensor) for tensor in parts.values())
+    return StoredTensor(f"int{bits}", shape, size, partial(_dequantize, folder, node, parts))
+
+
+def _dequantize(folder: Path, node: onnx.NodeProto, parts: dict[str, TensorProto]) -> np.ndarray:
+    """Read a quantized layer."""
+    return dequantize(node, {part: _read(folder, tensor) for part, tensor in parts.items()})
+
+
+def _read(folder: Path, tensor: TensorProto) -> np.ndarray:
+    """Read a tensor, from the data file if it lies there."""
+    return numpy_helper.to_array(tensor, base_dir=str(folder))
+
+
+def _size(tensor: TensorProto) -> int:
+    """Return the bytes of a tensor."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(np.prod(tensor.dims)) * dtype.itemsize

@@ -1,0 +1,51 @@
+"""How to serve a safetensors bundle, for its README."""
+
+from typing import Any
+
+from quantline.formats.safetensors.layouts import LAYOUTS
+
+TEXT = """\
+## Serve it
+
+{vllm}
+In Python (`pip install torch transformers{package}`):
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained(".")
+ids = tokenizer("Hello", return_tensors="pt", add_special_tokens=True)
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=24)[0]))
+```
+"""
+
+VLLM = """\
+```
+vllm serve .
+```
+"""
+
+NO_VLLM = """\
+vLLM has no kernels for {bits}-bit integers; \
+transformers expands them and computes in floating point.
+"""
+
+VLLM_BITS = (None, 4, 8)  # None: the recipe has no bits, since they are always eight or all
+
+
+def serve_text(manifest: dict[str, Any]) -> str:
+    """Return the section "## Serve it", for the layout that the bundle is in."""
+    recipe = manifest["recipe"]
+    bits = recipe.get("bits")
+    vllm = VLLM if bits in VLLM_BITS else NO_VLLM.format(bits=bits)
+    package = ""
+    if manifest["layers"]:  # some are quantized
+        package = f" {LAYOUTS[layout_of_bundle(manifest)].package}"
+    return TEXT.format(vllm=vllm, package=package)
+
+
+def layout_of_bundle(manifest: dict[str, Any]) -> str:
+    """Return the layout that a bundle was exported in."""
+    exports = [step for step in manifest["transforms"] if step["step"] == "export"]
+    return exports[0]["layout"]

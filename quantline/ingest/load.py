@@ -1,0 +1,79 @@
+"""Bringing a trained model in: fetch or link it, check it, pin it, merge its adapter."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quantline.config.params import Model
+from quantline.files import describe_files, versions, write_json
+from quantline.ingest import lora, verify
+from quantline.ingest.fetch import bring, fetch
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.family import FAMILIES
+from quantline.text.tokenizer import convert_slow_tokenizer
+
+PACKAGES = ("transformers", "optimum", "safetensors", "huggingface-hub")
+ADAPTER = "adapter/"  # before the names of its files in the manifest
+
+
+class LoadedModel(NamedTuple):
+    """What `load` made.
+
+    Attributes:
+        manifest: The content of the folder's manifest.json.
+        linked_by: How the weights share the source's bytes.
+    """
+
+    manifest: dict[str, Any]
+    linked_by: str
+
+    @property
+    def files_read(self) -> dict[str, str]:
+        """Path → sha256 of the user's own files that the model came from."""
+        source = self.manifest["source"]
+        hashes = {}
+        for name, entry in self.manifest["files"].items():
+            if name.startswith(ADAPTER):
+                hashes[f"{source['adapter']}/{name.removeprefix(ADAPTER)}"] = entry["sha256"]
+            elif source["kind"] != "hub":
+                hashes[f"{source['path']}/{name}"] = entry["sha256"]
+        return hashes
+
+
+def load(model: Model, folder: Path) -> LoadedModel:
+    """Put a checked checkpoint into a folder, with a manifest of where it comes from.
+
+    Args:
+        model: The section `model` of params.yaml.
+        folder: An empty folder.
+
+    Raises:
+        StageError: As `fetch`, `verify`, `lora.merge` and the converter do.
+    """
+    origin, source = fetch(model)
+    description = verify.check_checkpoint(origin)
+    names, linked_by = bring(origin, folder)
+    files = describe_files(origin, names)
+    transforms = []
+    if step := convert_slow_tokenizer(folder):
+        transforms.append(step)
+    verify.check_tokenizer(folder)
+    if model.adapter:
+        adapter = Path(model.adapter)
+        transforms.append(lora.merge(Checkpoint(origin), adapter, folder))
+        for name, entry in describe_files(adapter, [lora.CONFIG, lora.WEIGHTS]).items():
+            files[ADAPTER + name] = entry
+    if description["model_type"] not in FAMILIES:
+        verify.check_blocks(Checkpoint(folder))
+    manifest = {
+        "source": source | {"adapter": model.adapter},
+        "files": files,
+        "transforms": transforms,
+        **description,
+        "versions": versions(*PACKAGES),
+    }
+    if model.converter:
+        from quantline.ingest.llama_cpp_converter import convert
+
+        manifest["converted"] = convert(model.converter, folder)
+    write_json(folder / "manifest.json", manifest)
+    return LoadedModel(manifest, linked_by)

@@ -1,0 +1,1 @@
+"""The figures that quantline comes with, a module for each group."""

@@ -1,0 +1,144 @@
+"""The stored reference that variants are measured against: the library call of a stage.
+
+Stored are the final hidden states on the evaluation text and the output head, from which the exact
+distribution after each token is rebuilt, at a fraction of the size of logits; and the gold set with
+the unquantized model's answers.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from quantline.calibration.store import CalibrationStore
+from quantline.config.texts import Text
+from quantline.errors import Failure, StageError
+from quantline.files import sha256_file, versions, write_json, write_text
+from quantline.metrics.baseline import UnquantizedModel, perplexity, tokenize_item
+from quantline.metrics.gold_set import GoldItem, accuracy, load_gold
+from quantline.metrics.scoring import score_items
+from quantline.model.block_runner import final_hidden_states
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.output_head import FILE, OutputHead
+from quantline.text.documents import (
+    Document,
+    check_disjoint,
+    pin_revision,
+    read_documents,
+    sha256_documents,
+)
+from quantline.text.tokenizer import Tokenizer
+
+
+def make_reference(
+    model_folder: Path,
+    calibration_folder: Path,
+    calibration: Text,
+    evaluation: Text,
+    gold: Path | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """Run the unquantized model on the evaluation text and the gold set, and store the results.
+
+    Args:
+        model_folder: What the stage `load` made.
+        calibration_folder: What the stage `calibrate` made.
+        calibration: The text that was calibrated on, which must share no document with the others.
+        evaluation: The text to measure on.
+        gold: The gold set, if there is one.
+        folder: Where hidden.safetensors, head.safetensors, gold.jsonl, baseline.json and
+            reference.json are written.
+
+    Returns:
+        The content of reference.json.
+
+    Raises:
+        StageError: dataset_invalid, texts_overlap, artifact_changed, non_finite,
+            network_unavailable.
+    """
+    evaluation = pin_revision(evaluation)
+    checkpoint = Checkpoint(model_folder)
+    arch = checkpoint.arch
+    tokenizer = Tokenizer(model_folder)
+    documents = read_documents(evaluation)
+    questions = load_gold(gold) if gold else []
+    check_texts(calibration_folder, calibration, documents, questions)
+
+    tokens = tokenizer.pack(documents, evaluation.sequences, evaluation.length)
+    hidden = final_hidden_states(checkpoint, tokens, "reference")
+    head = OutputHead.of(checkpoint)
+    items = [tokenize_item(question, tokenizer) for question in questions]
+    baseline = []
+    if items:
+        baseline = score_items(UnquantizedModel(checkpoint, head, tokenizer, items), items)
+    info = {
+        "head": arch.head,
+        "logit_scale": arch.logit_scale,
+        "logit_softcap": arch.logit_softcap,
+        "dataset_revision": evaluation.dataset_revision,
+        "tokens": int(tokens.size),
+        "text_sha256": sha256_documents(documents),
+        "gold_sha256": sha256_file(gold) if gold else None,
+        "gold_items": len(items),
+        "gold_accuracy": accuracy(baseline),
+        "perplexity": perplexity(head, hidden, tokens),
+        "versions": versions("torch", "transformers", "tokenizers"),
+    }
+    write_reference(folder, checkpoint, tokens, hidden)
+    lines = [json.dumps(asdict(item)) + "\n" for item in items]
+    write_text(folder / "gold.jsonl", "".join(lines))
+    write_json(folder / "baseline.json", [result.as_dict() for result in baseline])
+    write_json(folder / "reference.json", info)
+    return info
+
+
+def write_reference(
+    folder: Path, checkpoint: Checkpoint, tokens: np.ndarray, hidden: np.ndarray
+) -> None:
+    """Write what the distribution after each token is rebuilt from.
+
+    Args:
+        folder: Where hidden.safetensors and head.safetensors are written.
+        checkpoint: The unquantized model, whose head is stored as it is there.
+        tokens: int32 [n, length].
+        hidden: Its final hidden states, float32 [n, length, D].
+    """
+    head = {"weight": checkpoint.raw(checkpoint.arch.head)}
+    bias = checkpoint.optional(checkpoint.arch.head_bias)
+    if bias is not None:
+        head["bias"] = bias
+    save_file({"hidden": hidden, "tokens": tokens}, folder / "hidden.safetensors")
+    save_file(head, folder / FILE)
+
+
+def check_texts(
+    calibration_folder: Path,
+    calibration: Text,
+    documents: list[Document],
+    questions: list[GoldItem],
+) -> None:
+    """Check that the texts are disjoint, and that the calibration text has not changed since.
+
+    Args:
+        calibration_folder: What the stage `calibrate` made.
+        calibration: The calibration text, as params.yaml names it.
+        documents: Of the evaluation text.
+        questions: The gold set.
+
+    Raises:
+        StageError: texts_overlap, artifact_changed.
+    """
+    info = CalibrationStore(calibration_folder).info
+    text = calibration.model_copy(update={"dataset_revision": info["dataset_revision"]})
+    calibrated_on = read_documents(text)
+    if sha256_documents(calibrated_on) != info["text_sha256"]:
+        raise StageError(
+            Failure.ARTIFACT_CHANGED,
+            f"expected the calibration text that {calibration_folder} was made from, found "
+            f"another in {text.path or text.dataset}; run calibrate again",
+        )
+    prompts = {question.id: question.prompt for question in questions}
+    check_disjoint(calibrated_on, documents, prompts)

@@ -1,0 +1,143 @@
+"""Quantizing a whole model by one recipe: the library call of the stage `quantize`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from quantline.calibration.store import CalibrationStore
+from quantline.config.recipes import Recipe
+from quantline.files import versions
+from quantline.model.tensor_source import TensorSource
+from quantline.quantized.store import REST, QuantizedWriter
+from quantline.recipes.baseline import BASELINES
+from quantline.recipes.budget.fit import fit
+from quantline.recipes.context import QuantizationContext
+from quantline.recipes.quantize_block import quantize_block
+
+
+def parts_of(recipe: Recipe, blocks: int) -> dict[str, int | None]:
+    """Return the parts in which a model is quantized.
+
+    Args:
+        recipe: How.
+        blocks: The number of decoder blocks.
+
+    Returns:
+        Part → its block; None for what lies outside all blocks.
+    """
+    if recipe.storage == "none":
+        return {}
+    parts: dict[str, int | None] = {f"block-{layer:03d}": layer for layer in range(blocks)}
+    if recipe.storage == "ggml":
+        parts[REST] = None
+    return parts
+
+
+def quantize_model(
+    name: str, recipe: Recipe, source: TensorSource, calibration: CalibrationStore, folder: Path
+) -> dict[str, Any]:
+    """Quantize a model into a folder, one block after another.
+
+    Blocks that are in the folder already, from a run that was killed, are not quantized again.
+
+    Args:
+        name: Of the recipe.
+        recipe: Its options.
+        source: The unquantized model.
+        calibration: Its statistics.
+        folder: Where to write.
+
+    Returns:
+        The report that quantized.json holds, without its list of contents.
+
+    Raises:
+        StageError: config_invalid for a budget that nothing fits in; worse_than_round_to_nearest;
+            non_finite; unsupported_width; as the method and the calibration do.
+    """
+    requested = {"name": name, **recipe.model_dump(mode="json")}
+    writer = QuantizedWriter(folder)
+    finished = writer.finished_report()
+    if finished is not None:
+        return finished
+    given = QuantizationContext(recipe, source, source.arch, calibration, writer)
+    ctx, transforms = fit(given, requested, folder)
+    layers: dict[str, Any] = {}
+    parts = parts_of(recipe, source.arch.layers)
+    for part, layer in tqdm(parts.items(), desc=name, unit="block", disable=None):
+        done = writer.report_of(part)
+        if done is None:
+            done = quantize_block(ctx, layer)
+            writer.close_part(part, done)
+        layers |= done["layers"]
+        transforms += done["transforms"]
+    if recipe.storage != "none":
+        transforms.append({"step": "quantize", **recipe.model_dump(mode="json")})
+    report: dict[str, Any] = {
+        "recipe": requested,
+        "transforms": transforms,
+        "calibration": calibration.provenance(),
+        "versions": versions("torch", "gguf", "llama-cpp-python"),
+    }
+    if recipe.activations:
+        report["activations"] = "dynamic"
+    if recipe.storage == "ggml":
+        report["tensors"] = layers
+        report["importance"] = ctx.tensor_types.write_importance(folder)
+    else:
+        report["layers"] = layers
+    writer.close(report)
+    return report
+
+
+class Summary(NamedTuple):
+    """What a recipe did to the model's layers.
+
+    Attributes:
+        metrics: As MLflow gets them.
+        text: In one line.
+    """
+
+    metrics: dict[str, float]
+    text: str
+
+
+def summarize(report: dict[str, Any], recipe: Recipe) -> Summary:
+    """Return how many layers were quantized, and how they compare with the recipe's baseline.
+
+    Args:
+        report: Of `quantize_model`.
+        recipe: Whose baseline counts.
+    """
+    in_ggml = recipe.storage == "ggml"
+    count = len(report["tensors" if in_ggml else "layers"])
+    metrics: dict[str, float] = {"layers": count}
+    text = f"{count} {'tensors' if in_ggml else 'layers'} rounded"
+    gain = layer_gain(report, recipe)
+    if gain is not None:
+        baseline = BASELINES[recipe.baseline]
+        metrics |= {f"{baseline.measure}_over_{recipe.baseline}": gain, "fell_back": 0}
+        text += f", {baseline.measure_label} {gain:.2f} of {baseline.possessive}"
+    return Summary(metrics, text)
+
+
+def layer_gain(report: dict[str, Any], recipe: Recipe) -> float | None:
+    """Return the mean over the layers of the recipe's figure as a share of its baseline's.
+
+    Args:
+        report: Of `quantize_model`.
+        recipe: Whose baseline counts.
+
+    Returns:
+        None where no layer has such a figure. A layer whose baseline leaves no error counts as 1.
+    """
+    measure = BASELINES[recipe.baseline].measure
+    layers = report["tensors" if recipe.storage == "ggml" else "layers"]
+    shares = []
+    for layer in layers.values():
+        if "error" not in layer:
+            continue
+        plain = layer[f"{recipe.baseline}_{measure}"]
+        shares.append(layer[measure] / plain if plain > 0 else 1.0)
+    return float(np.mean(shares)) if shares else None

@@ -1,0 +1,127 @@
+"""The whole report: every variant beside the others, and the one to ship for the target."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from quantline.config.params import Params
+from quantline.config.targets import Target
+from quantline.files import read_json
+from quantline.model.architecture import Architecture
+from quantline.paths import MODEL, REFERENCE
+from quantline.report.budgets import uniform_counterpart
+from quantline.report.memory import memory_use, read_architecture
+from quantline.report.pareto import variants_on_front
+from quantline.report.rows import read_row
+from quantline.report.selection import Choice, choose
+from quantline.report.variant import VariantRow
+from quantline.tracking.mlflow_runs import git_commit, without_secrets
+
+
+@dataclass
+class Report:
+    """The content of reports/compression.json, whose keys the fields are.
+
+    Attributes:
+        model: Id or path of the unquantized model.
+        parameters: How many it has; 0 if it is not loaded.
+        target: The target, as params.yaml has it.
+        pick: The variant to ship; None if no variant meets the target.
+        runner_up: The second best; None if there is none.
+        reasons: The decision in sentences.
+        tokens: Of the evaluation text.
+        baseline: The unquantized model's accuracy on the gold set, by task and under "all".
+        tasks: Tasks of the gold set.
+        variants: All variants, those with figures first and the closest to the model before others.
+        commit: That is checked out; "unknown" outside git.
+        params: params.yaml without secrets.
+    """
+
+    model: str
+    parameters: int
+    target: dict[str, Any]
+    pick: str | None
+    runner_up: str | None
+    reasons: list[str]
+    tokens: int
+    baseline: dict[str, float]
+    tasks: list[str]
+    variants: list[VariantRow]
+    commit: str
+    params: dict[str, Any]
+
+    @property
+    def measured(self) -> list[VariantRow]:
+        """The variants that have figures."""
+        return [row for row in self.variants if row.is_measured]
+
+    @property
+    def picked(self) -> VariantRow | None:
+        """The row of the variant to ship."""
+        return next((row for row in self.variants if row.variant == self.pick), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as reports/compression.json has it."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return values | {"variants": [row.to_json() for row in self.variants]}
+
+
+def collect_report(params: Params) -> Report:
+    """Read what is measured in the project of the working folder, and choose for its target."""
+    arch = read_architecture(MODEL)
+    rows = [read_row(name, params, arch) for name in params.variants]
+    choice = rank(rows, params.target, arch)
+    model = MODEL / "manifest.json"
+    reference = REFERENCE / "reference.json"
+    unquantized: dict[str, Any] = {"tokens": 0, "gold_accuracy": {}}
+    if reference.is_file():
+        unquantized = read_json(reference)
+    accuracy = unquantized["gold_accuracy"]
+    return Report(
+        model=params.model.id or params.model.path or "",
+        parameters=read_json(model)["parameters"] if model.is_file() else 0,
+        target=params.target.model_dump(mode="json"),
+        pick=choice.pick,
+        runner_up=choice.runner_up,
+        reasons=choice.reasons,
+        tokens=unquantized["tokens"],
+        baseline=accuracy,
+        tasks=[task for task in sorted(accuracy) if task != "all"],
+        variants=rows,
+        commit=git_commit(),
+        params=_published(params),
+    )
+
+
+def rank(rows: list[VariantRow], target: Target, arch: Architecture | None) -> Choice:
+    """Sort variants, fill in what each is beside the others, and choose one.
+
+    Args:
+        rows: All variants; those with figures come first then, the closest to the model before
+            the others.
+        target: Of the deployment.
+        arch: Of the unquantized model; None leaves the size of its cache unknown.
+    """
+    front = variants_on_front([row for row in rows if row.is_measured])
+    for row in rows:
+        row.pareto = row.variant in front
+        row.beside = uniform_counterpart(row, rows)
+        if row.is_measured:
+            row.memory = memory_use(row, target, arch)
+            row.provenance["memory"] = row.memory["provenance"]
+    rows.sort(key=lambda row: (not row.is_measured, row.metrics.get("mean_kld", 0), row.variant))
+    return choose(rows, target)
+
+
+def build_report(params: Params) -> dict[str, Any]:
+    """Return `collect_report` as reports/compression.json has it."""
+    return collect_report(params).to_json()
+
+
+def _published(params: Params) -> dict[str, Any]:
+    """Return the parameters as anybody may see them.
+
+    The address of a database may hold a password.
+    """
+    values = params.model_dump(mode="json")
+    uri = without_secrets(params.tracking.uri)
+    return values | {"tracking": values["tracking"] | {"uri": uri}}

@@ -1,0 +1,39 @@
+"""What stopped a variant, from the run events."""
+
+from quantline.errors import Failure, Reason
+from quantline.paths import EVENTS
+from quantline.run.events import read_events
+
+NOT_BUILT = (Failure.MISSING_FILE, "it was not built; run dvc repro")
+
+
+def last_failure(name: str, recipe: str) -> tuple[str, str] | None:
+    """Return what went wrong on the way to a variant.
+
+    Args:
+        name: Of the variant.
+        recipe: Of its recipe.
+
+    Returns:
+        Name and message of the newest error of a stage that has not ended well since; None if
+        there is none.
+    """
+    stages = {
+        ("load", None),
+        ("calibrate", None),
+        ("reference", None),
+        ("quantize", recipe),
+        ("export", name),
+        ("evaluate", name),
+    }
+    failures: dict[tuple[str, str | None], tuple[str, str]] = {}  # the newest stands last
+    for event in read_events(EVENTS):
+        stage = (event["stage"], event["payload"].get("instance"))
+        failed = event["severity"] in ("error", "critical")
+        if stage not in stages or not (failed or event["reason_code"] == Reason.STAGE_FINISHED):
+            continue
+        failures.pop(stage, None)
+        if failed:
+            failure = str(event["payload"].get("failure", Failure.INTERNAL_ERROR))
+            failures[stage] = (failure, event["summary"])
+    return list(failures.values())[-1] if failures else None

@@ -1,0 +1,42 @@
+"""The report as Markdown: the decision and one table."""
+
+from quantline.metrics.figure import columns_of
+from quantline.report.budgets import describe_counterpart
+from quantline.report.build import Report
+from quantline.report.tables import figure_cells
+from quantline.report.variant import VariantRow
+
+
+def render_markdown(report: Report) -> str:
+    """Return the decision, a table of the variants, and why not the others."""
+    pick = report.pick or "nothing to ship"
+    lines = [f"# {report.model}: {pick} (target {report.target['name']})", ""]
+    lines += [f"- {reason}" for reason in report.reasons]
+    headings = [column.heading for column in columns_of("markdown")]
+    lines += ["", _table_line(["variant", *headings]), "|---|" + "---:|" * len(headings)]
+    lines += [_row_line(row, len(headings)) for row in report.variants]
+    fitted = [f"- {describe_counterpart(row)}" for row in report.variants if row.beside]
+    if fitted:
+        lines += ["", "Fitted to a budget:", "", *fitted]
+    others = [
+        f"- {row.variant}: {'; '.join(row.why_not)}"
+        for row in report.variants
+        if row.variant != report.pick
+    ]
+    if others:
+        lines += ["", "Why not the others:", "", *others]
+    return "\n".join(lines) + "\n"
+
+
+def _table_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _row_line(row: VariantRow, columns: int) -> str:
+    """Return a variant's line of the table, which has so many columns of figures."""
+    if not row.is_measured:
+        return _table_line([row.variant, row.problem]) + " |" * (columns - 1)
+    cells = [
+        f"{cell.text} {cell.detail}".rstrip() for cell in figure_cells("markdown", row.figures)
+    ]
+    return _table_line([row.variant, *cells])

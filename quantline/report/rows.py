@@ -1,0 +1,124 @@
+"""One variant's row of the report: its figures, or its named failure.
+
+A row shows figures only of the bytes that are on disk: of another bundle, another runtime or other
+answers it names the change in place of figures.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from quantline.config.params import Params
+from quantline.config.targets import Target
+from quantline.errors import Failure, StageError
+from quantline.files import read_json, sha256_json
+from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE, check_bundle
+from quantline.metrics.figures.speed import ESTIMATED_SPEED
+from quantline.metrics.results import ResultFiles, Results, read_lm_eval, read_results
+from quantline.model.architecture import Architecture
+from quantline.paths import EXPORTS, METRICS
+from quantline.report.budgets import budget_summary
+from quantline.report.chain import REPRO, StaleLink, stale_links
+from quantline.report.failures import NOT_BUILT, last_failure
+from quantline.report.gates import check_gate
+from quantline.report.layers import worst_layers
+from quantline.report.speed_estimate import estimate_decoding
+from quantline.report.variant import VariantRow
+
+
+def read_row(name: str, params: Params, arch: Architecture | None = None) -> VariantRow:
+    """Read what is on disk of a variant.
+
+    Args:
+        name: Of the variant.
+        params: Of the project.
+        arch: Of the unquantized model; None leaves what is made from it unknown.
+
+    Returns:
+        The row, without what depends on the other rows.
+    """
+    variant = params.variants[name]
+    row = VariantRow(name, variant.recipe, variant.format, variant.runtime)
+    bundle = EXPORTS / name
+    files = ResultFiles.of(METRICS, name)
+    needed = (files.quality, files.speed, bundle / MANIFEST)
+    if not all(path.is_file() for path in needed):
+        row.status = "failed"
+        row.failure, row.message = last_failure(name, variant.recipe) or NOT_BUILT
+        return row
+    try:
+        manifest = check_bundle(bundle)
+        results = read_results(files, manifest)
+        links = stale_links(name, params)
+    except StageError as error:
+        row.status = "failed"
+        row.failure = error.failure
+        row.message = str(error)
+        return row
+    if links:
+        row.status = "stale"
+        row.failure = Failure.STALE
+        row.message = _why_stale(name, variant.recipe, links)
+        return row
+    fill_in(row, bundle, manifest, results, params.target, arch)
+    row.lm_eval = read_lm_eval(files, manifest)
+    return row
+
+
+def _why_stale(name: str, recipe: str, links: list[StaleLink]) -> str:
+    """Return why a variant's figures are not the present ones, and what to run."""
+    message = f"its figures are older than the project: {links[0].reason}"
+    stopped = last_failure(name, recipe)
+    if stopped:
+        message += f"; the last run stopped: {stopped[0]}: {stopped[1]}"
+    return f"{message}; {REPRO}"
+
+
+def fill_in(
+    row: VariantRow,
+    bundle: Path,
+    manifest: dict[str, Any],
+    results: Results,
+    target: Target,
+    arch: Architecture | None,
+) -> None:
+    """Fill in what is known of a measured variant without the other variants.
+
+    Args:
+        row: Has the names alone.
+        bundle: Folder of the bundle.
+        manifest: Its manifest.
+        results: What was measured on it.
+        target: Whose gates are checked.
+        arch: Of the unquantized model; None leaves what is made from it unknown.
+    """
+    row.metrics = results.quality
+    row.speed = results.speed
+    row.estimated = estimate_decoding(manifest["tensors"], row.runtime, target, arch)
+    if row.estimated:
+        row.provenance[ESTIMATED_SPEED] = "estimated"
+    for gate in target.gates:
+        # Without a gold set there is nothing that a gate on it could look at.
+        if "gold_accuracy" in row.metrics or not gate.metric.startswith("gold_"):
+            row.gates.append(check_gate(gate, row.figures))
+    row.flips = [item for item in results.answers if item["correct"] != item["baseline_correct"]]
+    row.smoke = read_json(bundle / SMOKE)["prompts"]
+    row.layers = worst_layers(manifest)
+    row.budget = budget_summary(manifest)
+    row.lineage = read_lineage(bundle, manifest)
+    row.substituted_share = manifest["substituted_share"]
+
+
+def read_lineage(bundle: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return where a bundle comes from.
+
+    Returns:
+        {source, recipe, calibration, versions, files, created_by} of its manifest, the source's
+        files as one hash; and {serve}, the lines of its README that serve it.
+    """
+    readme = (bundle / README).read_text(encoding="utf-8")
+    _, _, serve = readme.partition("## Serve it")
+    source = {key: value for key, value in manifest["source"].items() if key != "files"}
+    source["files_sha256"] = sha256_json(manifest["source"].get("files", {}))
+    copied = ("recipe", "calibration", "versions", "files", "created_by")
+    lineage = {key: manifest[key] for key in copied}
+    return lineage | {"source": source, "serve": serve.strip()}

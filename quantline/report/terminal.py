@@ -1,0 +1,47 @@
+"""The report as a table in a terminal."""
+
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from quantline.metrics.figure import cli_columns
+
+
+def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
+    """Print a report as a table, and the pick with its reasons.
+
+    Args:
+        report: The content of reports/compression.json.
+        file: Where to; by default stdout.
+    """
+    console = Console(file=file or sys.stdout)
+    console.print(_table(report))
+    name = escape(report["target"]["name"])
+    console.print(f"\nShip for {name}: [bold]{escape(report['pick'] or 'none of them')}[/bold]")
+    for reason in report["reasons"]:
+        console.print(f"  - {escape(reason)}", highlight=False)
+
+
+def _table(report: dict[str, Any]) -> Table:
+    columns = cli_columns()
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # eight figures in 80 columns
+    table.add_column("variant", no_wrap=True)
+    for column in columns:
+        table.add_column(column.heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in report["variants"]:
+        figures = row["metrics"] | row["speed"]
+        style = ""
+        remark = "Pareto" if row["pareto"] else ""
+        if row["status"] != "ok":
+            style = "red"
+            remark = "stale" if row["status"] == "stale" else f"failed: {row['failure']}"
+        elif row["variant"] == report["pick"]:
+            style = "bold green"
+            remark = "pick"
+        cells = [column.text(figures.get(column.key)) for column in columns]
+        table.add_row(escape(row["variant"]), *cells, escape(remark), style=style)
+    return table

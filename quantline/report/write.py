@@ -1,0 +1,31 @@
+"""The report's files."""
+
+from pathlib import Path
+
+from quantline.files import write_json, write_text
+from quantline.report.build import Report
+from quantline.report.markdown import render_markdown
+from quantline.report.page import render_page
+from quantline.report.plots import plot_data
+
+PAGE = "compression.html"
+JSON = "compression.json"
+MARKDOWN = "compression.md"
+PLOT_DATA = "plots/pareto.json"
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write compression.html, compression.json, compression.md and plots/pareto.json.
+
+    Args:
+        report: From `collect_report`.
+        folder: reports/ of the project.
+
+    Returns:
+        The first three, which say the same in three ways.
+    """
+    write_json(folder / PLOT_DATA, plot_data(report.measured))
+    write_json(folder / JSON, report.to_json())
+    write_text(folder / MARKDOWN, render_markdown(report))
+    write_text(folder / PAGE, render_page(report))
+    return [folder / name for name in (PAGE, JSON, MARKDOWN)]

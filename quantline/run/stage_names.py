@@ -1,0 +1,49 @@
+"""The stages: which names they take, which stage each continues, and the ids of their runs."""
+
+from quantline.config.params import Params
+from quantline.files import sha256_json
+
+# Stage → the section of params.yaml whose names it takes.
+INSTANCES = {
+    "quantize": "recipes",
+    "export": "variants",
+    "smoke": "variants",
+    "evaluate": "variants",
+    "lm_eval": "variants",
+}
+# Stage → the stage whose result it continues.
+UPSTREAM = {
+    "calibrate": "load",
+    "reference": "calibrate",
+    "quantize": "calibrate",
+    "export": "quantize",
+    "smoke": "export",
+    "evaluate": "export",
+    "lm_eval": "export",
+}
+
+
+def run_name(stage: str, instance: str | None, params: Params | None) -> str:
+    """Return `<stage>-<hash>`: the same stage with the same parameters has the same id.
+
+    Args:
+        stage: The stage.
+        instance: Its recipe or variant, if it takes one.
+        params: The content of params.yaml, if it could be read.
+    """
+    values = params.model_dump(mode="json") if params else None
+    return f"{stage}-{sha256_json([stage, instance, values])[:12]}"
+
+
+def parent_name(stage: str, instance: str | None, params: Params | None) -> str | None:
+    """Return the id of the run that this one continues; None for the first stage.
+
+    Arguments are as in `run_name`. Without parameters no run is continued.
+    """
+    upstream = UPSTREAM.get(stage)
+    if upstream is None or params is None:
+        return None
+    if upstream == "quantize" and instance in params.variants:
+        instance = params.variants[instance].recipe
+    named = upstream in ("quantize", "export")
+    return run_name(upstream, instance if named else None, params)

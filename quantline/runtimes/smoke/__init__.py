@@ -1,0 +1,1 @@
+"""Trying a bundle in the runtime that will serve it."""

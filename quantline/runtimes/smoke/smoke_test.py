@@ -1,0 +1,165 @@
+"""Trying a bundle from its files: does it load, answer, and tokenize as the source does?
+
+The export stage calls `smoke_test` in a process of its own, which native code may bring down and
+which imports no more than the runtime does. So its arguments and its result are plain JSON.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantline.errors import Failure, StageError
+from quantline.formats.bundle.tokenizer_metadata import metadata_differences
+from quantline.formats.container import load_container
+from quantline.runtimes.runtime import Runtime, open_runtime
+from quantline.runtimes.smoke.tokenizer_parity import (
+    TEXTS,
+    compare_tokenizers,
+    texts_with_added_tokens,
+)
+from quantline.text.tokenizer import Tokenizer
+
+QUOTED_IDS = 12  # of each tokenizer in an error
+QUOTED_CHARACTERS = 80  # of an answer in an error
+
+
+def smoke_test(
+    bundle: str,
+    model: str,
+    format: str,
+    runtime: str,
+    prompts: list[str],
+    tokens: int,
+    rows: int,
+    exact_tokenizer: bool = True,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Answer prompts from the files of a bundle.
+
+    Args:
+        bundle: Folder of the bundle.
+        model: Folder of the unquantized model.
+        format: Name of the bundle's container.
+        runtime: Name of the runtime that will serve it.
+        prompts: Texts to answer.
+        tokens: How many tokens to generate for each.
+        rows: Height of the source's embedding, which the logits have to be as wide as.
+        exact_tokenizer: Whether token ids have to agree with the source's on every text that is
+            tried; otherwise the texts on which they do not are reported.
+        threads: Threads of the runtime; None is one per core.
+
+    Returns:
+        The content of smoke.json.
+
+    Raises:
+        StageError: tokenizer_mismatch, smoke_failed, and as `open_runtime` does.
+    """
+    source = Tokenizer(Path(model))
+    engine = open_runtime(runtime, Path(bundle), threads)
+    tokenizer = check_tokenizer(Path(bundle), format, engine, source, prompts, exact_tokenizer)
+    traces = []
+    for prompt in prompts:
+        agrees = not exact_tokenizer or prompt not in tokenizer["texts_differing"]
+        traces.append(_answer(engine, source, prompt, tokens, rows, agrees))
+    for trace in traces:
+        failed = [check for check, passed in trace["checks"].items() if not passed]
+        if failed:
+            raise StageError(
+                Failure.SMOKE_FAILED,
+                f"the prompt {trace['prompt']!r} failed {', '.join(failed)} in {runtime}, which "
+                f"answered {trace['output'][:QUOTED_CHARACTERS]!r}; take another runtime if the "
+                "unquantized variant fails too, otherwise a recipe with more bits",
+            )
+    return {
+        "runtime": engine.name,
+        "runtime_version": engine.version,
+        "device": engine.device,
+        "tokenizer": tokenizer,
+        "passed": True,
+        "prompts": traces,
+    }
+
+
+def _answer(
+    engine: Runtime,
+    source: Tokenizer,
+    prompt: str,
+    tokens: int,
+    rows: int,
+    tokenizer_agrees: bool,
+) -> dict[str, Any]:
+    """Answer a prompt and check the answer; return its entry in smoke.json."""
+    end_token = source.special("eos_token")
+    stop = set() if end_token is None else {end_token}
+    ids = source.prompt(prompt)
+    started = time.perf_counter()
+    answer = engine.generate(ids, tokens, stop)
+    seconds = time.perf_counter() - started
+    logprobs = engine.logprobs(np.array([ids + answer], np.int32))
+    checks = {
+        "finite": bool(np.isfinite(logprobs).all()),
+        "non_empty": bool(answer),
+        "tokenizer_parity": tokenizer_agrees,
+        "repeatable": engine.generate(ids, tokens, stop) == answer,
+        "vocabulary": logprobs.shape[-1] == rows,
+    }
+    return {
+        "prompt": prompt,
+        "output": engine.decode(answer),
+        "token_ids": answer,
+        "seconds": round(seconds, 4),
+        "checks": checks,
+        "passed": all(checks.values()),
+    }
+
+
+def check_tokenizer(
+    bundle: Path,
+    format: str,
+    engine: Runtime,
+    source: Tokenizer,
+    prompts: list[str],
+    exact: bool,
+) -> dict[str, Any]:
+    """Compare special tokens, chat template and token ids with the source's.
+
+    Args:
+        bundle: Folder of the bundle.
+        format: Name of its container.
+        engine: The bundle in its runtime.
+        source: Tokenizer of the unquantized model.
+        prompts: Texts to compare ids on, besides those that are always compared.
+        exact: Whether all ids have to agree.
+
+    Returns:
+        The entry `tokenizer` of smoke.json.
+
+    Raises:
+        StageError: tokenizer_mismatch.
+    """
+    differences = metadata_differences(load_container(format), bundle, source)
+    for key, (expected, found) in differences.items():
+        raise StageError(
+            Failure.TOKENIZER_MISMATCH,
+            f"expected {key} {expected!r} in the bundle, found {found!r}; choose another format",
+        )
+    texts = (*prompts, *TEXTS, *texts_with_added_tokens(source))
+    parity = compare_tokenizers(engine, source, texts)
+    if parity.differing and exact:
+        text = parity.differing[0]
+        raise StageError(
+            Failure.TOKENIZER_MISMATCH,
+            f"expected the source's token ids, found others in {len(parity.differing)} of "
+            f"{parity.compared} texts, such as {text!r}: {engine.encode(text)[:QUOTED_IDS]} "
+            f"instead of {source.encode(text)[:QUOTED_IDS]}; choose another format, or tokenizer: "
+            "report if such text is none of yours",
+        )
+    return {
+        "texts_compared": parity.compared,
+        "texts_given": len(texts),
+        "texts_differing": parity.differing,
+        "special_tokens": True,
+        "chat_template": source.chat_template is not None,
+    }
