@@ -1,36 +1,51 @@
-"""The same code on a GPU: calibration and every recipe agree with the CPU, and repeat themselves to the byte.
+"""On a GPU calibration and every recipe agree with the CPU, and repeat themselves to the byte.
 
-    CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_cuda.py     # the tests see no GPU unless they are shown one
+CUDA_VISIBLE_DEVICES=0 python -m pytest tests/test_cuda.py     # tests see no GPU otherwise
 """
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from quantline.model.architecture import architecture
-from quantline.quantized.store import Quantized, QuantizedWriter
-from quantline.model.device import device
-from quantline.calibration.collect import ABOUT, Moments, collect
+from quantline.calibration.store import CalibrationStore
+from quantline.config.recipes import parse_recipe
 from quantline.model.checkpoint import Checkpoint
-from quantline.config.recipes import RECIPES
-from quantline.recipes.dispatch import round_block
-from quantline.recipes.context import Work
+from quantline.model.device import device
+from quantline.quantized.store import QuantizedModel
+from quantline.recipes.quantize import quantize_model
 from quantline.runtimes.runtime import open_runtime
-from quantline.files import write_json
+from tests.helpers.calibrated import calibrate_into
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="expected a GPU: CUDA_VISIBLE_DEVICES=0")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="expected a GPU: CUDA_VISIBLE_DEVICES=0"
+)
 GRID = {"bits": 3, "group_size": 32, "symmetric": False}
-ASKED = {"rtn": {"method": "rtn", **GRID}, "gptq": {"method": "gptq", **GRID}, "symmetric": {"method": "gptq", **GRID | {"symmetric": True}},
-         "min-max": {"method": "gptq", **GRID, "scales": "minmax", "act_order": False},
-         "curvature": {"method": "gptq", **GRID, "curvature": True}, "awq": {"method": "awq", **GRID},
-         "awq-gptq": {"method": "awq", **GRID, "rounding": "gptq"}, "smoothquant": {"method": "smoothquant"},
-         "awq-gptq-curvature": {"method": "awq", **GRID, "rounding": "gptq", "curvature": True},
-         "int8": {"method": "int8"}, "fp8": {"method": "fp8"}}
+GPTQ = {"method": "gptq", **GRID}
+AWQ = {"method": "awq", **GRID}
+RECIPES = {
+    "rtn": {"method": "rtn", **GRID},
+    "gptq": GPTQ,
+    "symmetric": GPTQ | {"symmetric": True},
+    "min-max": GPTQ | {"scales": "minmax", "act_order": False},
+    "curvature": GPTQ | {"curvature": True},
+    "awq": AWQ,
+    "awq-gptq": AWQ | {"rounding": "gptq"},
+    "smoothquant": {"method": "smoothquant"},
+    "awq-gptq-curvature": AWQ | {"rounding": "gptq", "curvature": True},
+    "int8": {"method": "int8"},
+    "fp8": {"method": "fp8"},
+}
+NO_CHOICE = ("rtn", "int8", "fp8")  # recipes in which rounding has no choice to make
+# What a calibration holds of a layer → the share by which the devices may differ.
+STATISTICS = {"hessian": 1e-3, "input_peak": 1e-4, "fisher_out": 0.02}  # labels may be others
 
 
 @pytest.fixture
-def on(monkeypatch):
-    """on("cpu") or on("cuda"): where what follows is computed."""
+def use_device(monkeypatch):
+    """use_device("cpu") or use_device("cuda"): where what follows is computed."""
+
     def choose(kind: str) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
         device.cache_clear()
@@ -41,65 +56,76 @@ def on(monkeypatch):
     device.cache_clear()
 
 
-def calibrated(model, folder):
-    tokens = np.random.default_rng(0).integers(0, 300, (8, 64)).astype(np.int32)
+def random_tokens(sequences: int, length: int) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 300, (sequences, length)).astype(np.int32)
+
+
+def calibrate(model: Path, folder: Path) -> CalibrationStore:
+    return calibrate_into(folder, Checkpoint(model), random_tokens(8, 64))
+
+
+def quantize(
+    model: Path, calibration: CalibrationStore, recipe: dict, folder: Path
+) -> QuantizedModel:
     folder.mkdir()
-    write_json(folder / ABOUT, {"layers": collect(Checkpoint(model), tokens, folder, 0), "curvature": True, "tokens": tokens.size})
-    return Moments(folder)
+    quantize_model("recipe", parse_recipe(recipe), Checkpoint(model), calibration, folder)
+    return QuantizedModel(folder)
 
 
-def rounded(model, moments, recipe, folder):
-    folder.mkdir()
-    checkpoint = Checkpoint(model)
-    work, layers = Work(RECIPES[recipe["method"]](**recipe), checkpoint, architecture(checkpoint), moments, QuantizedWriter(folder)), {}
-    for layer in range(work.facts.layers):
-        done = round_block(work, layer)
-        work.writer.close_part(f"block-{layer:03d}", done)
-        layers |= done["layers"]
-    work.writer.close({"layers": layers})
-    return Quantized(folder)
-
-
-def files(folder):
+def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_the_statistics_are_the_cpus_and_repeat_to_the_byte(on, tmp_path, tiny_model):
-    on("cpu")
-    wanted = calibrated(tiny_model, tmp_path / "cpu")
-    on("cuda")
-    found, again = calibrated(tiny_model, tmp_path / "cuda"), calibrated(tiny_model, tmp_path / "again")
-    assert files(found.folder) == files(again.folder)
-    assert found.layers == wanted.layers
-    for name in wanted.layers:
-        for what, share in (("moment", 1e-3), ("peak", 1e-4), ("factors", 0.02)):  # a drawn label may differ here and there
-            one, other = getattr(wanted, what)(name), getattr(found, what)(name)
-            assert np.linalg.norm(other - one) <= share * np.linalg.norm(one), (name, what)
+def test_calibration_on_a_gpu_is_the_cpus_and_repeats_itself_to_the_byte(
+    use_device, tmp_path, tiny_model
+):
+    use_device("cpu")
+    expected = calibrate(tiny_model, tmp_path / "cpu")
+    use_device("cuda")
+    first = calibrate(tiny_model, tmp_path / "first")
+    second = calibrate(tiny_model, tmp_path / "second")
+    assert files(first.folder) == files(second.folder)
+    assert first.layers == expected.layers
+    for layer in expected.layers:
+        for statistic, share in STATISTICS.items():
+            on_cpu = getattr(expected, statistic)(layer)
+            difference = getattr(first, statistic)(layer) - on_cpu
+            limit = share * np.linalg.norm(on_cpu)
+            assert np.linalg.norm(difference) <= limit, (layer, statistic)
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_a_recipe_rounds_as_on_the_cpu_and_repeats_to_the_byte(on, name, tmp_path, tiny_model):
-    on("cpu")
-    moments = calibrated(tiny_model, tmp_path / "calibration")
-    wanted = rounded(tiny_model, moments, ASKED[name], tmp_path / "cpu")
-    on("cuda")
-    found, again = (rounded(tiny_model, moments, ASKED[name], tmp_path / one) for one in ("cuda", "again"))
-    assert files(found.folder) == files(again.folder)
-    alike, errors = [], []
-    for layer in wanted.linears:
-        ours, theirs = (next(iter(one.linear(layer).parts().values())) for one in (found, wanted))
-        alike.append((ours == theirs).mean())
-        errors.append(found.report["layers"][layer]["error"] / wanted.report["layers"][layer]["error"])
-    assert np.mean(alike) > (0.8 if name not in ("rtn", "int8", "fp8") else 0.999)
+@pytest.mark.parametrize("name", RECIPES)
+def test_quantize_model_on_a_gpu_is_the_cpus_and_repeats_itself_to_the_byte(
+    use_device, name, tmp_path, tiny_model
+):
+    use_device("cpu")
+    calibration = calibrate(tiny_model, tmp_path / "calibration")
+    expected = quantize(tiny_model, calibration, RECIPES[name], tmp_path / "cpu")
+    use_device("cuda")
+    first = quantize(tiny_model, calibration, RECIPES[name], tmp_path / "first")
+    second = quantize(tiny_model, calibration, RECIPES[name], tmp_path / "second")
+    assert files(first.folder) == files(second.folder)
+    equal = []
+    errors = []
+    for layer in expected.linears:
+        weights = [next(iter(model.linear(layer).parts().values())) for model in (first, expected)]
+        equal.append((weights[0] == weights[1]).mean())
+        error = first.report["layers"][layer]["error"]
+        errors.append(error / expected.report["layers"][layer]["error"])
+    assert np.mean(equal) > (0.999 if name in NO_CHOICE else 0.8)
     assert np.mean(errors) == pytest.approx(1, abs=0.02)
 
 
-def test_transformers_computes_there_and_agrees(tiny_model, monkeypatch):
-    tokens = np.random.default_rng(0).integers(0, 300, (2, 40)).astype(np.int32)
-    there = open_runtime("transformers", tiny_model, 1)
-    assert there.device == "cuda"
-    ours, generated = there.logprobs(tokens), there.generate(tokens[0].tolist(), 8, set())
+def test_transformers_on_a_gpu_agrees_with_the_cpu(tiny_model, monkeypatch):
+    tokens = random_tokens(2, 40)
+    prompt = tokens[0].tolist()
+    on_gpu = open_runtime("transformers", tiny_model, 1)
+    assert on_gpu.device == "cuda"
+    logprobs = on_gpu.logprobs(tokens)
+    answer = on_gpu.generate(prompt, 8, set())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    here = open_runtime("transformers", tiny_model, 1)
-    assert here.device == "cpu" and np.allclose(ours, here.logprobs(tokens), atol=1e-4)
-    assert generated == here.generate(tokens[0].tolist(), 8, set())
+    on_cpu = open_runtime("transformers", tiny_model, 1)
+    assert on_cpu.device == "cpu"
+    assert np.allclose(logprobs, on_cpu.logprobs(tokens), atol=1e-4)
+    assert answer == on_cpu.generate(prompt, 8, set())

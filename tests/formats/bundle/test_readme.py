@@ -1,0 +1,92 @@
+"""The README of a bundle says how to serve this very bundle."""
+
+import pytest
+
+from quantline.errors import ConfigError
+from quantline.formats.bundle.readme import bundle_readme
+from quantline.formats.container import load_container
+
+
+def manifest_of(format: str, recipe: dict, **changes) -> dict:
+    step = {"step": "export", "layout": changes.pop("layout", "compressed-tensors")}
+    manifest = {
+        "variant": "v",
+        "recipe": {"name": "r"} | recipe,
+        "format": format,
+        "runtime": "x",
+        "bits_per_weight": 4.25,
+        "size_bytes": 3 * 2**20,
+        "artifact_sha256": "a" * 64,
+        "files": {},
+        "layers": {} if recipe["method"] == "none" else {"x": {}},
+        "transforms": [step],
+    }
+    return manifest | changes
+
+
+def serve(format: str, recipe: dict, **changes) -> str:
+    return load_container(format).serve(manifest_of(format, recipe, **changes))
+
+
+def test_bundle_readme_says_what_the_bundle_is():
+    manifest = manifest_of("onnx", {"method": "rtn"})
+    assert bundle_readme(manifest, "## Serve it\n") == (
+        "# v\n\n"
+        "Recipe r (rtn) in onnx, measured in x. 4.25 bits per weight, 3.0 MiB.\n"
+        "What was done to it, step by step, is in manifest.json; what it answers, in smoke.json.\n"
+        f"\n    artifact sha256  {'a' * 64}\n\n"
+        "## Serve it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout", "packages"),
+    [
+        ({"method": "none"}, "compressed-tensors", "torch transformers"),
+        (
+            {"method": "gptq", "bits": 4},
+            "compressed-tensors",
+            "torch transformers compressed-tensors",
+        ),
+        ({"method": "fp8"}, "compressed-tensors", "torch transformers compressed-tensors"),
+        ({"method": "gptq", "bits": 4}, "gptq", "torch transformers gptqmodel"),
+        ({"method": "awq", "bits": 4}, "awq", "torch transformers gptqmodel"),
+    ],
+)
+def test_serve_of_safetensors_installs_what_its_layout_needs(recipe, layout, packages):
+    assert f"(`pip install {packages}`)" in serve("safetensors", recipe, layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "served"),
+    [
+        ({"method": "none"}, True),
+        ({"method": "int8"}, True),
+        ({"method": "rtn", "bits": 8}, True),
+        ({"method": "rtn", "bits": 3}, False),
+        ({"method": "rtn", "bits": 2}, False),
+    ],
+)
+def test_serve_of_safetensors_names_vllm_where_it_has_kernels(recipe, served):
+    text = serve("safetensors", recipe)
+    assert ("vllm serve ." in text) == served
+    assert ("vLLM has no kernels" in text) != served
+
+
+def test_serve_of_gguf_names_the_first_file():
+    files = {f"model-0000{number}-of-00002.gguf": {} for number in (2, 1)}
+    text = serve("gguf", {"method": "none"}, files=files)
+    assert "llama-server --model model-00001-of-00002.gguf" in text
+    assert "00002-of" not in text
+
+
+def test_serve_of_onnx_is_for_the_runtime_that_the_bundle_was_made_for():
+    plain = serve("onnx", {"method": "none"}, files={"model.onnx": {}})
+    assert "pip install onnxruntime tokenizers numpy" in plain
+    genai = serve("onnx", {"method": "none"}, files={"genai_config.json": {}})
+    assert "pip install onnxruntime-genai" in genai
+
+
+def test_load_container_refuses_an_unknown_format():
+    with pytest.raises(ConfigError, match=r"unknown format 'ggu'.*did you mean gguf"):
+        load_container("ggu")

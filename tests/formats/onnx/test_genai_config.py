@@ -1,0 +1,38 @@
+"""genai_config.json, which onnxruntime-genai reads."""
+
+import json
+import shutil
+
+import pytest
+
+from quantline.errors import Failure, StageError
+from quantline.formats.onnx import genai_config
+from quantline.model.checkpoint import Checkpoint
+from tests.helpers.quantized import rounded
+from tests.helpers.variants import write_variant
+
+
+def test_write_makes_the_configuration_for_its_runtime_alone(tmp_path, tiny_model):
+    source = Checkpoint(tiny_model)
+    quantized = rounded(tmp_path / "q", source, bits=0)
+    write_variant("onnx", tmp_path / "plain", source, quantized)
+    assert not (tmp_path / "plain" / genai_config.FILE).exists()
+    write_variant("onnx", tmp_path / "genai", source, quantized, runtime=genai_config.RUNTIME)
+    config = json.loads((tmp_path / "genai" / genai_config.FILE).read_text())["model"]
+    assert config["vocab_size"] == 384
+    assert config["context_length"] == 256
+    assert config["eos_token_id"] == [0]
+    assert config["pad_token_id"] == -1
+    decoder = config["decoder"]
+    assert decoder["head_size"] == 64
+    assert decoder["num_key_value_heads"] == 2
+    assert decoder["num_hidden_layers"] == 2
+
+
+def test_make_config_needs_a_token_that_ends_a_text(tmp_path, tiny_model):
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "generation_config.json").unlink()
+    with pytest.raises(StageError, match="expected a token that ends a text") as caught:
+        genai_config.make_config(Checkpoint(folder), "model.onnx")
+    assert caught.value.failure == Failure.MISSING_TOKENIZER

@@ -1,0 +1,27 @@
+"""Calibrations of tiny models, without the stage."""
+
+from pathlib import Path
+
+import numpy as np
+
+from quantline.calibration.collect import collect_statistics
+from quantline.calibration.store import INFO, CalibrationStore
+from quantline.files import write_json
+from quantline.model.checkpoint import Checkpoint
+
+
+def calibrate_into(
+    folder: Path, checkpoint: Checkpoint, tokens: np.ndarray, seed: int | None = 0
+) -> CalibrationStore:
+    """Collect the statistics of a model on tokens int32 [sequences, length] in a new folder."""
+    folder.mkdir()
+    layers = collect_statistics(checkpoint, tokens, folder, seed)
+    info = {
+        "layers": layers,
+        "curvature": seed is not None,
+        "text_sha256": "",
+        "tokens": tokens.size,
+        "seed": seed or 0,
+    }
+    write_json(folder / INFO, info)
+    return CalibrationStore(folder)

@@ -1,0 +1,72 @@
+"""A project of its own on a tiny model, and the repository's root."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Project:
+    """A project folder with the repository's conf/ and a params.yaml that names tiny things."""
+
+    def __init__(self, root: Path, model: Path, texts: Path) -> None:
+        self.root = root
+        self.base = [
+            "suite=quick",
+            "model=local",
+            f"model.path={model}",
+            "calibration=file",
+            f"calibration.path={texts / 'calibration.txt'}",
+            "calibration.part=[0.0,1.0]",
+            "calibration.sequences=8",
+            "calibration.length=64",
+            "evaluation=file",
+            f"evaluation.path={texts / 'evaluation.txt'}",
+            "evaluation.part=[0.0,1.0]",
+            "evaluation.sequences=4",
+            "evaluation.length=64",
+            f"evaluation.gold={texts / 'gold.jsonl'}",
+            "evaluation.smoke_tokens=4",
+            "evaluation.speed.prompt_tokens=8",
+            "evaluation.speed.new_tokens=4",
+            "evaluation.speed.repetitions=1",
+        ]
+
+    def compose(self, *overrides: str) -> None:
+        """Write params.yaml from conf/; later overrides win."""
+        from quantline.config.compose import as_yaml, compose
+
+        composed = compose([*self.base, *overrides], root=self.root)
+        (self.root / "params.yaml").write_text(as_yaml(composed))
+
+    def stage(self, name: str, instance: str | None = None) -> Any:
+        """Run a stage in this process. Raises SystemExit(1) if it fails, as a command would."""
+        from quantline.run.stage import stage_run
+
+        module = importlib.import_module(f"stages.{name}")
+        with stage_run(name, instance) as run:
+            return getattr(module, name)(run)
+
+    def command(
+        self, name: str, *arguments: str, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python -m stages.<name>` in a process of its own."""
+        return subprocess.run(
+            [sys.executable, "-m", f"stages.{name}", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.root,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what events.jsonl holds."""
+        path = self.root / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,30 @@
+"""The error of a rounding against the layer's outputs, written out."""
+
+import pytest
+import torch
+
+from quantline.methods.integer.grid import Grid
+from quantline.methods.integer.output_error import choose_rows, output_error
+from quantline.methods.integer.round_to_nearest import round_to_nearest
+from tests.helpers.layers import errors_of, uneven_layer
+
+
+def test_output_error_is_the_squared_error_of_the_outputs():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(200, 16, generator=generator)
+    weight = torch.randn(5, 16, generator=generator)
+    other = weight + 0.1 * torch.randn(5, 16, generator=generator)
+    expected = ((inputs @ (other - weight).T) ** 2).mean(0).sum()
+    hessian = inputs.T @ inputs / 200
+    assert output_error(weight, other, hessian) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_choose_rows_takes_the_better_row_of_each():
+    weight, hessian = uneven_layer(2)
+    grid = Grid(3, 16, False)
+    first = round_to_nearest(weight, grid)
+    second = round_to_nearest(weight, grid, hessian.diagonal())
+    errors = torch.stack([errors_of(first, weight, hessian), errors_of(second, weight, hessian)])
+    assert 0 < (errors[1] < errors[0]).sum() < len(weight)
+    chosen = choose_rows(weight, hessian, first, second)
+    assert torch.equal(errors_of(chosen, weight, hessian), errors.amin(0))

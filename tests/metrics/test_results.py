@@ -1,0 +1,107 @@
+"""The files of a variant's figures: what stands in them, and whose bytes they are of."""
+
+import json
+
+import pytest
+
+from quantline.errors import Failure, StageError
+from quantline.files import sha256_file, write_json
+from quantline.metrics.results import (
+    ResultFiles,
+    read_lm_eval,
+    read_results,
+    task_values,
+    write_lm_eval,
+    write_results,
+)
+
+MANIFEST = {
+    "artifact_sha256": "ab" * 32,
+    "runtime": "llama.cpp",
+    "size_bytes": 2**20,
+    "bits_per_weight": 4.5,
+}
+MEASURED = {
+    "quality": {"mean_kld": 0.25, "perplexity": 3.0},
+    "speed": {"decode_tok_s": 90.4},
+    "items": [{"id": "a", "correct": True}],
+    "runtime_version": "1.0",
+}
+METRIC = {"value": 0.5, "stderr": None, "higher_is_better": True}
+
+
+@pytest.fixture
+def files(tmp_path) -> ResultFiles:
+    return ResultFiles.of(tmp_path, "v")
+
+
+def test_result_files_have_the_names_that_other_scripts_read(tmp_path, files):
+    assert files.quality == tmp_path / "v.json"
+    assert files.speed == tmp_path / "v.speed.json"
+    assert files.answers == tmp_path / "items/v.json"
+    assert files.lm_eval == tmp_path / "v.lm-eval.json"
+
+
+def test_write_results_names_the_bytes_and_the_runtime(files):
+    results = write_results(files, MANIFEST, "llama.cpp", MEASURED)
+    measured_on = {
+        "artifact_sha256": "ab" * 32,
+        "runtime": "llama.cpp",
+        "runtime_version": "1.0",
+    }
+    assert json.loads(files.speed.read_text()) == {"decode_tok_s": 90.4} | measured_on
+    assert json.loads(files.quality.read_text()) == {
+        "mean_kld": 0.25,
+        "perplexity": 3.0,
+        "size_bytes": 2**20,
+        "bits_per_weight": 4.5,
+        "items_sha256": sha256_file(files.answers),
+        **measured_on,
+    }
+    assert json.loads(files.answers.read_text()) == MEASURED["items"]
+    assert read_results(files, MANIFEST) == results
+    assert results.summary() == "mean KL divergence 0.25, perplexity 3, 90 tokens/s"
+
+
+@pytest.mark.parametrize("key", ["artifact_sha256", "runtime"])
+def test_read_results_refuses_figures_of_other_bytes_or_another_runtime(files, key):
+    write_results(files, MANIFEST, "llama.cpp", MEASURED)
+    with pytest.raises(StageError, match=r"v\.json belongs to other bytes") as caught:
+        read_results(files, MANIFEST | {key: "other"})
+    assert caught.value.failure == Failure.ARTIFACT_CHANGED
+
+
+def test_read_results_refuses_answers_that_were_edited_or_are_gone(files):
+    write_results(files, MANIFEST, "llama.cpp", MEASURED)
+    files.answers.write_text(files.answers.read_text().replace("true", "false"))
+    with pytest.raises(StageError, match=r"items/v\.json belongs to other bytes"):
+        read_results(files, MANIFEST)
+    files.answers.unlink()
+    with pytest.raises(StageError, match=r"items/v\.json belongs to other bytes"):
+        read_results(files, MANIFEST)
+
+
+def test_write_lm_eval_puts_tasks_beside_those_of_the_same_bytes(files):
+    first = {"runtime_version": "1.0", "lm_eval_version": "0.4", "tasks": {"a": {"n": 1}}}
+    write_lm_eval(files, MANIFEST, "llama.cpp", first)
+    write_lm_eval(files, MANIFEST, "llama.cpp", first | {"tasks": {"b": {"n": 2}}})
+    stored = json.loads(files.lm_eval.read_text())
+    assert stored["tasks"] == {"a": {"n": 1}, "b": {"n": 2}}
+    assert stored["artifact_sha256"] == "ab" * 32
+    assert stored["lm_eval_version"] == "0.4"
+    other = MANIFEST | {"artifact_sha256": "cd" * 32}
+    write_lm_eval(files, other, "llama.cpp", first | {"tasks": {"c": {"n": 3}}})
+    assert json.loads(files.lm_eval.read_text())["tasks"] == {"c": {"n": 3}}
+
+
+def test_read_lm_eval_takes_results_of_the_same_bytes_alone(tmp_path, files):
+    write_json(files.lm_eval, {"artifact_sha256": "ab", "tasks": {"a": {}}})
+    assert read_lm_eval(files, {"artifact_sha256": "ab"}) == {"a": {}}
+    assert read_lm_eval(files, {"artifact_sha256": "cd"}) == {}
+    other = ResultFiles.of(tmp_path, "other")
+    assert read_lm_eval(other, {"artifact_sha256": "ab"}) == {}
+
+
+def test_task_values_have_one_name_each():
+    tasks = {"arc_easy": {"metrics": {"acc,none": METRIC, "acc_norm,none": METRIC}}}
+    assert task_values(tasks) == {"arc_easy/acc/none": 0.5, "arc_easy/acc_norm/none": 0.5}

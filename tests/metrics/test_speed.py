@@ -1,0 +1,48 @@
+"""Speed: what is timed, what is dropped, and the figures that are made of it."""
+
+import time
+
+import numpy as np
+import pytest
+
+from quantline.config.texts import Speed
+from quantline.metrics.speed import measure_speed
+
+
+class TimedRuntime:
+    """A runtime on a clock of its own: each call takes the next of `seconds`."""
+
+    device = "cpu"
+
+    def __init__(self, monkeypatch, seconds: list[float]) -> None:
+        self.now = 0.0
+        self.seconds = iter(seconds)
+        self.calls = []
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def generate(self, prompt, max_new_tokens, stop):
+        self.calls.append((len(prompt), max_new_tokens, stop))
+        self.now += next(self.seconds)
+
+
+def test_measure_speed_takes_median_and_quartiles_after_the_warm_up(monkeypatch):
+    runtime = TimedRuntime(monkeypatch, [100, 100, 2, 4, 1, 8, 4, 2, 5, 1, 10, 20])
+    settings = Speed(prompt_tokens=20, new_tokens=8, repetitions=5, threads=3)
+    speed = measure_speed(runtime, settings, load_s=1.5)
+    assert runtime.calls == [(20, 1, set()), (1, 8, set())] * 6
+    expected = {"prefill": [10, 20, 5, 4, 2], "decode": [2, 1, 4, 8, 0.4]}
+    for name, rates in expected.items():
+        assert speed[f"{name}_tok_s"] == pytest.approx(np.median(rates))
+        assert speed[f"{name}_iqr"] == pytest.approx(np.percentile(rates, [25, 75]))
+        assert speed[f"{name}_spread"] == [min(rates), max(rates)]
+    settings_used = {
+        "load_s": 1.5,
+        "batch": 1,
+        "prompt_tokens": 20,
+        "new_tokens": 8,
+        "repetitions": 5,
+        "threads": 3,
+        "device": "cpu",
+    }
+    assert settings_used.items() <= speed.items()
+    assert {"peak_rss_mib", "load_average", "machine"} <= set(speed)

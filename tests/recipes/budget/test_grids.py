@@ -1,0 +1,165 @@
+"""Budgets over grids of grouped integers: sizes, and layers that have to be alike."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from quantline.config.compose import load_params
+from quantline.errors import Failure, StageError
+from quantline.formats.safetensors.layouts.compressed_tensors import PackedIntegers
+from quantline.methods.integer.grid import Grid
+from quantline.methods.integer.round_to_nearest import round_to_nearest
+from quantline.model.checkpoint import Checkpoint
+from quantline.recipes.budget.grids import grid_label, packed_bytes, parse_grid
+from quantline.runtimes.runtime import open_runtime
+from tests.helpers.budget import (
+    MODEL,
+    assert_refused,
+    budget_of,
+    compose,
+    context_in,
+    export,
+    options_of,
+    quantize,
+)
+from tests.helpers.quantized import tokens_of, torch_logprobs, torch_model
+
+NAME = "gptq-w4g128-budget"
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "group_size"), [(2, 32), (3, 32), (3, 64), (4, 128), (8, -1)])
+def test_packed_bytes_are_those_of_the_layers_tensors(bits, group_size, symmetric):
+    weight = torch.randn(36, 128, generator=torch.Generator().manual_seed(0))
+    grid = Grid(bits, 128 if group_size == -1 else group_size, symmetric)
+    linear = round_to_nearest(weight, grid)
+    tensors = PackedIntegers().tensors("x", linear, np.float16)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    assert packed_bytes(weight.shape, bits, group_size, symmetric, 2) == size
+
+
+def test_parse_grid_undoes_grid_label():
+    for grid in ((2, 32), (4, 128), (8, -1)):
+        assert parse_grid(grid_label(*grid)) == grid
+    assert grid_label(4, 128) == "w4g128"
+
+
+def grid_of(report: dict) -> str:
+    return grid_label(report["bits"], report["group_size"])
+
+
+def test_grid_plan_gives_layers_that_read_one_input_one_grid(ready, tmp_path):
+    quantized = quantize(ready, NAME)
+    step = budget_of(quantized)
+    grids = options_of(quantized)
+    layers = quantized.report["layers"]
+    assert len(grids) == 8
+    # All layers of a random model are worth about the same.
+    assert 0 < step["predicted"] < 1.05 * step["predicted_without"]
+    groups = Checkpoint(MODEL).arch.input_groups(1)
+    assert len(groups) == 4
+    for linears, _ in groups:
+        assert {grid_of(layers[name]) for name in linears} == {grids[linears[0]]}
+    assert len(set(grids.values())) > 1
+    uniform = quantize(ready, "gptq-w4g128")
+    sizes = []
+    for store in (quantized, uniform):
+        bundle = export(store, tmp_path / store.report["recipe"]["name"], "safetensors")
+        sizes.append(sum(path.stat().st_size for path in bundle.iterdir()))
+    assert sizes[1] * 0.9 < sizes[0] <= sizes[1]
+    source = Checkpoint(MODEL)
+    tokens = tokens_of(source)
+    expected = torch_logprobs(torch_model(source, quantized), tokens)
+    logprobs = open_runtime("transformers", tmp_path / NAME, 1).logprobs(tokens)
+    assert np.abs(logprobs - expected).max() < 1e-4
+    onnx = export(quantized, tmp_path / "onnx", "onnx")
+    logprobs = open_runtime("onnxruntime", onnx, 1).logprobs(tokens)
+    assert np.abs(logprobs - expected).max() < 1e-3
+
+
+def test_several_grids_are_refused_by_a_layout_of_one(ready, tmp_path):
+    quantized = quantize(ready, NAME)
+    with pytest.raises(StageError, match="one width and group size") as error:
+        export(quantized, tmp_path / "out", "safetensors", layout="gptq")
+    assert error.value.failure == Failure.UNSUPPORTED_WIDTH
+
+
+def test_awq_and_curvature_follow_the_choice(ready):
+    compose(
+        ready,
+        f"+recipes.{NAME}.rounding=gptq",
+        f"recipes.{NAME}.method=awq",
+        f"~recipes.{NAME}.act_order",
+        f"~recipes.{NAME}.damping",
+        f"recipes.{NAME}.curvature=true",
+        f"recipes.{NAME}.budget.bits=[3,8]",
+    )
+    quantized = quantize(ready, NAME)
+    layers = quantized.report["layers"]
+    assert {report["bits"] for report in layers.values()} == {3, 8}
+    grids = options_of(quantized)
+    assert {name: grid_of(layers[name]) for name in grids} == grids
+    assert budget_of(quantized)["rounding"] == "gptq"
+    assert any(step["step"] == "fold_scales" for step in quantized.report["transforms"])
+
+
+def test_grid_plan_refuses_group_sizes_that_no_row_allows(ready, capsys, make_model, tmp_path):
+    shutil.rmtree(ready.root / MODEL)
+    odd = make_model(tmp_path / "odd", intermediate_size=320, num_hidden_layers=1)
+    shutil.copytree(odd, ready.root / MODEL)
+    ready.stage("calibrate")
+    capsys.readouterr()
+    compose(ready, f"recipes.{NAME}.budget.group_sizes=[128]")
+    words = "add 32, or -1 for whole rows"
+    assert_refused(ready, capsys, NAME, Failure.UNSUPPORTED_WIDTH, words)
+
+
+def test_recipe_of_a_layer_without_a_choice_is_the_recipe(ready):
+    recipe = load_params().recipes["gptq-w4g128"]
+    grids = {"a": {"bits": 2, "group_size": 32}}
+    ctx = replace(context_in(ready.root / "artifacts"), recipe=recipe, grids=grids)
+    assert ctx.recipe_of("b") == recipe
+    assert (ctx.recipe_of("a").bits, ctx.recipe_of("a").group_size) == (2, 32)
+
+
+def test_grid_plan_and_type_plan_choose_for_all_experts_of_a_block_together(
+    ready, tmp_path, make_model
+):
+    shutil.rmtree(ready.root / MODEL)
+    experts = make_model(
+        tmp_path / "experts",
+        "mixtral",
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        tie_word_embeddings=False,
+    )
+    shutil.copytree(experts, ready.root / MODEL)
+    ready.stage("calibrate")
+    compose(ready, f"recipes.{NAME}.symmetric=true", f"recipes.{NAME}.budget.bits=[3,4,8]")
+    in_blocks = quantize(ready, "q4_k_m-budget")
+    types = options_of(in_blocks)
+    assert {"output.weight", "token_embd.weight", "blk.0.ffn_down_exps.weight"} < set(types)
+    down = [name for name in in_blocks.ggml_names if re.search(r"\.experts\..*w2\.weight", name)]
+    assert len(down) == 4
+    types_of_experts = {in_blocks.ggml_blocks(name).type for name in down}
+    assert types_of_experts == {types["blk.0.ffn_down_exps.weight"]}
+    grouped = quantize(ready, NAME)
+    layers = grouped.report["layers"]
+    grids = {grid_of(report) for name, report in layers.items() if ".experts." in name}
+    assert len(grids) == 1
+    words = "expected one grid for all layers of mixtral in safetensors, found"
+    with pytest.raises(StageError, match=words) as error:
+        export(grouped, tmp_path / "out", "safetensors")
+    assert error.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    source = Checkpoint(MODEL)
+    tokens = tokens_of(source)
+    expected = torch_logprobs(torch_model(source, grouped), tokens)
+    onnx = export(grouped, tmp_path / "onnx", "onnx")
+    logprobs = open_runtime("onnxruntime", onnx, 1).logprobs(tokens)
+    assert np.abs(logprobs - expected).max() < 1e-3

@@ -1,0 +1,250 @@
+"""Figures are those of the present parameters, files and artifacts, or they are stale."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from quantline.config.compose import load_params
+from quantline.config.params import Params
+from quantline.config.validation import validate
+from quantline.errors import ConfigError, Failure
+from quantline.paths import EXPORTS, METRICS, MODEL
+from quantline.report.chain import stale_links, stale_stages
+from quantline.report.rows import read_row
+from quantline.run.lineage import lineage_file, read_lineage
+from tests.helpers.command_line import quantline
+from tests.helpers.project import ROOT, Project
+
+pytestmark = pytest.mark.xdist_group("chain")  # one measured variant for all
+
+VARIANT = "gguf-q4_k_m"
+STAGES = (
+    ("load", None),
+    ("calibrate", None),
+    ("reference", None),
+    ("quantize", "q4_k_m"),
+    ("export", VARIANT),
+    ("evaluate", VARIANT),
+)
+TARGET = ["target=any", "target.gates=[]"]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, tiny_model, texts, empty_database) -> Path:
+    """A project whose only variant is measured; the user's files lie in it."""
+    root = tmp_path_factory.mktemp("chain")
+    shutil.copytree(ROOT / "conf", root / "conf")
+    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    shutil.copy(empty_database, root / "mlflow.db")
+    shutil.copytree(tiny_model, root / "mine/model")
+    shutil.copytree(texts, root / "mine/texts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        project = Project(root, Path("mine/model"), Path("mine/texts"))
+        project.compose(f"variant=[{VARIANT}]", "recipe=[q4_k_m]", *TARGET)
+        for stage, instance in STAGES:
+            project.stage(stage, instance)
+    return root
+
+
+@pytest.fixture
+def project(measured, tmp_path, monkeypatch) -> Project:
+    """A copy of it, as the working folder."""
+    root = tmp_path / "project"
+    shutil.copytree(measured, root)
+    monkeypatch.chdir(root)
+    return Project(root, Path("mine/model"), Path("mine/texts"))
+
+
+def flip_one_byte(path: Path) -> None:
+    """Change a file behind everyone's back: its size and its times stay."""
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()  # it may be a link to what other tests use
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def other_values(value: Any) -> Iterator[Any]:
+    """Yield values of a parameter that may be valid in place of one."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield value + 1
+        yield value * 2
+        yield value / 2
+    elif isinstance(value, list):
+        yield value[:-1]
+        yield [0.0, 0.5]
+        yield [*value, "more"]
+    elif value is None:
+        yield from (1, 0.5, "x", "Q6_K", True)
+    else:
+        yield from ("minmax", "fail", "numba", "ggml", "Q6_K", "onnxruntime", "mine/other")
+
+
+def changed(values: dict[str, Any], key: str) -> Params | None:
+    """Return parameters with another value under a dotted key; None if no other is valid."""
+    *parents, last = key.split(".")
+    section: Any = values
+    for name in parents:
+        section = section[name]
+    for value in other_values(section.get(last)):
+        if value == section.get(last):
+            continue
+        edited = copy.deepcopy(values)
+        target: Any = edited
+        for name in parents:
+            target = target[name]
+        target[last] = value
+        try:
+            return validate(edited)
+        except ConfigError:
+            continue
+    return None
+
+
+def test_figures_of_the_present_project_are_shown(project):
+    assert stale_links(VARIANT, load_params()) == []
+    assert read_row(VARIANT, load_params()).status == "ok"
+    done = quantline("gate")
+    assert done.exit_code == 0, done.output
+
+
+def test_each_parameter_that_led_to_a_figure_makes_it_stale(project):
+    lineage = read_lineage(f"metrics/{VARIANT}")
+    assert lineage is not None
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    tried = 0
+    for key in sorted(lineage.params):
+        params = changed(values, key)
+        if params is None:
+            continue
+        tried += 1
+        reasons = [link.reason for link in stale_links(VARIANT, params)]
+        assert any(f"{key} was" in reason for reason in reasons), key
+    assert tried > 0.6 * len(lineage.params)
+
+
+def test_parameters_that_no_figure_depends_on_leave_it_alone(project):
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    for key in ("target.max_size_mib", "evaluation.limits.seconds"):
+        params = changed(values, key)
+        assert params is not None
+        assert stale_links(VARIANT, params) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("mine/model/config.json", "load"),
+        ("mine/model/tokenizer.json", "load"),
+        ("mine/model/model.safetensors", "load"),
+        ("mine/texts/calibration.txt", "calibrate"),
+        ("mine/texts/evaluation.txt", "reference"),
+        ("mine/texts/gold.jsonl", "reference"),
+    ],
+)
+def test_each_file_of_the_user_makes_figures_stale_to_the_byte(project, path, stage):
+    flip_one_byte(Path(path))
+    links = stale_links(VARIANT, load_params())
+    assert links[0].stage == stage
+    assert f"{path} has changed since" in links[0].reason
+    done = quantline("gate")
+    assert done.exit_code == 1
+    assert f"{path} has changed since" in done.output
+    assert "run `quantline repro`" in done.output
+
+
+@pytest.mark.parametrize(
+    "artifact", ["model", "calibration", "reference", "quantized/q4_k_m", f"exports/{VARIANT}"]
+)
+def test_an_artifact_that_was_made_again_otherwise_makes_figures_stale(project, artifact):
+    path = lineage_file(artifact)
+    path.write_text(path.read_text().replace('"seed"', '"sead"').replace("}", "} ", 1))
+    reasons = [link.reason for link in stale_links(VARIANT, load_params())]
+    assert f"{artifact} was made again since" in reasons
+    assert quantline("gate").exit_code == 1
+
+
+def bundle_files() -> list[str]:
+    return ["model.gguf", "manifest.json", "README.md", "lineage.json"]
+
+
+@pytest.mark.parametrize("name", bundle_files())
+def test_one_byte_of_a_bundle_is_noticed(project, name):
+    flip_one_byte(EXPORTS / VARIANT / name)
+    row = read_row(VARIANT, load_params())
+    assert row.status != "ok"
+    assert quantline("gate").exit_code == 1
+    assert quantline("verify").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["{}.json", "{}.speed.json", "items/{}.json", "lineage/{}.json"])
+def test_one_byte_of_the_figures_is_noticed(project, name):
+    path = METRICS / name.format(VARIANT)
+    text = path.read_text()
+    digit = next(index for index, letter in enumerate(text) if letter in "12345678")
+    path.write_text(text[:digit] + str(int(text[digit]) + 1) + text[digit + 1 :])
+    assert read_row(VARIANT, load_params()).status != "ok"
+    assert quantline("gate").exit_code == 1
+    assert quantline("verify", VARIANT).exit_code == 1
+
+
+def test_figures_without_a_lineage_are_stale(project):
+    (METRICS / f"lineage/{VARIANT}.json").unlink()
+    row = read_row(VARIANT, load_params())
+    assert (row.status, row.failure) == ("stale", Failure.STALE)
+    assert f"dvc repro --force --single-item evaluate@{VARIANT}" in str(row.message)
+
+
+def test_figures_whose_artifacts_are_elsewhere_are_judged_by_their_lineage(project):
+    for name in ("calibration", "reference", "quantized"):
+        shutil.rmtree(Path("artifacts") / name)
+    shutil.rmtree(MODEL)
+    assert stale_links(VARIANT, load_params()) == []
+    flip_one_byte(Path("mine/texts/calibration.txt"))
+    assert stale_links(VARIANT, load_params())[0].stage == "calibrate"
+
+
+def test_a_model_that_is_refused_shows_nothing_of_the_one_before(project, capsys):
+    other = Path("mine/other")
+    shutil.copytree("mine/model", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}))
+    project.base = [
+        f"model.path={other}" if one.startswith("model.path") else one for one in project.base
+    ]
+    project.compose(f"variant=[{VARIANT}]", "recipe=[q4_k_m]", *TARGET)
+    with pytest.raises(SystemExit):
+        project.stage("load")
+    project.stage("compare")
+    report = json.loads(Path("reports/compression.json").read_text())
+    assert report["pick"] is None
+    (row,) = report["variants"]
+    assert (row["status"], row["metrics"]) == ("stale", {})
+    assert "model.path was mine/model and is mine/other" in row["message"]
+    assert "load_rejected" in row["message"] or "unsupported" in row["message"]
+    assert "stale" in Path("reports/compression.md").read_text()
+    assert "model.path was mine/model" in Path("reports/compression.html").read_text()
+    for command in ("gate", "pick"):
+        done = quantline(command)
+        assert done.exit_code == 1
+        assert "run `quantline repro`" in done.output
+
+
+def test_stale_stages_come_in_the_order_in_which_they_run(project):
+    flip_one_byte(Path("mine/texts/evaluation.txt"))
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    params = changed(values, "evaluation.speed.repetitions")
+    assert params is not None
+    stages = [link.stage for link in stale_stages(params)]
+    assert stages == ["reference", f"evaluate@{VARIANT}"]

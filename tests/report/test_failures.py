@@ -1,0 +1,54 @@
+"""The named failure of a variant, from the run events."""
+
+import pytest
+
+from quantline.report.failures import last_failure
+from tests.helpers.report import event, write_events
+
+
+@pytest.mark.parametrize(
+    ("events", "failure"),
+    [
+        ([], None),
+        ([event("export", "onnx-fp32", "smoke_failed")], None),
+        ([event("export", "bf16", "smoke_failed")], "smoke_failed"),
+        (
+            [event("quantize", "none", "non_finite"), event("quantize", "other", "disk_full")],
+            "non_finite",
+        ),
+        ([event("load", None, "missing_shard")], "missing_shard"),
+        ([event("export", "bf16", "smoke_failed"), event("export", "bf16")], None),
+        (
+            [
+                event("export", "bf16", "smoke_failed"),
+                event("export", "bf16"),
+                event("evaluate", "bf16", "runtime_crashed"),
+            ],
+            "runtime_crashed",
+        ),
+        (
+            [
+                event("load", None, "missing_shard"),
+                event("export", "bf16", "smoke_failed"),
+                event("load", None),
+            ],
+            "smoke_failed",
+        ),
+    ],
+)
+def test_last_failure_is_the_newest_that_was_not_mended(tmp_path, monkeypatch, events, failure):
+    monkeypatch.chdir(tmp_path)
+    write_events(*events)
+    found = last_failure("bf16", "none")
+    assert (found[0] if found else None) == failure
+
+
+def test_last_failure_has_the_events_message(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_events(event("export", "bf16", "smoke_failed"))
+    assert last_failure("bf16", "none") == ("smoke_failed", "export: smoke_failed")
+
+
+def test_last_failure_without_events_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert last_failure("bf16", "none") is None

@@ -1,0 +1,174 @@
+"""The page: one file, safe whatever is on it, with the noise beside each difference."""
+
+import json
+import re
+from dataclasses import replace
+
+from quantline.metrics.lm_eval_tasks import task_metrics
+from quantline.report.markdown import render_markdown
+from quantline.report.page import MOST_FLIPS, render_page, serve_parts
+from tests.helpers.report import LINEAGE, failed_row, make_report, make_row, without_gold
+
+HOSTILE = "</details><script>alert(1)</script><img src=x onerror=alert(1)>'\"&"
+FLIP = {
+    "id": "q7",
+    "task": "facts",
+    "prompt": "The colour of grass?",
+    "reference": "green",
+    "said": "blue…",
+    "baseline_said": "green!",
+    "baseline_correct": True,
+    "correct": False,
+}
+
+
+def test_render_page_is_one_file_that_fetches_nothing_and_escapes_what_it_shows():
+    def render() -> str:
+        smoke = [{"prompt": "<script>alert(1)</script>", "output": "&"}]
+        rows = [make_row("a", 2, 0.01, smoke=smoke), failed_row("<img src=x>")]
+        return render_page(make_report(rows))
+
+    text = render()
+    outside = r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(\s*["']?http"""
+    assert not re.search(outside, text)
+    assert "<script>alert" not in text
+    assert "&lt;img src=x&gt;" in text
+    assert "type_substituted" in text
+    assert text == render()
+
+
+def test_render_page_shows_whatever_comes_from_a_model_or_a_file_as_text():
+    flip = FLIP | dict.fromkeys(
+        ("id", "task", "prompt", "reference", "said", "baseline_said"), HOSTILE
+    )
+    lineage = LINEAGE | {
+        "serve": HOSTILE,
+        "source": {"path": HOSTILE},
+        "versions": {HOSTILE: HOSTILE},
+        "created_by": HOSTILE,
+        "files": {HOSTILE: {"sha256": HOSTILE, "bytes": 1}},
+        "calibration": {"text": HOSTILE},
+    }
+    layer = {
+        "name": HOSTILE,
+        "type": HOSTILE,
+        "bits": 4,
+        "measure": HOSTILE,
+        "error": 1.0,
+        "plain": HOSTILE,
+        "plain_error": 2.0,
+    }
+    smoke = [{"prompt": HOSTILE, "output": HOSTILE, "checks": {HOSTILE: True}}]
+    row = make_row("a", 2, 0.01, flips=[flip], smoke=smoke, layers=[layer], lineage=lineage)
+    report = replace(
+        make_report([row]),
+        model=HOSTILE,
+        commit=HOSTILE,
+        params={"suite": HOSTILE, "seed": 0},
+    )
+    text = render_page(report)
+    assert "<script>alert" not in text and "<img" not in text
+    assert text.count("&lt;script&gt;alert(1)") == 29
+
+
+def test_render_page_opens_a_flip_to_the_prompt_the_right_answer_and_both_answers():
+    text = render_page(make_report([make_row("a", 2, 0.01, flips=[FLIP] * 70)]))
+    for shown in (
+        "The colour of grass?",
+        "<dd>green</dd>",
+        "<dd>green!</dd>",
+        "<dd>blue…</dd>",
+        "lost",
+    ):
+        assert shown in text
+    assert text.count("<code>q7</code>") == MOST_FLIPS
+    assert "10 more in metrics/items/a.json" in text
+
+
+def test_render_page_says_the_noise_beside_each_difference():
+    text = re.sub(r"\n\s*", "", render_page(make_report([make_row("a", 2, 0.01)])))
+    for shown in (
+        "0.01000<small>± 0.00100</small>",
+        "3.000<small>+0.100 ± 0.010</small>",
+        "90.0<small>~ -1.0, -4.0 to +2.0</small>",
+        "97.0<small>± 1.0</small>",
+        "<td>0.09<small>± 0.01</small></td><td>0.2</td>",
+        "<td>2<small>± 0.1</small></td>",
+    ):
+        assert shown in text
+    assert "~ +0.100" not in text
+
+
+def test_render_page_without_a_gold_set_has_no_questions():
+    row = without_gold(make_row("a", 2, 0.01))
+    text = render_page(replace(make_report([row]), tasks=[], baseline={}))
+    assert 'id="gold"' not in text
+    assert 'id="gold"' in render_page(make_report([make_row("a", 2, 0.01)]))
+
+
+def test_render_page_appears_when_every_variant_failed():
+    report = make_report([failed_row("gone")])
+    assert "Nothing meets the target" in render_page(report)
+    assert "| broken | failed: type_substituted | | | | | |" in render_markdown(report)
+
+
+def test_render_page_has_a_column_for_each_metric_of_lm_evaluation_harness():
+    results = {
+        "results": {"a": {"acc,none": 0.5, "acc_stderr,none": 0.1}},
+        "versions": {"a": 2.0},
+        "n-shot": {"a": 5},
+        "n-samples": {"a": {"original": 9, "effective": 4}},
+        "higher_is_better": {"a": {"acc": True}},
+    }
+    tasks = task_metrics(results, limit=4, chat=False)
+    rows = [make_row("one", 2, 0.01, lm_eval=tasks), make_row("two", 3, 0.02)]
+    text = re.sub(r"\n\s*", "", render_page(make_report(rows)))
+    assert text.count("acc,none, higher is better") == 1
+    assert "0.5 ± 0.1<small>4 documents, 5 shots</small>" in text
+    assert 'id="lm-eval"' in text
+    assert 'id="lm-eval"' not in render_page(make_report([make_row("three", 4, 0.03)]))
+
+
+def test_render_page_does_not_repeat_the_picks_gates_among_the_reasons():
+    report = make_report([make_row("near", 2, 0.095)])
+    (gate,) = report.variants[0].gates
+    assert gate["verdict"] == "cannot tell" and gate["said"] in report.reasons
+    text = render_page(report).replace("&lt;", "<")
+    assert text.count(gate["said"]) == 1
+
+
+def test_serve_parts_are_words_and_code():
+    text = (
+        "```\nvllm serve .\n```\n\nIn Python (`pip install x`):\n\n```python\nimport x\n\nx()\n```"
+    )
+    assert serve_parts(text) == [
+        ("", "vllm serve ."),
+        ("In Python (`pip install x`):", "import x\n\nx()"),
+        ("", ""),
+    ]
+    assert serve_parts("llama-server") == [("llama-server", "")]
+    row = make_row("a", 2, 0.01, lineage=LINEAGE | {"serve": text})
+    shown = render_page(make_report([row]))
+    assert "<pre>vllm serve .</pre>" in shown and "```" not in shown
+
+
+def test_render_markdown_is_the_decision_and_the_table():
+    rows = [make_row("a", 2, 0.01), without_gold(make_row("b", 3, 0.3)), failed_row("gone")]
+    lines = render_markdown(make_report(rows)).splitlines()
+    assert lines[0] == "# demo: a (target laptop)"
+    heading = "| variant | MiB | bits/weight | KL divergence | perplexity | gold | tokens/s |"
+    assert heading in lines
+    assert "|---|---:|---:|---:|---:|---:|---:|" in lines
+    assert "| a | 2.0 | 4.50 | 0.01000 ± 0.00100 | 3.000 | 90.0% | 90 |" in lines
+    assert "| b | 3.0 | 4.50 | 0.30000 ± 0.03000 | 3.000 | – | 90 |" in lines
+    assert "- b: mean_kld is 0.3, the gate wants <= 0.1" in lines
+
+
+def test_report_to_json_is_what_other_scripts_read():
+    report = make_report([make_row("a", 2, 0.01)])
+    values = json.loads(json.dumps(report.to_json()))
+    assert values["pick"] == "a" and values["variants"][0]["variant"] == "a"
+    assert set(values) == {
+        "model", "parameters", "target", "pick", "runner_up", "reasons", "tokens", "baseline",
+        "tasks", "variants", "commit", "params",
+    }  # fmt: skip

@@ -1,0 +1,55 @@
+"""The report as a table in a terminal."""
+
+import io
+
+import pytest
+
+from quantline.metrics.figure import cli_columns
+from quantline.report.terminal import print_report
+from quantline.report.variant import VariantRow
+from tests.helpers.report import failed_row, make_report, make_row
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def printed(rows: list[VariantRow], **fields) -> list[str]:
+    file = io.StringIO()
+    print_report(make_report(rows).to_json() | fields, file)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def test_print_report_has_a_line_for_each_variant_and_the_pick_with_its_reasons():
+    lines = printed([make_row("small", 2.5, 0.001), make_row("large", 9, 0.0005, pareto=True)])
+    heading, small, large, empty, ship, *reasons = lines
+    assert heading.split()[0] == "variant"
+    for column in cli_columns():
+        assert column.heading in heading
+    assert small.startswith("small ")
+    assert small.endswith(" pick")
+    assert " 2.5 " in small
+    assert large.startswith("large ")
+    assert large.endswith(" Pareto")
+    assert empty == ""
+    assert ship == "Ship for laptop: small"
+    assert reasons
+    assert all(reason.startswith("  - ") for reason in reasons)
+
+
+def test_print_report_names_the_failure_of_a_variant():
+    lines = printed([make_row("small", 2.5, 0.001), failed_row("expected Q4_K, found Q8_0")])
+    (broken,) = [line for line in lines if line.startswith("broken")]
+    assert broken.endswith("failed: type_substituted")
+    assert set(broken.split()[1:-2]) == {"-"}
+
+
+def test_print_report_says_that_no_variant_meets_the_target():
+    assert "Ship for laptop: none of them" in printed([failed_row("expected x, found y")])
+
+
+def test_print_report_takes_names_for_text():
+    lines = printed([make_row("[red]", 2.5, 0.001)], pick="[red]", reasons=["because of [bold]"])
+    assert any(line.startswith("[red] ") for line in lines)
+    assert lines[-2:] == ["Ship for laptop: [red]", "  - because of [bold]"]

@@ -1,0 +1,170 @@
+"""The smoke test of a bundle: JSON in and out, and a name for everything that is wrong."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from quantline.errors import StageError
+from quantline.formats.safetensors.container import SafetensorsContainer
+from quantline.model.checkpoint import Checkpoint
+from quantline.runtimes.smoke import smoke_test as smoke
+from quantline.text.tokenizer import Tokenizer
+from tests.helpers.project import ROOT
+from tests.helpers.quantized import rounded
+from tests.helpers.variants import write_variant
+
+PROMPTS = ["ada met hugo", "the river"]
+CHECKS = ("finite", "non_empty", "tokenizer_parity", "repeatable", "vocabulary")
+COUNTER = itertools.count()
+IMPORTS = """
+import json
+import sys
+
+from quantline.runtimes.smoke.smoke_test import smoke_test
+
+smoke_test(**json.loads(sys.argv[1]))
+print(json.dumps(sorted({"torch", "transformers", "onnx"} & set(sys.modules))))
+"""
+
+
+@pytest.fixture
+def arguments(tiny_model):
+    """The source's own folder as a safetensors bundle."""
+    return {
+        "bundle": str(tiny_model),
+        "model": str(tiny_model),
+        "format": "safetensors",
+        "runtime": "transformers",
+        "prompts": PROMPTS,
+        "tokens": 4,
+        "rows": 384,
+        "threads": 1,
+    }
+
+
+class Broken:
+    """A runtime that is right but for one thing."""
+
+    def __init__(self, engine, changes):
+        self.engine = engine
+        self.changes = changes
+
+    def __getattr__(self, name):
+        return self.changes.get(name) or getattr(self.engine, name)
+
+
+def break_runtime(monkeypatch, **changes):
+    open_runtime = smoke.open_runtime
+    monkeypatch.setattr(smoke, "open_runtime", lambda *given: Broken(open_runtime(*given), changes))
+
+
+def test_smoke_test_returns_smoke_json(arguments):
+    trace = smoke.smoke_test(**json.loads(json.dumps(arguments)))
+    assert json.loads(json.dumps(trace)) == trace
+    assert set(trace) == {
+        "runtime",
+        "runtime_version",
+        "device",
+        "tokenizer",
+        "passed",
+        "prompts",
+    }
+    assert (trace["runtime"], trace["passed"]) == ("transformers", True)
+    assert [entry["prompt"] for entry in trace["prompts"]] == PROMPTS
+    for entry in trace["prompts"]:
+        assert set(entry) == {"prompt", "output", "token_ids", "seconds", "checks", "passed"}
+        assert len(entry["token_ids"]) == 4
+        assert entry["seconds"] > 0
+        assert entry["passed"]
+        assert entry["checks"] == dict.fromkeys(CHECKS, True)
+    tokenizer = trace["tokenizer"]
+    assert set(tokenizer) == {
+        "texts_compared",
+        "texts_given",
+        "texts_differing",
+        "special_tokens",
+        "chat_template",
+    }
+    assert tokenizer["texts_compared"] == tokenizer["texts_given"] > 20
+    assert tokenizer["texts_differing"] == []
+    assert tokenizer["special_tokens"]
+    assert tokenizer["chat_template"]
+
+
+def nan_logprobs(tokens):
+    return np.full((*tokens.shape, 384), np.nan, np.float32)
+
+
+def narrow_logprobs(tokens):
+    return np.zeros((*tokens.shape, 380), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failure", "words"),
+    [
+        ({"logprobs": nan_logprobs}, "smoke_failed", "failed finite"),
+        ({"generate": lambda ids, count, stop: []}, "smoke_failed", "failed non_empty"),
+        (
+            {"generate": lambda ids, count, stop: [next(COUNTER) % 300]},
+            "smoke_failed",
+            "failed repeatable",
+        ),
+        ({"logprobs": narrow_logprobs}, "smoke_failed", "failed vocabulary"),
+        ({"encode": lambda text: [1, 2, 3]}, "tokenizer_mismatch", "[1, 2, 3] instead of"),
+    ],
+)
+def test_smoke_test_fails_where_the_runtime_misbehaves(
+    arguments, monkeypatch, changes, failure, words
+):
+    break_runtime(monkeypatch, **changes)
+    with pytest.raises(StageError) as caught:
+        smoke.smoke_test(**arguments)
+    assert caught.value.failure == failure
+    assert words in str(caught.value)
+
+
+def test_smoke_test_reports_a_tokenizer_that_may_differ(arguments, monkeypatch, tiny_model):
+    right = Tokenizer(tiny_model).encode
+    wrong = [1, 2, 3]
+    break_runtime(
+        monkeypatch,
+        encode=lambda text: wrong if "Русский" in text or text in PROMPTS else right(text),
+    )
+    trace = smoke.smoke_test(**arguments, exact_tokenizer=False)
+    tokenizer = trace["tokenizer"]
+    assert [text[:7] for text in tokenizer["texts_differing"]] == ["ada met", "the riv", "Русский"]
+    assert tokenizer["texts_compared"] > 20
+    assert all(entry["checks"]["tokenizer_parity"] for entry in trace["prompts"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("eos", 7), ("chat_template", "another")])
+def test_smoke_test_refuses_other_tokenizer_metadata(arguments, monkeypatch, key, value):
+    metadata = SafetensorsContainer.tokenizer_metadata
+
+    def changed(container, folder):
+        return metadata(container, folder) | {key: value}
+
+    monkeypatch.setattr(SafetensorsContainer, "tokenizer_metadata", changed)
+    words = f"expected {key} .* in the bundle, found {value!r}"
+    with pytest.raises(StageError, match=words) as caught:
+        smoke.smoke_test(**arguments)
+    assert caught.value.failure == "tokenizer_mismatch"
+
+
+def test_smoke_test_imports_no_more_than_the_runtime_does(arguments, tmp_path):
+    source = Checkpoint(arguments["model"])
+    write_variant("onnx", tmp_path / "out", source, rounded(tmp_path / "q", source, bits=0))
+    bundle = {"bundle": str(tmp_path / "out"), "format": "onnx", "runtime": "onnxruntime"}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, json.dumps(arguments | bundle)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert json.loads(done.stdout) == []

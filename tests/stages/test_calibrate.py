@@ -1,0 +1,213 @@
+"""calibrate: what it writes, that it repeats itself to the byte, and how it fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from quantline.calibration.store import CalibrationStore
+from quantline.errors import StageError
+from quantline.paths import CALIBRATION, MODEL
+from quantline.text.tokenizer import Tokenizer
+from tests.helpers.project import ROOT, Project
+from tests.helpers.tensor_files import read_tensors, write_tensors
+
+PARTIAL = Path("artifacts/.calibration.partial")
+# A calibrate process that the system kills when it has written some files of a kind.
+KILLED = """
+import os
+
+from quantline.calibration.store import BlockWriter
+from quantline.run.stage import stage_run
+from stages.calibrate import calibrate
+
+close = BlockWriter.close
+kinds = []
+
+
+def close_and_count(self, block):
+    close(self, block)
+    kinds.append(self.kind)
+    if kinds.count({kind!r}) == {count}:
+        os.kill(os.getpid(), 9)
+
+
+BlockWriter.close = close_and_count
+with stage_run("calibrate") as run:
+    calibrate(run)
+"""
+
+
+@pytest.fixture
+def loaded(project, tiny_model) -> Project:
+    """The project with artifacts/model in place."""
+    shutil.copytree(tiny_model, MODEL)
+    return project
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_refused(project: Project, capsys, failure: str, words: str) -> None:
+    """Run the stage, which has to fail by name and leave nothing."""
+    with pytest.raises(SystemExit) as stopped:
+        project.stage("calibrate")
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert f"calibrate: calibration_failed ({failure}): " in message
+    assert words in message
+    event = project.events()[-1]
+    assert (event["severity"], event["reason_code"]) == ("error", "calibration_failed")
+    assert event["payload"]["failure"] == failure
+    assert words in event["summary"]
+    assert [path.name for path in MODEL.parent.iterdir()] == ["model"]
+
+
+def test_calibrate_writes_tokens_and_statistics(loaded, tiny_model, texts, capsys):
+    loaded.stage("calibrate")
+    info = json.loads((CALIBRATION / "calibration.json").read_text())
+    documents = (texts / "calibration.txt").read_text().strip().split("\n\n")
+    tokens = load_file(CALIBRATION / "tokens.safetensors")["tokens"]
+    assert tokens.shape == (8, 64)
+    assert np.array_equal(tokens, Tokenizer(tiny_model).pack(documents, 8, 64))
+    assert (info["tokens"], info["sequences"], info["length"]) == (512, 8, 64)
+    assert info["seed"] == 0
+    store = CalibrationStore(CALIBRATION)
+    assert len(store.layers) == 14
+    for name in store.layers:
+        assert store.tokens(name) == 512
+        hessian = store.hessian(name)
+        assert hessian.dtype == np.float32
+        assert np.allclose(hessian, hessian.T)
+        assert (np.diagonal(hessian) >= 0).all()
+    assert store.hessian("model.layers.0.mlp.down_proj").shape == (512, 512)
+    assert set(store.provenance()) == {"text_sha256", "tokens", "seed"}
+    summary = "calibrate: 512 tokens, second moments of 8 inputs of 14 layers"
+    assert capsys.readouterr().out.startswith(summary)
+
+
+def test_calibrate_twice_gives_the_same_bytes(loaded):
+    loaded.stage("calibrate")
+    first = files(CALIBRATION)
+    loaded.stage("calibrate")
+    assert files(CALIBRATION) == first
+
+
+def kill_after(project: Project, kind: str, count: int) -> None:
+    """Run a process that is killed when it has written `count` files of a kind."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.format(kind=kind, count=count)],
+        cwd=project.root,
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == -9, done.stderr
+    assert not CALIBRATION.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [("inputs", 1), ("inputs", 2), ("outputs", 1), ("outputs", 2)]
+)
+def test_calibrate_resumes_at_the_block_where_it_was_killed(loaded, capsys, kind, count):
+    loaded.stage("calibrate")
+    expected = files(CALIBRATION)
+    shutil.rmtree(CALIBRATION)
+    kill_after(loaded, kind, count)
+    written = {path.name: path.stat().st_mtime_ns for path in PARTIAL.glob("*puts-*")}
+    assert len(written) == (count if kind == "inputs" else 2 + count)
+    loaded.stage("calibrate")
+    assert "resumes where a killed run stopped" in capsys.readouterr().out
+    assert files(CALIBRATION) == expected
+    assert not PARTIAL.exists()
+    remaining = {name: (CALIBRATION / name).stat().st_mtime_ns for name in written}
+    assert remaining == written
+
+
+def test_calibrate_starts_over_with_another_text(loaded, capsys):
+    kill_after(loaded, "inputs", 1)
+    loaded.compose("calibration.sequences=4")
+    loaded.stage("calibrate")
+    sentence = "starts over, because calibration changed since a run was killed"
+    assert sentence in capsys.readouterr().out
+    assert json.loads((CALIBRATION / "calibration.json").read_text())["tokens"] == 256
+
+
+def test_calibrate_starts_over_with_other_code(loaded, capsys, monkeypatch):
+    kill_after(loaded, "inputs", 1)
+    monkeypatch.setattr("stages.calibrate.code_digest", lambda stage: "another")
+    loaded.stage("calibrate")
+    sentence = "starts over, because code changed since a run was killed"
+    assert sentence in capsys.readouterr().out
+
+
+def test_calibrate_says_that_a_text_is_short(loaded, capsys):
+    loaded.compose("calibration.sequences=9999")
+    loaded.stage("calibrate")
+    assert "of 9999 sequences" in capsys.readouterr().out
+
+
+def test_calibrate_puts_chat_through_the_template(loaded, tiny_model, tmp_path):
+    lines = []
+    for number in range(12):
+        chat = [
+            {"role": "user", "content": f"ada met hugo {number}?"},
+            {"role": "assistant", "content": "by the river"},
+        ]
+        lines.append(json.dumps({"messages": chat}) + "\n")
+    (tmp_path / "chat.jsonl").write_text("".join(lines))
+    loaded.compose(f"calibration.path={tmp_path / 'chat.jsonl'}", "calibration.length=32")
+    loaded.stage("calibrate")
+    tokens = load_file(CALIBRATION / "tokens.safetensors")["tokens"]
+    begin = Tokenizer(tiny_model).encode(
+        "<|im_start|>user\nada met hugo 0?<|im_end|>\n<|im_start|>assistant\nby the river"
+    )
+    assert tokens.reshape(-1)[: len(begin)].tolist() == begin
+
+
+def test_calibrate_refuses_a_text_that_fills_no_sequence(loaded, capsys, tmp_path):
+    (tmp_path / "short.txt").write_text("ada met hugo")
+    loaded.compose(f"calibration.path={tmp_path / 'short.txt'}")
+    assert_refused(loaded, capsys, "calibration_empty", "at least 64 tokens")
+
+
+def test_calibrate_refuses_an_absent_text(loaded, capsys, tmp_path):
+    loaded.compose(f"calibration.path={tmp_path / 'none.txt'}")
+    assert_refused(loaded, capsys, "dataset_invalid", "none.txt")
+
+
+def fill_weight(name: str, value: float) -> None:
+    """Fill one tensor of artifacts/model with a value."""
+    tensors = read_tensors(MODEL)
+    tensors[name].fill(value)
+    write_tensors(MODEL / "model.safetensors", tensors)
+
+
+def test_calibrate_refuses_inputs_that_are_all_zero(loaded, capsys):
+    fill_weight("model.layers.1.input_layernorm.weight", 0)
+    assert_refused(loaded, capsys, "calibration_empty", "model.layers.1.self_attn.q_proj")
+
+
+def test_calibrate_refuses_inputs_that_overflow(loaded, capsys):
+    fill_weight("model.layers.1.post_attention_layernorm.weight", 1e38)
+    assert_refused(loaded, capsys, "non_finite", "model.layers.1.mlp.gate_proj")
+
+
+def test_calibrate_keeps_nothing_of_layers_that_no_method_rounds(loaded):
+    loaded.stage("calibrate")
+    with pytest.raises(StageError, match="run calibrate again"):
+        CalibrationStore(CALIBRATION).hessian("lm_head")
+
+
+def test_calibrate_needs_a_loaded_model(project, capsys):
+    with pytest.raises(SystemExit):
+        project.stage("calibrate")
+    assert "calibration_failed (missing_" in capsys.readouterr().err
+    assert not (project.root / "artifacts").exists()

@@ -1,0 +1,100 @@
+"""quantize: a killed run is continued at the block where it stopped, or started over."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from quantline.paths import MODEL, QUANTIZED
+from quantline.quantized.store import QuantizedModel, QuantizedWriter
+from tests.helpers.project import ROOT, Project
+
+# A quantize process that the system kills when it has written some parts.
+KILLED = """
+import os
+
+from quantline.quantized.store import QuantizedWriter
+from quantline.run.stage import stage_run
+from stages.quantize import quantize
+
+close_part = QuantizedWriter.close_part
+parts = []
+
+
+def close_and_count(self, part, report):
+    close_part(self, part, report)
+    parts.append(part)
+    if len(parts) == {count}:
+        os.kill(os.getpid(), 9)
+
+
+QuantizedWriter.close_part = close_and_count
+with stage_run("quantize", {name!r}) as run:
+    quantize(run)
+"""
+
+
+def files(name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (QUANTIZED / name).iterdir()}
+
+
+def quantized(name: str) -> QuantizedModel:
+    return QuantizedModel(QUANTIZED / name)
+
+
+def kill_after(project: Project, name: str, count: int) -> None:
+    """Run a process that is killed when it has written `count` parts."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.format(name=name, count=count)],
+        cwd=project.root,
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == -9, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "remaining"),
+    [("awq-w4g128", ["block-001"]), ("q4_k_m", ["block-001", "rest"])],
+)
+def test_quantize_resumes_at_the_block_where_it_was_killed(
+    calibrated_project, name, remaining, capsys, monkeypatch
+):
+    calibrated_project.stage("quantize", name)
+    expected = files(name)
+    shutil.rmtree(QUANTIZED)
+    kill_after(calibrated_project, name, 1)
+    assert not (QUANTIZED / name).exists()
+    written = []
+    close_part = QuantizedWriter.close_part
+
+    def close_and_note(self, part, report):
+        written.append(part)
+        close_part(self, part, report)
+
+    monkeypatch.setattr(QuantizedWriter, "close_part", close_and_note)
+    calibrated_project.stage("quantize", name)
+    assert "resumes where a killed run stopped" in capsys.readouterr().out
+    assert written == remaining
+    assert files(name) == expected
+    assert [path.name for path in QUANTIZED.iterdir()] == [name]
+
+
+def test_quantize_starts_over_when_something_changed(calibrated_project, capsys):
+    name = "rtn-w4g128"
+    choice = ["recipe=[none,rtn-w4g128]", "variant=[bf16]"]
+    calibrated_project.compose(*choice)
+    kill_after(calibrated_project, name, 1)
+    calibrated_project.compose(*choice, "recipes.rtn-w4g128.bits=3")
+    calibrated_project.stage("quantize", name)
+    sentence = "starts over, because recipe changed since a run was killed"
+    assert sentence in capsys.readouterr().out
+    layers = quantized(name).report["layers"].values()
+    assert {entry["bits"] for entry in layers} == {3}
+    kill_after(calibrated_project, name, 1)
+    (MODEL / "model.safetensors").touch()
+    calibrated_project.stage("quantize", name)
+    assert "because model changed since a run was killed" in capsys.readouterr().out

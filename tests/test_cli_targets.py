@@ -1,0 +1,156 @@
+"""`quantline pick` and `quantline gate`: answers from what is measured; nothing is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantline.config.compose import load_params
+from quantline.files import as_json, sha256_file, write_json, write_text
+from quantline.paths import EXPORTS, METRICS
+from tests.helpers.command_line import quantline, write_empty_project
+from tests.helpers.lineage import vouch_for
+
+FIGURES = {
+    "size_bytes": 2**21,
+    "bits_per_weight": 4.5,
+    "perplexity": 8.125,
+    "mean_kld": 0.0125,
+    "same_top_p": 0.97,
+    "gold_accuracy": 0.96,
+}
+# Variant → its size in MiB, and its mean KL divergence.
+MEASURED = {"gguf-q4_k_m": (3, 0.02), "bf16": (10, 0.0), "gptq-w4g128": (2, 0.01)}
+GOLD = {
+    "gold_accuracy_delta": 0.0,
+    "gold_lost": 0,
+    "gold_won": 0,
+    "gold_flips": 0,
+    "gold_items": 1000,
+    "gold_p_value": 1.0,
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A project whose inputs are there, empty."""
+    write_empty_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_variant(name: str, size: float, kld: float) -> None:
+    """Write a bundle of `size` MiB and its figures."""
+    answers = METRICS / "items" / f"{name}.json"
+    write_text(answers, "[]")
+    measured_on = {"artifact_sha256": "ab", "runtime": "llama.cpp"}
+    manifest: dict[str, Any] = {
+        "variant": name,
+        "substituted_share": 0.0,
+        "versions": {},
+        "files": {},
+        "layers": {},
+        "tensors": {},
+        "recipe": {},
+        "calibration": None,
+        "created_by": "export-1",
+        "source": {},
+    }
+    metrics = {
+        "size_bytes": size * 2**20,
+        "mean_kld": kld,
+        "mean_kld_se": 0.001,
+        "tokens": 1000,
+        "items_sha256": sha256_file(answers),
+    }
+    speed = {"decode_tok_s": 9.0, "peak_rss_mib": 200.0}
+    write_text(EXPORTS / name / "README.md", "## Serve it\n")
+    write_json(EXPORTS / name / "manifest.json", measured_on | manifest)
+    write_json(EXPORTS / name / "smoke.json", {"prompts": []})
+    write_json(METRICS / f"{name}.json", FIGURES | GOLD | metrics | measured_on)
+    write_json(METRICS / f"{name}.speed.json", measured_on | speed)
+    vouch_for(name, load_params())
+
+
+@pytest.fixture
+def measured(folder) -> Path:
+    """A project whose variants are measured, but for one that failed."""
+    quantline("compose", "suite=quick")
+    for name, (size, kld) in MEASURED.items():
+        write_variant(name, size, kld)
+    return folder
+
+
+def change_divergence(variant: str, kld: float) -> None:
+    path = METRICS / f"{variant}.json"
+    path.write_text(as_json(json.loads(path.read_text()) | {"mean_kld": kld}))
+    vouch_for(variant, load_params())
+
+
+def test_pick_answers_for_any_target_from_what_is_measured(measured):
+    done = quantline("pick")
+    assert done.exit_code == 0
+    assert "Ship for laptop-cpu: gguf-q4_k_m" in done.output
+    assert "bf16: format safetensors is not among gguf, onnx" in done.output
+    done = quantline("pick", "target=gpu-server")
+    assert "Ship for gpu-server: gptq-w4g128" in done.output
+    expected = "bf16: meets the target; size 10.0 MiB, 8.0 MiB (400%) more than the pick"
+    assert expected in done.output
+    done = quantline("pick", "target=any", "target.max_size_mib=1")
+    assert done.exit_code == 0
+    assert "none of them" in done.output
+    assert not (measured / "reports").exists()
+    assert load_params().target.name == "laptop-cpu"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("target=laptp", "laptop-cpu"),
+        ("suite=quick", "the target alone"),
+        ("target.max_size=1", "did you mean max_size_mib?"),
+    ],
+)
+def test_pick_refuses_what_is_no_target(measured, override, words):
+    done = quantline("pick", override)
+    assert done.exit_code == 1
+    assert words in done.output
+
+
+def test_gate_is_the_exit_code_for_ci(measured):
+    done = quantline("gate")
+    assert done.exit_code == 0
+    assert "gguf-q4_k_m meets the target laptop-cpu" in done.output
+    assert "passes      required  mean_kld is 0.02" in done.output
+    done = quantline("gate", "gptq-w4g128")
+    assert done.exit_code == 1
+    assert "gptq-w4g128 does not meet the target" in done.output
+    assert quantline("gate", "rtn-w4g128").exit_code == 1  # it was not built
+    done = quantline("gate", "nought")
+    assert done.exit_code == 1
+    assert "expected a variant among bf16" in done.output
+
+
+def test_gate_counts_what_it_cannot_tell_as_requested(measured):
+    change_divergence("gguf-q4_k_m", 0.0999)
+    assert quantline("gate").exit_code == 0
+    done = quantline("gate", "gguf-q4_k_m", "--cannot-tell", "fails")
+    assert done.exit_code == 1
+    assert "it cannot tell; " in done.output
+    # No other variant is for a laptop.
+    assert quantline("gate", "--cannot-tell", "fails").exit_code == 1
+    change_divergence("gguf-q4_k_m", 0.2)
+    done = quantline("gate", "gguf-q4_k_m")
+    assert done.exit_code == 1
+    assert "mean_kld is 0.2, the gate wants <= 0.1" in done.output
+
+
+def test_gate_refuses_a_stale_configuration(measured):
+    target = measured / "conf/target/laptop-cpu.yaml"
+    text = target.read_text()
+    assert "threshold: 0.1" in text
+    target.write_text(text.replace("threshold: 0.1", "threshold: 0.001"))
+    done = quantline("gate")
+    assert done.exit_code == 1
+    assert "stale" in done.output
