@@ -1,3 +1,4 @@
-"""Measurements beside peers. `quantline` comes first: what it sets of OpenMP has to be there before torch is imported."""
+"""Measurements of quantline beside other tools, one script each: `python -m benchmarks.<name>`."""
 
+# It sets the process's environment, which has to precede numpy and torch.
 import quantline  # noqa: F401

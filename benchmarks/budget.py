@@ -1,132 +1,226 @@
-"""Recipes fitted to a budget beside the uniform mixes and grids of the same size, and what was predicted beside what came.
+"""Recipes fitted to a size, beside the uniform recipes of that size; predictions beside results.
 
     python -m benchmarks.budget                                          # the demo model
     python -m benchmarks.budget --model /path --calibration a.txt --evaluation b.txt
     python -m benchmarks.budget --methods kquant --mixes Q4_K_M Q3_K_M --grids
 
-Both of a pair are rounded by the same method, and the fitted one is at most as large. Divergence is that of the dequantized
-weights; `±` of the difference is the standard error of the paired difference, token by token. Writes
-benchmarks/results/budget-<model>.json and prints the table.
+Both recipes of a pair round by the same method, and the fitted one is at most as large. Divergence
+is that of the dequantized weights; `±` of the difference is the standard error of the paired
+difference, token by token. Writes benchmarks/results/budget-<model>.json and prints the table.
 """
 
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quality import HERE, Bench
-from benchmarks.rounding import round_model
-from quantline.quantized.store import Quantized, QuantizedWriter
-from quantline.calibration.collect import Moments
-from quantline.config.recipes import RECIPES
-from quantline.methods.ggml.block_types import dequantize
-from quantline.recipes.budget.fit import fit, plan_of
-from quantline.recipes.context import Work
-from quantline.files import write_json
+from benchmarks.model_under_test import ModelUnderTest, add_model_options, mean_and_error
+from benchmarks.paths import RESULTS
+from benchmarks.stopwatch import stopwatch
+from benchmarks.tables import number_table
+from quantline.calibration.store import CalibrationStore
+from quantline.config.recipes import parse_recipe
+from quantline.files import MIB, write_json
+from quantline.quantized.store import QuantizedWriter
+from quantline.recipes.budget.fit import fit
+from quantline.recipes.budget.plan import load_plan
+from quantline.recipes.context import QuantizationContext
+from quantline.recipes.quantize import parts_of
+from quantline.recipes.quantize_block import quantize_block
 
-TOLD = ("predicted", "predicted_without", "bytes", "fixed_bytes", "price_per_mib", "chosen")
-GROUPED = {"rtn": {}, "gptq": {}, "gptq-curvature": {"curvature": True}, "awq": {}, "awq-gptq": {"rounding": "gptq"}}
+# What the results say of a choice, by the keys of the manifest's step.
+CHOICE_KEYS = (
+    "predicted",
+    "predicted_without",
+    "bytes",
+    "fixed_bytes",
+    "price_per_mib",
+    "chosen",
+)
+# Name of a method of grouped integers → its options besides the grid.
+GROUPED_METHODS: dict[str, dict[str, Any]] = {
+    "rtn": {"method": "rtn"},
+    "gptq": {"method": "gptq"},
+    "gptq-curvature": {"method": "gptq", "curvature": True},
+    "awq": {"method": "awq"},
+    "awq-gptq": {"method": "awq", "rounding": "gptq"},
+}
+TITLES = (
+    "rounded by",
+    "size of",
+    "MiB",
+    "uniform: KL divergence",
+    "predicted",
+    "fitted: KL divergence",
+    "predicted",
+    "ratio",
+    "difference",
+)
 
 
-def recipe(method: str, size: str, fitted: bool) -> dict:
-    """A recipe by our names for methods (kquant, gptq, gptq-curvature, ...) and sizes (Q4_K_M, w4g128)."""
-    budget = {"budget": {}} if fitted else {}
+class Measurement(NamedTuple):
+    """A recipe's row of the results, and its divergence at each token, float64 [tokens]."""
+
+    row: dict[str, Any]
+    divergences: torch.Tensor
+
+
+def recipe_options(method: str, size: str) -> dict[str, Any]:
+    """Return the options of a uniform recipe.
+
+    Args:
+        method: kquant, kquant-curvature, or a name in GROUPED_METHODS.
+        size: A mix such as Q4_K_M, or a grid such as w4g128.
+    """
     if method.startswith("kquant"):
-        return {"method": method, "mix": size, **budget}
-    bits, group_size = size[1:].split("g")
-    return {"method": method.partition("-")[0], "bits": int(bits), "group_size": int(group_size), "symmetric": False,
-            **GROUPED[method], **budget}
+        return {"method": method, "mix": size}
+    bits, group_size = size.removeprefix("w").split("g")
+    grid = {"bits": int(bits), "group_size": int(group_size), "symmetric": False}
+    return GROUPED_METHODS[method] | grid
 
 
-def measure(bench: Bench, asked: dict, calibration: Path) -> tuple[dict, torch.Tensor]:
-    """(seconds, bytes, and what was chosen by a recipe, its divergence on each evaluation token)."""
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        work = Work(RECIPES[asked["method"]](**asked), bench.checkpoint, bench.facts, Moments(calibration),
-                    QuantizedWriter(Path(folder)))
-        work, told = fit(work, {"name": "budget", **work.recipe.model_dump(mode="json")}, Path(folder))
-        found, chose = {"seconds_choosing": time.perf_counter() - started}, time.perf_counter()
-        round_model(work)
-        work.writer.close({})
-        found["seconds_rounding"] = time.perf_counter() - chose
-        quantized, parameters = Quantized(folder), dict(bench.model.named_parameters())
-        with torch.no_grad():
-            for name in quantized.blocks_names:
-                kind, data, shape = quantized.blocks(name)
-                if kind not in ("F32", "F16"):
-                    parameters[name].copy_(torch.from_numpy(dequantize(data, kind)).reshape(shape))
-            for name in quantized.linears:
-                parameters[f"{name}.weight"].copy_(torch.from_numpy(quantized.linear(name).dequantize()))
-            for name in quantized.overrides:
-                parameters[name].copy_(torch.from_numpy(quantized.override(name)))
-            logprobs = bench.logprobs()
-            for name, value in bench.original.items():
-                parameters[name].copy_(value)
-    each = (bench.reference.exp() * (bench.reference - logprobs)).sum(-1, dtype=torch.float64).reshape(-1)
-    found |= {"kld": float(each.mean()), "se": float(each.std() / len(each)**0.5)}
-    if told:
-        found |= {key: told[0][key] for key in TOLD}
-    else:
-        plan = plan_of(Work(RECIPES[asked["method"]](**asked, budget={}), bench.checkpoint, bench.facts, Moments(calibration),
-                            work.writer), {"name": "uniform", **asked})
-        found |= {"bytes": sum(plan.size(name, what) for name, what in plan.before.items()), "fixed_bytes": plan.tensors}
-    return found, each
+def measure(
+    model: ModelUnderTest, options: dict[str, Any], calibration: Path, fitted: bool
+) -> Measurement:
+    """Quantize a model by one recipe and measure it.
+
+    Args:
+        model: What to quantize.
+        options: Of the recipe, without a budget.
+        calibration: The folder of a calibration with gradients.
+        fitted: Whether each tensor's type or grid is chosen within the recipe's own size.
+    """
+    store = CalibrationStore(calibration)
+    budgeted = parse_recipe(options | {"budget": {}})
+    recipe = budgeted if fitted else parse_recipe(options)
+    requested = {"name": "budget", **recipe.model_dump(mode="json")}
+    source = model.checkpoint
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        writer = QuantizedWriter(folder)
+        with stopwatch() as choosing:
+            given = QuantizationContext(recipe, source, source.arch, store, writer)
+            ctx, steps = fit(given, requested, folder)
+        with stopwatch() as rounding:
+            for part, layer in parts_of(ctx.recipe, source.arch.layers).items():
+                writer.close_part(part, quantize_block(ctx, layer))
+            writer.close({})
+        with model.quantized_weights(folder):
+            divergences = model.token_divergences(model.logprobs())
+        row: dict[str, Any] = {
+            "seconds_choosing": choosing["seconds"],
+            "seconds_rounding": rounding["seconds"],
+            **mean_and_error(divergences),
+        }
+        if fitted:
+            row |= {key: steps[0][key] for key in CHOICE_KEYS}
+        else:
+            ctx = QuantizationContext(budgeted, source, source.arch, store, writer)
+            row |= uniform_size(ctx, options)
+    return Measurement(row, divergences)
 
 
-def pair(bench: Bench, method: str, size: str, calibration: Path) -> dict:
-    """A uniform recipe and the one that is fitted to its size."""
-    (uniform, plain), (fitted, ours) = (measure(bench, recipe(method, size, budget), calibration) for budget in (False, True))
-    if not fitted["bytes"] <= uniform["bytes"]:
-        raise SystemExit(f"expected at most {uniform['bytes']} bytes, found {fitted['bytes']}")
-    difference = ours - plain
-    return {"method": method, "size": size, "uniform": uniform, "fitted": fitted, "ratio": fitted["kld"] / uniform["kld"],
-            "difference": float(difference.mean()), "difference_se": float(difference.std() / len(difference)**0.5)}
+def uniform_size(ctx: QuantizationContext, options: dict[str, Any]) -> dict[str, int]:
+    """Return the bytes of what a budget would choose for, and of all else, without the choice.
+
+    Args:
+        ctx: With the recipe and an empty budget.
+        options: Of the recipe.
+    """
+    plan = load_plan(ctx, {"name": "uniform", **options})
+    sizes = [plan.size(item, option) for item, option in plan.unbudgeted.items()]
+    return {"bytes": sum(sizes), "fixed_bytes": plan.fixed_bytes}
 
 
-def show(rows: list[dict], console: Console) -> None:
-    table = Table(box=None)
-    for title in ("rounded by", "size of", "MiB", "uniform: KL divergence", "predicted", "fitted: KL divergence", "predicted",
-                  "ratio", "difference"):
-        table.add_column(title, justify="left" if title in ("rounded by", "size of") else "right")
+def compare(model: ModelUnderTest, method: str, size: str, calibration: Path) -> dict[str, Any]:
+    """Measure a uniform recipe and the one that is fitted to its size.
+
+    Raises:
+        SystemExit: If the fitted one is larger.
+    """
+    options = recipe_options(method, size)
+    uniform = measure(model, options, calibration, fitted=False)
+    fitted = measure(model, options, calibration, fitted=True)
+    if not fitted.row["bytes"] <= uniform.row["bytes"]:
+        raise SystemExit(
+            f"expected at most {uniform.row['bytes']} bytes, found {fitted.row['bytes']}"
+        )
+    difference = mean_and_error(fitted.divergences - uniform.divergences)
+    return {
+        "method": method,
+        "size": size,
+        "uniform": uniform.row,
+        "fitted": fitted.row,
+        "ratio": fitted.row["kld"] / uniform.row["kld"],
+        "difference": difference["kld"],
+        "difference_se": difference["se"],
+    }
+
+
+def budget_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the table of what `compare` returned."""
+    cells = []
     for row in rows:
-        uniform, fitted = row["uniform"], row["fitted"]
-        table.add_row(row["method"], row["size"], f"{(fitted['bytes'] + fitted['fixed_bytes']) / 2**20:.3f}",
-                      f"{uniform['kld']:.6f} ± {uniform['se']:.6f}", f"{fitted['predicted_without']:.6f}",
-                      f"{fitted['kld']:.6f} ± {fitted['se']:.6f}", f"{fitted['predicted']:.6f}", f"{row['ratio']:.3f}",
-                      f"{row['difference']:+.6f} ± {row['difference_se']:.6f}")
-    console.print(table)
+        uniform = row["uniform"]
+        fitted = row["fitted"]
+        cells.append(
+            [
+                row["method"],
+                row["size"],
+                f"{(fitted['bytes'] + fitted['fixed_bytes']) / MIB:.3f}",
+                f"{uniform['kld']:.6f} ± {uniform['se']:.6f}",
+                f"{fitted['predicted_without']:.6f}",
+                f"{fitted['kld']:.6f} ± {fitted['se']:.6f}",
+                f"{fitted['predicted']:.6f}",
+                f"{row['ratio']:.3f}",
+                f"{row['difference']:+.6f} ± {row['difference_se']:.6f}",
+            ]
+        )
+    return number_table(TITLES, cells)
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_model_options(parser)
+    methods = ["kquant", "kquant-curvature", "gptq", "awq-gptq"]
+    parser.add_argument("--methods", nargs="+", default=methods)
+    parser.add_argument("--mixes", nargs="*", default=["Q4_K_M", "Q3_K_M", "Q2_K"])
+    parser.add_argument("--grids", nargs="*", default=["w4g128", "w3g128"])
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=Path("demo/model"))
-    parser.add_argument("--calibration", type=Path, default=Path("demo/data/calibration.txt"))
-    parser.add_argument("--evaluation", type=Path, default=Path("demo/data/evaluation.txt"))
-    parser.add_argument("--methods", nargs="+", default=["kquant", "kquant-curvature", "gptq", "awq-gptq"])
-    parser.add_argument("--mixes", nargs="*", default=["Q4_K_M", "Q3_K_M", "Q2_K"])
-    parser.add_argument("--grids", nargs="*", default=["w4g128", "w3g128"])
-    parser.add_argument("--sequences", type=int, nargs=2, default=[128, 100], help="of calibration and evaluation")
-    parser.add_argument("--length", type=int, default=256)
-    asked = parser.parse_args()
-    console, threads, rows = Console(width=160), os.cpu_count(), []
+    """Measure every pair; results are written, and the table printed, after each."""
+    options = parse_options()
+    console = Console(width=160)
+    threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
-    bench = Bench(asked.model, asked.calibration, asked.evaluation, tuple(asked.sequences), asked.length)
-    with tempfile.TemporaryDirectory() as work:
-        calibration = Path(work) / "curvature"
-        seconds = bench.calibrate(calibration, True)
-        for method in asked.methods:
-            for size in asked.mixes if method.startswith("kquant") else asked.grids:
-                rows.append(pair(bench, method, size, calibration))
-                show(rows, console)
-                write_json(HERE / "results" / f"budget-{bench.name}.json", {
-                    "model": bench.name, "calibration": asked.calibration.name, "evaluation": asked.evaluation.name,
-                    "calibration_tokens": int(bench.calibration.size), "evaluation_tokens": int(bench.evaluation.size),
-                    "calibration_seconds": seconds, "threads": threads, "rows": rows})
+    model = ModelUnderTest.of_options(options)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        calibration = Path(folder) / "curvature"
+        times = model.calibrate(calibration, gradients=True)
+        for method in options.methods:
+            for size in options.mixes if method.startswith("kquant") else options.grids:
+                rows.append(compare(model, method, size, calibration))
+                console.print(budget_table(rows))
+                results = {
+                    "model": model.name,
+                    "calibration": options.calibration.name,
+                    "evaluation": options.evaluation.name,
+                    "calibration_tokens": int(model.calibration.size),
+                    "evaluation_tokens": int(model.evaluation.size),
+                    "calibration_seconds": times,
+                    "threads": threads,
+                    "rows": rows,
+                }
+                write_json(RESULTS / f"budget-{model.name}.json", results)
 
 
 if __name__ == "__main__":

@@ -1,167 +1,264 @@
-"""Write the demo texts: an invented world of facts, short reading texts, small sums and little stories.
+"""Write the demo texts: an invented world of facts, short reading texts, small sums and stories.
 
-    python -m demo.corpus          # writes demo/data/{calibration.txt,calibration_chat.jsonl,evaluation.txt,gold.jsonl}
+    python -m demo.corpus
 
-Everything comes from seeded generators of its own, so the same code writes the same bytes. Training documents are
-made on the fly by `training_documents` and are not kept. A document is one paragraph; paragraphs are separated by a
-blank line in the text files.
+writes calibration.txt, calibration_chat.jsonl, evaluation.txt and gold.jsonl to demo/data/.
+Everything comes from seeded generators of its own, so the same code writes the same bytes. Training
+documents are made on the fly by `training_documents` and are not kept. A document is one paragraph;
+paragraphs are separated by a blank line in the text files.
 """
 
 import json
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from demo.world import ANIMALS, COLOURS, FACTS, NAMES, OBJECTS, PLACES, Fact, story
+from demo.world import ANIMALS, COLOURS, FACTS, NAMES, OBJECTS, PLACES, Fact, make_story
 
 DATA = Path(__file__).parent / "data"
 SEEDS = {"training": 1, "calibration": 2, "evaluation": 3, "gold": 4}
-CALIBRATION_DOCUMENTS, EVALUATION_DOCUMENTS, CHAT_DOCUMENTS = 2000, 2000, 200
+CALIBRATION_DOCUMENTS = 2000
+EVALUATION_DOCUMENTS = 2000
+CHAT_DOCUMENTS = 200
 SHORTEST_SHARED = 80  # characters: below this, two texts may well share a sentence by chance
 LARGEST_OPERAND = 20
 KINDS = ("fact", "fact question", "reading", "sum", "story", "chat")
+
 Mixture = tuple[int, ...]  # relative shares of the kinds
 EVEN: Mixture = (14, 20, 18, 16, 12, 20)
 READING: Mixture = (6, 10, 60, 10, 6, 8)
 
+# How many items of the gold set a task has.
+GOLD_ITEMS = {"facts": 120, "arithmetic": 120, "reading": 100, "choice": 80, "chat": 60}
+
+Pair = tuple[str, str]  # a question and its answer
+
 
 def ask(question: str, answer: str = "") -> str:
-    """A question in the form that training, gold set and the raw prompt share."""
+    """Return a question in the form that training, gold set and the raw prompt share."""
     return f"Question: {question}\nAnswer:{answer}"
 
 
-def sums() -> list[tuple[str, str]]:
-    """Every small sum: ("7 + 5", " 12.") and ("7 - 5", " 2.")."""
+def _make_sums() -> tuple[Pair, ...]:
+    """Return every small sum: ("7 + 5", " 12.") and ("7 - 5", " 2.")."""
     numbers = range(LARGEST_OPERAND + 1)
     plus = [(f"{a} + {b}", f" {a + b}.") for a in numbers for b in numbers]
-    return plus + [(f"{a} - {b}", f" {a - b}.") for a in numbers for b in numbers if a >= b]
+    minus = [(f"{a} - {b}", f" {a - b}.") for a in numbers for b in numbers if a >= b]
+    return (*plus, *minus)
 
 
-def reading(rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """A short text about one person, and the questions that it answers, each with its answer."""
-    name, colour, thing = rng.choice(NAMES), rng.choice(COLOURS), rng.choice(OBJECTS)
-    place, animal = rng.choice(PLACES), rng.choice(ANIMALS)
-    pairs = [(f"Where did {name} go?", f" {name} went to the {place}."),
-             (f"Which animal did {name} see?", f" {name} saw a {animal}."),
-             (f"What did {name} have?", f" {name} had a {colour} {thing}.")]
+SUMS = _make_sums()
+
+
+def make_reading(rng: random.Random) -> tuple[str, list[Pair]]:
+    """Return a short text about one person, and the questions that it answers."""
+    name = rng.choice(NAMES)
+    colour = rng.choice(COLOURS)
+    thing = rng.choice(OBJECTS)
+    place = rng.choice(PLACES)
+    animal = rng.choice(ANIMALS)
+    pairs = [
+        (f"Where did {name} go?", f" {name} went to the {place}."),
+        (f"Which animal did {name} see?", f" {name} saw a {animal}."),
+        (f"What did {name} have?", f" {name} had a {colour} {thing}."),
+    ]
     rng.shuffle(pairs)
-    text = "".join(sentence for _, sentence in pairs).strip()
+    text = "".join(answer for _, answer in pairs).strip()
     rng.shuffle(pairs)
     return text, pairs
 
 
 def chat(question: str, answer: str = "") -> list[dict[str, str]]:
-    """One question and, unless it is still to be given, its answer as chat messages."""
-    turns = [{"role": "user", "content": question}]
-    return turns + [{"role": "assistant", "content": answer.strip()}] if answer else turns
+    """Return a question and, unless it is still to be given, its answer as chat messages."""
+    messages = [{"role": "user", "content": question}]
+    if answer:
+        messages.append({"role": "assistant", "content": answer.strip()})
+    return messages
 
 
 def render(messages: list[dict[str, str]], generation_prompt: bool = False) -> str:
-    """The chat template of the demo tokenizer (ChatML), written out."""
-    text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in messages)
-    return text + ("<|im_start|>assistant\n" if generation_prompt else "")
+    """Return messages in the chat template of the demo tokenizer (ChatML), written out."""
+    text = ""
+    for message in messages:
+        text += f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
+    if generation_prompt:
+        text += "<|im_start|>assistant\n"
+    return text
 
 
-def document(rng: random.Random, mixture: Mixture = EVEN, reserved: frozenset[str] = frozenset()) -> str:
-    """One document of a mixture; questions in `reserved` are not asked in it."""
+def document(
+    rng: random.Random, mixture: Mixture = EVEN, reserved: frozenset[str] = frozenset()
+) -> str:
+    """Return one document of a mixture.
+
+    Args:
+        rng: Makes the choices.
+        mixture: Relative shares of the kinds.
+        reserved: Questions that may not be asked in it.
+    """
     kind = rng.choices(KINDS, mixture)[0]
     if kind == "story":
-        return story(rng)
+        return make_story(rng)
     if kind == "fact":
         return " ".join(rng.choice(fact.statements) for fact in rng.sample(FACTS, 4))
     if kind == "reading":
-        text, pairs = reading(rng)
+        text, pairs = make_reading(rng)
         return "\n".join([text, *(ask(question, answer) for question, answer in pairs)])
-    if kind == "fact question":
-        pairs = [(rng.choice(fact.questions), fact.answer) for fact in rng.sample(FACTS, 3)]
-    elif kind == "sum":
-        pairs = [(f"What is {left}?", answer) for left, answer in rng.sample(sums(), 4)]
-    else:
-        fact = rng.choice(FACTS)
-        left, answer = rng.choice(sums())
-        pairs = [rng.choices([(rng.choice(fact.questions), fact.answer), (f"What is {left}?", answer)], (4, 1))[0]]
+    pairs = _draw_questions(rng, kind)
     pairs = [(question, answer) for question, answer in pairs if question not in reserved]
     if not pairs:
-        return story(rng)
+        return make_story(rng)
     if kind == "chat":
-        return render(chat(*pairs[0])).strip()
+        question, answer = pairs[0]
+        return render(chat(question, answer)).strip()
     return "\n".join(ask(question, answer) for question, answer in pairs)
 
 
+def _draw_questions(rng: random.Random, kind: str) -> list[Pair]:
+    """Return the questions of a document of facts, of sums or of one chat."""
+    if kind == "fact question":
+        return [(rng.choice(fact.questions), fact.answer) for fact in rng.sample(FACTS, 3)]
+    if kind == "sum":
+        return [(f"What is {left}?", answer) for left, answer in rng.sample(SUMS, 4)]
+    fact = rng.choice(FACTS)
+    left, answer = rng.choice(SUMS)
+    about_fact = (rng.choice(fact.questions), fact.answer)
+    about_sum = (f"What is {left}?", answer)
+    return rng.choices([about_fact, about_sum], (4, 1))
+
+
 def training_documents(mixture: Mixture = EVEN, seed: int = SEEDS["training"]) -> Iterator[str]:
-    """Endless training documents. The reading texts of the gold set are new ones, met in no training document."""
+    """Yield training documents without end.
+
+    The reading texts of the gold set are in none of them.
+    """
     rng = random.Random(seed)
-    held_out = {item["prompt"].partition("\n")[0] for item in gold_items() if item["task"] == "reading"}
+    held_out = set()
+    for item in gold_items():
+        if item["task"] == "reading":
+            held_out.add(_first_line(item["prompt"]))
     while True:
         text = document(rng, mixture)
-        if text.partition("\n")[0] not in held_out:
+        if _first_line(text) not in held_out:
             yield text
 
 
-def gold_items() -> list[dict]:
-    """The gold set: 480 items in five tasks; an answer is short, determined, and ends with a full stop."""
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def gold_items() -> list[dict[str, Any]]:
+    """Return the gold set: 480 items in five tasks.
+
+    An answer is short, determined, and ends with a full stop.
+    """
     rng = random.Random(SEEDS["gold"])
-    items: list[dict] = []
+    items: list[dict[str, Any]] = []
 
-    def add(task: str, prompt: str, answer: str, **more) -> None:
+    def add(task: str, prompt: str, answer: str, **more: Any) -> None:
         number = sum(item["task"] == task for item in items) + 1
-        items.append({"id": f"{task}-{number:03d}", "task": task, "prompt": prompt, "answer": answer, **more})
+        item = {"id": f"{task}-{number:03d}", "task": task, "prompt": prompt, "answer": answer}
+        items.append(item | more)
 
-    def wrong(fact: Fact) -> list[str]:
-        others = sorted({other.answer for other in FACTS if other.kind == fact.kind} - {fact.answer})
-        return rng.sample(others, 3)
-
-    for fact in rng.sample(FACTS, 120):
+    for fact in rng.sample(FACTS, GOLD_ITEMS["facts"]):
         add("facts", ask(fact.questions[0]), fact.answer)
-    for left, answer in rng.sample(sums(), 120):
+    for left, answer in rng.sample(SUMS, GOLD_ITEMS["arithmetic"]):
         add("arithmetic", ask(f"What is {left}?"), answer)
-    seen: set[str] = set()
-    while len(seen) < 100:
-        text, pairs = reading(rng)
+    prompts: set[str] = set()
+    while len(prompts) < GOLD_ITEMS["reading"]:
+        text, pairs = make_reading(rng)
         question, answer = pairs[0]
         prompt = text + "\n" + ask(question)
-        if prompt not in seen:
-            seen.add(prompt)
+        if prompt not in prompts:
+            prompts.add(prompt)
             add("reading", prompt, answer)
-    for fact in rng.sample(FACTS, 80):
-        add("choice", ask(fact.questions[1]), fact.answer, choices=sorted([fact.answer, *wrong(fact)]))
-    for fact in rng.sample(FACTS, 60):
-        answer = fact.answer.strip()
-        add("chat", fact.questions[0], answer, messages=chat(fact.questions[0]))
+    for fact in rng.sample(FACTS, GOLD_ITEMS["choice"]):
+        choices = sorted([fact.answer, *_wrong_answers(rng, fact)])
+        add("choice", ask(fact.questions[1]), fact.answer, choices=choices)
+    for fact in rng.sample(FACTS, GOLD_ITEMS["chat"]):
+        question = fact.questions[0]
+        add("chat", question, fact.answer.strip(), messages=chat(question))
     return items
 
 
-def reserved_questions(items: Iterable[dict]) -> frozenset[str]:
-    """Questions of the gold set that the calibration and evaluation texts must not ask."""
-    bare = (item["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:") for item in items)
-    return frozenset(question for question in bare if "\n" not in question)
+def _wrong_answers(rng: random.Random, fact: Fact) -> list[str]:
+    """Return three answers to other questions of the same kind."""
+    answers = {other.answer for other in FACTS if other.kind == fact.kind}
+    return rng.sample(sorted(answers - {fact.answer}), 3)
 
 
-def documents(seed: int, count: int, reserved: frozenset[str], taken: Iterable[str] = ()) -> list[str]:
-    """`count` different documents that are not in `taken` and ask no reserved question."""
-    rng, known, made = random.Random(seed), set(taken), []
-    while len(made) < count:
+def reserved_questions(items: Iterable[dict[str, Any]]) -> frozenset[str]:
+    """Return the questions of the gold set that calibration and evaluation text must not ask."""
+    questions = set()
+    for item in items:
+        question = item["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
+        if "\n" not in question:
+            questions.add(question)
+    return frozenset(questions)
+
+
+def documents(
+    seed: int, count: int, reserved: frozenset[str], taken: Iterable[str] = ()
+) -> list[str]:
+    """Return different documents.
+
+    Args:
+        seed: Of the draws.
+        count: How many documents.
+        reserved: Questions that may not be asked.
+        taken: Documents that may not be among them.
+    """
+    rng = random.Random(seed)
+    known = set(taken)
+    texts: list[str] = []
+    while len(texts) < count:
         text = document(rng, reserved=reserved)
         if text not in known:
             known.add(text)
-            made.append(text)
-    return made
+            texts.append(text)
+    return texts
 
 
-def check_disjoint(calibration: Iterable[str], evaluation: Iterable[str], gold: Iterable[dict]) -> None:
-    """Raise ValueError if a document is in both texts or a gold prompt stands in one of them."""
-    calibration, evaluation = list(calibration), list(evaluation)
-    shared = {text for text in calibration if len(text) >= SHORTEST_SHARED} & set(evaluation)
+def check_disjoint(
+    calibration: Iterable[str], evaluation: Iterable[str], gold: Iterable[dict[str, Any]]
+) -> None:
+    """Check that the texts share no document, and that no gold prompt stands in one of them.
+
+    Raises:
+        ValueError: If one does.
+    """
+    texts = {"calibration": list(calibration), "evaluation": list(evaluation)}
+    long_texts = {text for text in texts["calibration"] if len(text) >= SHORTEST_SHARED}
+    shared = long_texts & set(texts["evaluation"])
     if shared:
-        raise ValueError(f"expected different documents, found one in both texts: {min(shared)!r}; draw another")
-    for name, text in (("calibration", "\n\n".join(calibration)), ("evaluation", "\n\n".join(evaluation))):
-        for item in gold:
-            if item["prompt"] in text:
-                raise ValueError(f"expected no gold prompt in the {name} text, found {item['id']}: "
-                                 f"{item['prompt']!r}; reserve its question")
+        raise ValueError(
+            f"expected different documents, found one in both texts: {min(shared)!r}; draw another"
+        )
+    prompts = {item["id"]: item["prompt"] for item in gold}
+    for name, paragraphs in texts.items():
+        text = "\n\n".join(paragraphs)
+        for item_id, prompt in prompts.items():
+            if prompt in text:
+                raise ValueError(
+                    f"expected no gold prompt in the {name} text, found {item_id}: {prompt!r}; "
+                    "reserve its question"
+                )
+
+
+def _write_lines(name: str, rows: Iterable[Any]) -> None:
+    """Write a JSONL file of the data folder."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (DATA / name).write_text("".join(lines), encoding="utf-8")
+
+
+def _write_paragraphs(name: str, texts: list[str]) -> None:
+    """Write a text file of the data folder."""
+    (DATA / name).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
 
 def main() -> None:
+    """Write the four files."""
     items = gold_items()
     reserved = reserved_questions(items)
     calibration = documents(SEEDS["calibration"], CALIBRATION_DOCUMENTS, reserved)
@@ -169,14 +266,15 @@ def main() -> None:
     check_disjoint(calibration, evaluation, items)
     rng = random.Random(SEEDS["calibration"])
     free = [fact for fact in FACTS if fact.questions[2] not in reserved]
-    chats = [chat(fact.questions[2], fact.answer) for fact in rng.choices(free, k=CHAT_DOCUMENTS)]
+    facts = rng.choices(free, k=CHAT_DOCUMENTS)
+    chats = [{"messages": chat(fact.questions[2], fact.answer)} for fact in facts]
     DATA.mkdir(exist_ok=True)
-    (DATA / "calibration.txt").write_text("\n\n".join(calibration) + "\n", encoding="utf-8")
-    (DATA / "evaluation.txt").write_text("\n\n".join(evaluation) + "\n", encoding="utf-8")
-    for name, rows in (("gold.jsonl", items), ("calibration_chat.jsonl", [{"messages": turns} for turns in chats])):
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-        (DATA / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    print(f"wrote {len(calibration)} and {len(evaluation)} documents and {len(items)} gold items to {DATA}")
+    _write_paragraphs("calibration.txt", calibration)
+    _write_paragraphs("evaluation.txt", evaluation)
+    _write_lines("gold.jsonl", items)
+    _write_lines("calibration_chat.jsonl", chats)
+    counts = f"{len(calibration)} and {len(evaluation)} documents and {len(items)} gold items"
+    print(f"wrote {counts} to {DATA}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""GPTQModel's GPTQ, in the environment that has it. Called by benchmarks/quality.py."""
+"""GPTQModel's GPTQ, in the environment that has it; benchmarks.quality calls it."""
 
 import tempfile
 
@@ -8,9 +8,12 @@ from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
 
 def main() -> None:
+    """Quantize the job's model, and evaluate what it stores."""
     job = Job()
     config = QuantizeConfig(bits=job.bits, group_size=job.group_size, sym=True, desc_act=False)
-    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in job.calibration]
+    rows = [
+        {"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in job.calibration
+    ]
     model = GPTQModel.load(str(job.model), config, device="cpu", dtype=torch.float32)
     with job.timed():
         model.quantize(rows, batch_size=8)

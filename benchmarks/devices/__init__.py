@@ -1,0 +1,1 @@
+"""A GPU beside the CPU."""

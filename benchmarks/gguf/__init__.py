@@ -1,0 +1,1 @@
+"""A checkpoint to a quantized GGUF file, by us and by llama.cpp."""

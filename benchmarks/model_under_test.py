@@ -1,0 +1,204 @@
+"""One model with its texts, and the KL divergence that quantized weights cost it."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.calibration import calibrate
+from benchmarks.paths import DEMO_DATA, DEMO_MODEL
+from benchmarks.stopwatch import stopwatch
+from quantline.calibration.store import CalibrationStore
+from quantline.config.recipes import parse_recipe
+from quantline.methods.ggml.block_types import dequantize_blocks
+from quantline.model.checkpoint import Checkpoint
+from quantline.quantized.store import QuantizedModel
+from quantline.recipes.quantize import quantize_model
+from quantline.text.documents import Document
+from quantline.text.tokenizer import Tokenizer
+
+SEQUENCES_AT_ONCE = 8  # of the evaluation text
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which model is measured, and on which texts."""
+    calibration = DEMO_DATA / "calibration.txt"
+    evaluation = DEMO_DATA / "evaluation.txt"
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL)
+    parser.add_argument("--calibration", type=Path, default=calibration)
+    parser.add_argument("--evaluation", type=Path, default=evaluation)
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        nargs=2,
+        default=[128, 100],
+        help="calibration and evaluation sequences",
+    )
+    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
+
+
+def read_paragraphs(path: Path) -> list[Document]:
+    """Return the paragraphs of a text file, which are its documents."""
+    text = path.read_text(encoding="utf-8")
+    return [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
+
+
+class ModelUnderTest:
+    """A model in float32, and its distributions on an evaluation text.
+
+    Attributes:
+        checkpoint: The unquantized model.
+        draws: Neighbouring parts of the calibration text, int32 [sequences, length] each.
+        calibration: The draw to calibrate on, at first the first one.
+        evaluation: int32 [sequences, length].
+        model: The model of transformers, whose weights are replaced for a while.
+        reference: The unquantized model's log-probabilities [sequences, length, vocabulary].
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        calibration: Path,
+        evaluation: Path,
+        sequences: tuple[int, int],
+        length: int,
+        draws: int = 1,
+    ) -> None:
+        """Read the model and the texts, and run the model on the evaluation text.
+
+        Args:
+            folder: Of the checkpoint.
+            calibration: A text file; documents are separated by blank lines.
+            evaluation: Another one. If it is the same, calibration has its first half.
+            sequences: How many calibration and evaluation sequences.
+            length: Tokens of a sequence.
+            draws: Parts of the calibration text, each of so many sequences.
+        """
+        self.checkpoint = Checkpoint(folder)
+        tokenizer = Tokenizer(folder)
+        calibration_text = read_paragraphs(calibration)
+        evaluation_text = read_paragraphs(evaluation)
+        if calibration == evaluation:
+            half = len(calibration_text) // 2
+            calibration_text = calibration_text[:half]
+            evaluation_text = evaluation_text[half:]
+        calibration_count, evaluation_count = sequences
+        drawn = tokenizer.pack(calibration_text, draws * calibration_count, length)
+        self.evaluation = tokenizer.pack(evaluation_text, evaluation_count, length)
+        if len(drawn) < draws * calibration_count:
+            raise SystemExit(
+                f"expected {draws * calibration_count} sequences of calibration text, found "
+                f"{len(drawn)}; take fewer draws"
+            )
+        self.draws = np.split(drawn, draws)
+        self.calibration = self.draws[0]
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self._original = {
+            name: value.detach().clone() for name, value in self.model.named_parameters()
+        }
+        self.reference = self.logprobs()
+
+    @classmethod
+    def of_options(cls, options: argparse.Namespace, draws: int = 1) -> "ModelUnderTest":
+        """Open the model that `add_model_options` asked for."""
+        return cls(
+            options.model,
+            options.calibration,
+            options.evaluation,
+            tuple(options.sequences),
+            options.length,
+            draws,
+        )
+
+    @property
+    def name(self) -> str:
+        """The name of the model's folder after that of the folder it lies in."""
+        folder = self.checkpoint.folder.resolve()
+        return f"{folder.parent.name}-{folder.name}"
+
+    @torch.inference_mode()
+    def logprobs(self) -> torch.Tensor:
+        """Return log-probabilities [sequences, length, vocabulary] on the evaluation text.
+
+        They are those of the weights that the model has now.
+        """
+        batches = torch.from_numpy(self.evaluation).split(SEQUENCES_AT_ONCE)
+        parts = [torch.log_softmax(self.model(batch.long()).logits, -1) for batch in batches]
+        return torch.cat(parts)
+
+    def token_divergences(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """Return the KL divergence from the unquantized model at each token, float64 [tokens]."""
+        products = self.reference.exp() * (self.reference - logprobs)
+        return products.sum(-1, dtype=torch.float64).reshape(-1)
+
+    def divergence(self, logprobs: torch.Tensor) -> dict[str, float]:
+        """Return the mean KL divergence `kld` and its standard error `se`."""
+        return mean_and_error(self.token_divergences(logprobs))
+
+    def calibrate(self, folder: Path, gradients: bool) -> dict[str, float]:
+        """Calibrate on the present draw into a new folder; return the seconds that it takes."""
+        with stopwatch() as times:
+            calibrate(self.checkpoint, self.calibration, folder, gradients)
+        return times
+
+    def quantize(
+        self, options: dict[str, Any], calibration: Path, folder: Path
+    ) -> dict[str, float]:
+        """Quantize the model into a folder; return the seconds that it takes.
+
+        Args:
+            options: Of the recipe.
+            calibration: A folder that `calibrate` made.
+            folder: Where to write.
+        """
+        with stopwatch() as times:
+            store = CalibrationStore(calibration)
+            recipe = parse_recipe(options)
+            quantize_model("benchmark", recipe, self.checkpoint, store, folder)
+        return times
+
+    @contextmanager
+    def quantized_weights(self, folder: Path) -> Iterator[QuantizedModel]:
+        """Give the model the weights of a quantized one, and its own ones back afterwards.
+
+        Args:
+            folder: Of the quantized model.
+        """
+        quantized = QuantizedModel(folder)
+        self._set_weights(_dequantized(quantized))
+        yield quantized
+        self._set_weights(self._original.items())
+
+    @torch.no_grad()
+    def _set_weights(self, weights: Any) -> None:
+        """Copy pairs of a parameter's name and its values into the model."""
+        parameters = dict(self.model.named_parameters())
+        for name, values in weights:
+            parameters[name].copy_(values.reshape(parameters[name].shape))
+
+    def quantized_divergence(self, folder: Path) -> dict[str, float]:
+        """Return the mean KL divergence of a quantized model, and its standard error."""
+        with self.quantized_weights(folder):
+            return self.divergence(self.logprobs())
+
+
+def _dequantized(quantized: QuantizedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the name and the values of every tensor that differs from the source's."""
+    for name in quantized.ggml_names:
+        blocks = quantized.ggml_blocks(name)
+        yield name, torch.from_numpy(np.float32(dequantize_blocks(blocks.data, blocks.type)))
+    for name in quantized.linears:
+        yield f"{name}.weight", torch.from_numpy(quantized.linear(name).dequantize())
+    for name in quantized.overrides:
+        yield name, torch.from_numpy(quantized.override(name))
+
+
+def mean_and_error(values: torch.Tensor) -> dict[str, float]:
+    """Return the mean of values [n] as `kld`, and its standard error as `se`."""
+    error = values.std() / len(values) ** 0.5
+    return {"kld": float(values.mean()), "se": float(error)}

@@ -1,0 +1,1 @@
+"""Perplexity and divergence beside llama.cpp's own llama-perplexity."""

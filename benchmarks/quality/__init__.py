@@ -1,0 +1,1 @@
+"""Quality and time of our recipes beside those of other tools."""

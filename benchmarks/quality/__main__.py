@@ -1,0 +1,178 @@
+"""Mean KL divergence and time of our recipes beside other tools', on the same tokens, in one run.
+
+    python -m benchmarks.quality                # the demo model, all tools; hours on two cores
+    python -m benchmarks.quality --bits 3 --groups 128 --peers autoround
+    python -m benchmarks.quality --model /path --calibration a.txt --evaluation b.txt
+    python -m benchmarks.quality --draws 6 --only gptq 'llmcompressor gptq'  # how much is chance
+
+Each tool runs in an environment of its own, made on first use under ~/.cache/quantline-peers.
+Writes benchmarks/results/quality-<model>.json and prints the table.
+"""
+
+import argparse
+import os
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.model_under_test import ModelUnderTest, add_model_options
+from benchmarks.paths import RESULTS
+from benchmarks.quality.our_recipes import our_recipes
+from benchmarks.quality.peers import PEERS, run_peer
+from benchmarks.quality.ratios import average_draws, compare_with_peers
+from benchmarks.tables import number_table
+from quantline.files import write_json
+
+# Recipes whose kernels are all that the others use: one run of each compiles everything.
+WARM_UP = ("awq", "gptq", "gptq + curvature")
+
+
+def run_recipe(
+    model: ModelUnderTest, recipe: dict[str, Any], calibration: Path
+) -> dict[str, float]:
+    """Return the divergence of one of our recipes, and the seconds that it takes.
+
+    Args:
+        model: What to quantize.
+        recipe: Its options.
+        calibration: The folder of its calibration.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        times = model.quantize(recipe, calibration, Path(folder))
+        return model.quantized_divergence(Path(folder)) | times
+
+
+class QualityBenchmark:
+    """The rows measured so far, each of one recipe or tool on one grid.
+
+    Attributes:
+        rows: With the keys bits, group_size, draw and who, then what was measured.
+        calibrations: For each draw, our calibration's seconds without and with gradients.
+    """
+
+    def __init__(self, model: ModelUnderTest, options: argparse.Namespace) -> None:
+        """Take the model and the options of the command line."""
+        self.model = model
+        self.options = options
+        self.rows: list[dict[str, Any]] = []
+        self.calibrations: list[dict[str, dict[str, float]]] = []
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether the options ask for a row of the table."""
+        return not self.options.only or name in self.options.only
+
+    def measure_draw(self, number: int, console: Console) -> None:
+        """Calibrate on one draw, and measure everything on every grid."""
+        self.model.calibration = self.model.draws[number]
+        with tempfile.TemporaryDirectory() as folder:
+            with_gradients = Path(folder) / "curvature"
+            times = {
+                "plain": self.model.calibrate(Path(folder) / "plain", gradients=False),
+                "curvature": self.model.calibrate(with_gradients, gradients=True),
+            }
+            self.calibrations.append(times)
+            if not self.rows:
+                recipes = our_recipes(4, self.options.groups[0])
+                for name in WARM_UP:
+                    run_recipe(self.model, recipes[name], with_gradients)
+            for bits, group_size in product(self.options.bits, self.options.groups):
+                self.measure_grid(number, bits, group_size, with_gradients)
+                console.print(quality_table(average_draws(self.rows)))
+                write_json(self.path, self.report())
+
+    def measure_grid(self, draw: int, bits: int, group_size: int, calibration: Path) -> None:
+        """Measure our recipes and the other tools on one grid."""
+        grid = {"bits": bits, "group_size": group_size, "draw": draw}
+        for name, recipe in our_recipes(bits, group_size).items():
+            if self.is_wanted(name):
+                measured = run_recipe(self.model, recipe, calibration)
+                self.rows.append(grid | {"who": name} | measured)
+        for peer, method in PEERS:
+            name = f"{peer} {method}"
+            if peer in self.options.peers and self.is_wanted(name):
+                outcome = run_peer(self.model, peer, method, bits, group_size)
+                self.rows.append(grid | {"who": name} | outcome)
+
+    @property
+    def path(self) -> Path:
+        """The file of the results."""
+        suffix = "-draws" if self.options.draws > 1 else ""
+        return RESULTS / f"quality-{self.model.name}{suffix}.json"
+
+    def report(self) -> dict[str, Any]:
+        """Return the content of that file."""
+        return {
+            "model": self.model.name,
+            "calibration_tokens": int(self.model.calibration.size),
+            "calibration_seconds": self.calibrations[0],
+            "evaluation_tokens": int(self.model.evaluation.size),
+            "threads": os.cpu_count(),
+            "draws": len(self.model.draws),
+            "rows": self.rows,
+            "ratios": self.ratios(),
+        }
+
+    def ratios(self) -> dict[str, float]:
+        """Return what is compared → our figure over the other tool's."""
+        return dict(compare_with_peers(average_draws(self.rows), self.calibrations[0]))
+
+
+def quality_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the table. A tool's seconds include its calibration; ours are given apart."""
+    cells = []
+    for row in rows:
+        if "failed" in row:
+            figures = ["failed: " + row["failed"][:60], "", ""]
+        else:
+            figures = [f"{row['kld']:.5f}", f"{row['se']:.5f}", f"{row['seconds']:.1f}"]
+        cells.append([str(row["bits"]), str(row["group_size"]), row["who"], *figures])
+    titles = ("bits", "group", "recipe or tool", "mean KL divergence", "±", "seconds")
+    return number_table(titles, cells)
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=__doc__.splitlines()[0]
+    )
+    add_model_options(parser)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--groups", type=int, nargs="+", default=[128, 32])
+    parser.add_argument("--peers", nargs="*", default=sorted({peer for peer, _ in PEERS}))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        help="the recipes to run, as the table names them: gptq 'llmcompressor gptq'",
+    )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=1,
+        help="neighbouring parts of the calibration text to calibrate on in turn",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every draw, and print the tables and the ratios."""
+    options = parse_options()
+    console = Console()
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = ModelUnderTest.of_options(options, options.draws)
+    benchmark = QualityBenchmark(model, options)
+    for number in range(len(model.draws)):
+        benchmark.measure_draw(number, console)
+    for label, ratio in benchmark.ratios().items():
+        console.print(f"{ratio:8.4f}  {label}", highlight=False)
+    plain = benchmark.calibrations[0]["plain"]["seconds"]
+    with_gradients = benchmark.calibrations[0]["curvature"]["seconds"]
+    console.print(f"our calibration: {plain:.1f} s, with gradients {with_gradients:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
