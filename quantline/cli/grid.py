@@ -1,6 +1,9 @@
 """`quantline grid`: files for all combinations of a method's options."""
 
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +12,7 @@ import yaml
 from quantline.cli.program import app, stop
 from quantline.config.compose import project_root
 from quantline.errors import ConfigError
+from quantline.run.project_lock import project_lock
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -30,7 +34,14 @@ def grid(
 
     try:
         options = grid_options(context.args)
-        points = write_grid(project_root() / "conf", method, options, format, suite)
+        if not re.fullmatch(r"[\w.-]+", suite) or suite.startswith("."):
+            raise ConfigError(
+                "expected a suite's name of letters, digits, dots, hyphens and underscores, found "
+                f"{suite}"
+            )
+        os.chdir(project_root())
+        with project_lock("quantline grid"):
+            points = write_grid(Path("conf"), method, options, format, suite)
     except ConfigError as error:
         raise stop(error) from None
     for point in points:

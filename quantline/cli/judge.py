@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,9 +11,7 @@ from quantline.config.compose import compose, load_params, project_root
 from quantline.config.params import Params
 from quantline.config.stale import check_fresh
 from quantline.config.validation import validate
-from quantline.errors import ConfigError
-
-STALE = "the figures are not those of the present project; run `quantline repro`"
+from quantline.errors import ConfigError, StageError
 
 
 @app.command()
@@ -27,22 +25,38 @@ def pick(
     ] = None,
 ) -> None:
     """Which variant to ship for a target: an answer from what is measured; nothing is run."""
-    from quantline.report.build import build_report
     from quantline.report.terminal import print_report
 
     try:
         params = _params_for_target(overrides or [])
     except ConfigError as error:
         raise stop(error) from None
-    report = build_report(params)
+    report = _report(params)
     print_report(report)
     for row in report["variants"]:
         if row["variant"] != report["pick"]:
             typer.echo(f"  {row['variant']}: {'; '.join(row['why_not'])}")
-    stale = any(row["status"] == "stale" for row in report["variants"])
-    if stale and report["pick"] is None:
-        typer.echo(STALE, err=True)
+    # That no variant meets a target is an answer; that there are no figures to ask is none.
+    if all(row["status"] != "ok" for row in report["variants"]):
+        _say_why_not(report)
         raise typer.Exit(1)
+
+
+def _report(params: Params) -> dict[str, Any]:
+    """Return the report on what is on disk; end the command if it cannot be made."""
+    from quantline.report.build import build_report
+
+    try:
+        return build_report(params)
+    except StageError as error:
+        raise stop(error) from None
+
+
+def _say_why_not(report: dict[str, Any]) -> None:
+    """Print what stands against each variant."""
+    for row in report["variants"]:
+        reason = row["message"] or "; ".join(row["objections"])
+        typer.echo(f"{row['variant']}: {reason}", err=True)
 
 
 def _params_for_target(overrides: list[str]) -> Params:
@@ -55,6 +69,7 @@ def _params_for_target(overrides: list[str]) -> Params:
         )
     os.chdir(project_root())
     params = load_params(PARAMS)
+    check_fresh(params)
     if overrides:
         target = validate(compose(overrides)).target
         params = params.model_copy(update={"target": target})
@@ -76,8 +91,6 @@ def gate(
     ] = None,
 ) -> None:
     """Exit with 1 unless the pick, or the named variant, meets the target of params.yaml."""
-    from quantline.report.build import build_report
-
     try:
         os.chdir(project_root())
         params = load_params(PARAMS)
@@ -93,12 +106,11 @@ def gate(
         ]
         target = params.target.model_copy(update={"gates": gates})
         params = params.model_copy(update={"target": target})
-    report = build_report(params)
+    report = _report(params)
     name = variant or report["pick"]
     if name is None:
         typer.echo(f"no variant meets the target {params.target.name}", err=True)
-        for other in report["variants"]:
-            typer.echo(f"{other['variant']}: {'; '.join(other['objections'])}", err=True)
+        _say_why_not(report)
         raise typer.Exit(1)
     row = next(row for row in report["variants"] if row["variant"] == name)
     for checked in row["gates"]:

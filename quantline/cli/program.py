@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantline.errors import ConfigError
+from quantline.errors import ConfigError, StageError
 from quantline.paths import REPORTS
 
 PARAMS = Path("params.yaml")
@@ -30,8 +30,8 @@ Overrides = Annotated[
 ]
 
 
-def stop(error: ConfigError) -> typer.Exit:
-    """Print a configuration's error; return what ends the command."""
+def stop(error: ConfigError | StageError) -> typer.Exit:
+    """Print an error with its name; return what ends the command."""
     typer.echo(f"{error.failure}: {error}", err=True)
     return typer.Exit(1)
 

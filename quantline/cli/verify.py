@@ -8,6 +8,7 @@ import typer
 
 from quantline.cli.program import PARAMS, app, stop
 from quantline.config.compose import load_params, project_root
+from quantline.config.stale import check_fresh
 from quantline.errors import ConfigError, StageError
 from quantline.formats.bundle.manifest import MANIFEST
 
@@ -44,6 +45,7 @@ def verify(
         try:
             os.chdir(project_root())
             params = load_params(PARAMS)
+            check_fresh(params)
             unknown = [name for name in variants if name not in params.variants]
             if unknown:
                 raise ConfigError(

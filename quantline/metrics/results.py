@@ -136,12 +136,12 @@ def write_lm_eval(
 def read_lm_eval(files: ResultFiles, manifest: dict[str, Any]) -> dict[str, Any]:
     """Return metrics of lm-evaluation-harness, task by task.
 
-    What was measured on other bytes than the bundle's says nothing of them and is left out.
+    What was measured on other bytes than the bundle's, or in another runtime, is left out.
     """
     if not files.lm_eval.is_file():
         return {}
     results = read_json(files.lm_eval)
-    if results.get("artifact_sha256") != manifest["artifact_sha256"]:
+    if any(results.get(key) != manifest[key] for key in ("artifact_sha256", "runtime")):
         return {}
     return results["tasks"]
 

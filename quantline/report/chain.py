@@ -70,7 +70,8 @@ def stale_links(variant: str, params: Params) -> list[StaleLink]:
         advice = make_again(measured)
         reason = f"nothing says what its figures were measured on; {advice}"
         return [StaleLink(stage_of(measured), reason)]
-    check_contents(f"{EXPORTS.name}/{variant}")
+    for shown in ("model", "reference", f"{EXPORTS.name}/{variant}"):
+        check_contents(shown)
     check_contents(measured)
     links = []
     for artifact in chain_of(variant, params):

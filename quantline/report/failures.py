@@ -28,7 +28,8 @@ def last_failure(name: str, recipe: str) -> tuple[str, str] | None:
     }
     failures: dict[tuple[str, str | None], tuple[str, str]] = {}  # the newest stands last
     for event in read_events(EVENTS):
-        stage = (event["stage"], event["payload"].get("instance"))
+        instance = event["payload"].get("instance")
+        stage = (event["stage"], instance if isinstance(instance, str) else None)
         failed = event["severity"] in ("error", "critical")
         if stage not in stages or not (failed or event["reason_code"] == Reason.STAGE_FINISHED):
             continue

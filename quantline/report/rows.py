@@ -23,6 +23,7 @@ from quantline.report.gates import check_gate
 from quantline.report.layers import worst_layers
 from quantline.report.speed_estimate import estimate_decoding
 from quantline.report.variant import VariantRow
+from quantline.run.lineage import make_again
 
 
 def read_row(name: str, params: Params, arch: Architecture | None = None) -> VariantRow:
@@ -49,19 +50,28 @@ def read_row(name: str, params: Params, arch: Architecture | None = None) -> Var
         manifest = check_bundle(bundle)
         results = read_results(files, manifest)
         links = stale_links(name, params)
+        if links:
+            row.status = "stale"
+            row.failure = Failure.STALE
+            row.message = _why_stale(name, variant.recipe, links)
+            return row
+        fill_in(row, bundle, manifest, results, params.target, arch)
+        row.lm_eval = read_lm_eval(files, manifest)
     except StageError as error:
-        row.status = "failed"
-        row.failure = error.failure
-        row.message = str(error)
-        return row
-    if links:
-        row.status = "stale"
-        row.failure = Failure.STALE
-        row.message = _why_stale(name, variant.recipe, links)
-        return row
-    fill_in(row, bundle, manifest, results, params.target, arch)
-    row.lm_eval = read_lm_eval(files, manifest)
+        return _failed(row, error.failure, str(error))
+    except (AttributeError, KeyError, TypeError) as error:
+        message = (
+            f"expected the files of {bundle} and of its figures as their stages wrote them, found "
+            f"{type(error).__name__} {error}; {make_again(f'{METRICS.name}/{name}')}"
+        )
+        return _failed(row, Failure.ARTIFACT_CHANGED, message)
     return row
+
+
+def _failed(row: VariantRow, failure: Failure, message: str) -> VariantRow:
+    """Return a row of the same variant without figures."""
+    names = (row.variant, row.recipe, row.format, row.runtime)
+    return VariantRow(*names, status="failed", failure=failure, message=message)
 
 
 def _why_stale(name: str, recipe: str, links: list[StaleLink]) -> str:
@@ -70,7 +80,7 @@ def _why_stale(name: str, recipe: str, links: list[StaleLink]) -> str:
     stopped = last_failure(name, recipe)
     if stopped:
         message += f"; the last run stopped: {stopped[0]}: {stopped[1]}"
-    return f"{message}; {REPRO}"
+    return message if "run `" in message else f"{message}; {REPRO}"
 
 
 def fill_in(

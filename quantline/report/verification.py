@@ -63,7 +63,8 @@ def _check_hashes(folder: Path, manifest: dict[str, Any]) -> None:
     lineage = folder / LINEAGE
     if not lineage.is_file():
         return
-    written = read_json(lineage).get("contents", {}).get(MANIFEST)
+    contents = read_json(lineage).get("contents")
+    written = contents.get(MANIFEST) if isinstance(contents, dict) else None
     if written != known_sha256(folder / MANIFEST):
         raise StageError(
             Failure.ARTIFACT_CHANGED,

@@ -110,13 +110,17 @@ def read_lineage(artifact: str) -> Lineage | None:
     if not path.is_file():
         return None
     try:
-        values = read_json(path)
-        return Lineage(**values)
-    except (StageError, TypeError) as error:
-        raise StageError(
-            Failure.ARTIFACT_CHANGED,
-            f"expected the lineage of {artifact} in {path}: {error}; {make_again(artifact)}",
-        ) from None
+        lineage = Lineage(**read_json(path))
+        if all(isinstance(part, dict) for part in asdict(lineage).values()):
+            return lineage
+        error: Exception = TypeError("its parts are no tables")
+    except (StageError, TypeError) as caught:
+        error = caught
+    raise StageError(
+        Failure.ARTIFACT_CHANGED,
+        f"expected the lineage of {artifact} in {path}, as its stage wrote it: {error}; "
+        f"{make_again(artifact)}",
+    )
 
 
 def check_contents(artifact: str) -> None:

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from quantline.errors import BusyError
 from quantline.files import write_json
 
 FOLDER = Path(".quantline")
-HELD = "QUANTLINE_LOCK"  # in the environment of all that runs inside the lock: its project
+HELD = "QUANTLINE_LOCK"  # in the environment of all that runs inside: the holder and its project
 
 
 @contextlib.contextmanager
@@ -35,7 +36,9 @@ def project_lock(purpose: str, wait_s: float = 0) -> Iterator[None]:
         BusyError: If another run holds it.
     """
     project = str(Path.cwd())
-    if os.environ.get(HELD) == project:
+    pid, _, held = os.environ.get(HELD, "").partition(":")
+    # The holder may have been killed, while what it started goes on.
+    if held == project and psutil.pid_exists(int(pid)):
         yield
         return
     FOLDER.mkdir(exist_ok=True)
@@ -49,7 +52,7 @@ def project_lock(purpose: str, wait_s: float = 0) -> Iterator[None]:
     try:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(FOLDER / "holder.json", {"for": purpose, "pid": os.getpid(), "since": since})
-        os.environ[HELD] = project
+        os.environ[HELD] = f"{os.getpid()}:{project}"
         yield
     finally:
         os.environ.pop(HELD, None)

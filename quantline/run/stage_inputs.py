@@ -75,7 +75,10 @@ READS = {
 WATCHED = ("model.watch", "model.adapter_watch", "calibration.watch")
 # Stage → the files that its lineage hashes; all of them where it is not named. The weights of a
 # model are the user's files, and a bundle's manifest has the hashes of the others.
-HASHED: dict[str, tuple[str, ...]] = {"load": (), "export": ("README.md", "manifest.json")}
+HASHED: dict[str, tuple[str, ...]] = {
+    "load": ("config.json", "manifest.json"),
+    "export": ("README.md", "manifest.json", "smoke.json"),
+}
 
 
 def reads_of(stage: str, instance: str | None, params: Params) -> Reads:

@@ -94,12 +94,14 @@ def test_write_lm_eval_puts_tasks_beside_those_of_the_same_bytes(files):
     assert json.loads(files.lm_eval.read_text())["tasks"] == {"c": {"n": 3}}
 
 
-def test_read_lm_eval_takes_results_of_the_same_bytes_alone(tmp_path, files):
-    write_json(files.lm_eval, {"artifact_sha256": "ab", "tasks": {"a": {}}})
-    assert read_lm_eval(files, {"artifact_sha256": "ab"}) == {"a": {}}
-    assert read_lm_eval(files, {"artifact_sha256": "cd"}) == {}
+def test_read_lm_eval_takes_results_of_the_same_bytes_in_the_same_runtime_alone(tmp_path, files):
+    measured_on = {"artifact_sha256": "ab", "runtime": "llama.cpp"}
+    write_json(files.lm_eval, measured_on | {"tasks": {"a": {}}})
+    assert read_lm_eval(files, measured_on) == {"a": {}}
+    assert read_lm_eval(files, measured_on | {"artifact_sha256": "cd"}) == {}
+    assert read_lm_eval(files, measured_on | {"runtime": "other"}) == {}
     other = ResultFiles.of(tmp_path, "other")
-    assert read_lm_eval(other, {"artifact_sha256": "ab"}) == {}
+    assert read_lm_eval(other, measured_on) == {}
 
 
 def test_task_values_have_one_name_each():

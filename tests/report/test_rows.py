@@ -69,9 +69,10 @@ def test_read_row_refuses_figures_that_do_not_name_the_bundle(measured, path, ke
 
 def test_read_row_has_what_lm_evaluation_harness_found_on_these_bytes(measured):
     path = METRICS / f"{NAME}.lm-eval.json"
-    write_json(path, {"artifact_sha256": SHA256, "tasks": {"a": {}}})
+    measured_on = {"artifact_sha256": SHA256, "runtime": "llama.cpp"}
+    write_json(path, measured_on | {"tasks": {"a": {}}})
     assert read_row(NAME, load_params()).lm_eval == {"a": {}}
-    write_json(path, {"artifact_sha256": "cd" * 32, "tasks": {"a": {}}})
+    write_json(path, measured_on | {"artifact_sha256": "cd" * 32, "tasks": {"a": {}}})
     assert read_row(NAME, load_params()).lm_eval == {}
 
 
@@ -85,3 +86,28 @@ def test_read_row_leaves_out_gates_on_questions_where_there_are_none(measured):
     row = read_row("bf16", load_params())
     assert row.gates
     assert not any(gate["metric"].startswith("gold_") for gate in row.gates)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("artifacts/exports/gguf-q8_0/smoke.json", "{}"),
+        ("artifacts/exports/gguf-q8_0/smoke.json", ""),
+        ("metrics/gguf-q8_0.lm-eval.json", ""),
+        ("metrics/gguf-q8_0.lm-eval.json", "[]"),
+        ("metrics/lineage/gguf-q8_0.json", '{"params": []}'),
+        ("metrics/lineage/gguf-q8_0.json", '{"foo": {}}'),
+        (
+            "artifacts/exports/gguf-q8_0/manifest.json",
+            '{"variant": "gguf-q8_0", "files": {"a": {}}}',
+        ),
+        ("artifacts/exports/gguf-q8_0/manifest.json", "[]"),
+    ],
+)
+def test_read_row_names_a_file_that_no_stage_wrote(measured, file, text):
+    (measured.root / file).write_text(text)
+    row = read_row(NAME, load_params())
+    assert row.status == "failed"
+    assert row.failure in (Failure.ARTIFACT_CHANGED, Failure.MISSING_FILE)
+    assert row.metrics == {}
+    assert row.message

@@ -72,7 +72,7 @@ def test_project_lock_lets_in_what_it_has_started(folder):
             pass
         with python(TAKE) as child:
             assert child.stdout.read() == "taken\n"
-        with python(TAKE, **{HELD: "/another/project"}) as stranger:
+        with python(TAKE, **{HELD: f"{os.getpid()}:/another/project"}) as stranger:
             assert "`quantline repro`" in stranger.stdout.read()
 
 
@@ -81,4 +81,4 @@ def test_project_lock_is_of_one_project(folder, monkeypatch):
         (folder / "other").mkdir()
         monkeypatch.chdir(folder / "other")
         with project_lock("quantline compose"):
-            assert os.environ[HELD] == str(folder / "other")
+            assert os.environ[HELD] == f"{os.getpid()}:{folder / 'other'}"

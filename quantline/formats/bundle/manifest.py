@@ -62,7 +62,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest = read_json(path)
     absent = [key for key in ("artifact_sha256", "files", "variant") if key not in manifest]
-    if absent or not isinstance(manifest["files"], dict):
+    files = manifest.get("files")
+    are_described = isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys() for entry in files.values()
+    )
+    if absent or not are_described:
         raise StageError(
             Failure.ARTIFACT_CHANGED,
             f"expected the manifest of a bundle in {path}, found one without "
