@@ -5,13 +5,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantline.errors import Failure, StageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MIB = 2**20
 CHECK_FILE = "check the path; if quantline makes the file, run `dvc repro`"
@@ -157,6 +160,22 @@ def read_json_list(path: Path) -> list[Any]:
         message = f"expected a JSON array in {path}, found {found}; {CHECK_FILE}"
         raise StageError(Failure.MISSING_FILE, message)
     return value
+
+
+def write_tensors(
+    path: Path, tensors: "Mapping[str, np.ndarray]", metadata: dict[str, str] | None = None
+) -> None:
+    """Write arrays as a safetensors file, each in C order.
+
+    safetensors writes an array's memory as it lies, so that one that is transposed, or in Fortran's
+    order, would read back with its numbers in other places.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    save_file(
+        {name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata
+    )
 
 
 def sha256_file(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Folders and files that appear whole or not at all, their hashes, and JSON."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from quantline.errors import Failure, StageError
 from quantline.files import (
@@ -25,6 +28,7 @@ from quantline.files import (
     stamp,
     versions,
     write_json,
+    write_tensors,
     write_text,
 )
 from tests.helpers.project import ROOT
@@ -164,6 +168,23 @@ def test_write_json_sorts_keys_and_keeps_letters(tmp_path):
     assert names(tmp_path / "folder") == ["x.json"]
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_write_tensors_reads_back_whatever_the_order_in_memory(tmp_path, order):
+    generator = np.random.default_rng(0)
+    tensors = {
+        "matrix": np.asarray(generator.normal(size=(3, 5)), order=order),
+        "transposed": generator.normal(size=(4, 2, 3)).astype(np.float16).transpose(2, 0, 1),
+        "every second": np.arange(10)[::2],
+        "number": np.array(3.5),
+    }
+    write_tensors(tmp_path / "x", tensors, {"format": "pt"})
+    read = load_file(tmp_path / "x")
+    assert read.keys() == tensors.keys()
+    for name, values in tensors.items():
+        np.testing.assert_array_equal(read[name], values)
+        assert read[name].shape == values.shape
+
+
 def test_write_text_replaces_a_file(tmp_path):
     for text in ("old", "new"):
         write_text(tmp_path / "x", text)
@@ -238,55 +259,58 @@ def test_versions_are_those_of_the_installed_packages():
 STEPS = ((os, "rename"), (os, "replace"), (Path, "unlink"), (shutil, "rmtree"))
 
 
-@pytest.mark.parametrize("number", range(6))
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-def test_resumable_folder_survives_a_kill_at_every_step_of_its_end(
-    tmp_path, monkeypatch, number, before
-):
-    """Whenever the end is cut off, the next run finds the work done, or the folder in place."""
-    target = tmp_path / "made"
-    target.mkdir()
+def end_of_a_run(folder: Path, number: int, before: bool) -> int:
+    """Make folder/made again, and let the process end before or after a step of the end.
+
+    Returns:
+        How many steps there were.
+    """
+    target = folder / "made"
+    target.mkdir(parents=True)
     (target / "old").write_text("old")
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            with resumable_folder(target, {"seed": 1}, print) as folder:
-                (folder / "hours").write_text("of work")
-                (folder / ".temporary").write_text("half")
-                kill_at(patch, number, before)
-        except Killed:
-            pass
-        else:
-            pytest.skip("the end has fewer steps")
-    announced: list[str] = []
-    with resumable_folder(target, {"seed": 1}, announced.append) as folder:
-        assert not (folder / ".temporary").exists() or not announced
-        if announced:
-            assert announced == ["resumes where a killed run stopped"]
-            assert (folder / "hours").read_text() == "of work"
-        else:
-            assert (target / "hours").read_text() == "of work"
-        (folder / "hours").write_text("of work")
-    assert names(target) == ["hours"]
-    assert names(tmp_path) == ["made"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+        steps: list[str] = []
+        with resumable_folder(target, {"seed": 1}, print) as made:
+            (made / "hours").write_text("of work")
+            (made / ".temporary").write_text("half")
+            for owner, name in STEPS:
+                patch.setattr(owner, name, killed_at(owner, name, steps, number, before))
+    return len(steps)
 
 
-def kill_at(patch: pytest.MonkeyPatch, number: int, before: bool) -> None:
-    """Let the process end at the file operation of this number from now on."""
-    counts = itertools.count()
+def killed_at(owner: Any, name: str, steps: list[str], number: int, before: bool) -> Any:
+    """Return a file operation that ends the process if it is the one with this number."""
+    original = getattr(owner, name)
 
-    def wrap(owner: Any, name: str) -> None:
-        original = getattr(owner, name)
+    def step(*arguments, **options):
+        here = len(steps)
+        steps.append(name)
+        if here == number and before:
+            raise Killed
+        result = original(*arguments, **options)
+        if here == number:
+            raise Killed
+        return result
 
-        def step(*arguments, **options):
-            here = next(counts)
-            if here == number and before:
-                raise Killed
-            result = original(*arguments, **options)
-            if here == number:
-                raise Killed
-            return result
+    return step
 
-        patch.setattr(owner, name, step)
 
-    for owner, name in STEPS:
-        wrap(owner, name)
+def test_resumable_folder_survives_a_kill_at_every_step_of_its_end(tmp_path):
+    """Whenever the end is cut off, the next run finds the work done, or the folder in place."""
+    steps = end_of_a_run(tmp_path / "whole", -1, before=True)
+    assert steps >= 4
+    for number, before in itertools.product(range(steps), (True, False)):
+        folder = tmp_path / f"{number}-{before}"
+        assert end_of_a_run(folder, number, before) == number + 1
+        target = folder / "made"
+        announced: list[str] = []
+        with resumable_folder(target, {"seed": 1}, announced.append) as made:
+            assert not (made / ".temporary").exists()
+            if announced:
+                assert announced == ["resumes where a killed run stopped"]
+                assert (made / "hours").read_text() == "of work"
+            else:
+                assert (target / "hours").read_text() == "of work"
+            (made / "hours").write_text("of work")
+        assert "hours" in names(target)
+        assert names(folder) == ["made"]

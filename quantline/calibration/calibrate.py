@@ -4,12 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from quantline.calibration.embedding_and_head import TOKENS
 from quantline.calibration.store import INFO
 from quantline.config.texts import Calibration
-from quantline.files import read_json, versions, write_json
+from quantline.files import read_json, versions, write_json, write_tensors
 from quantline.model.checkpoint import Checkpoint
 from quantline.text.documents import pin_revision, read_documents, sha256_documents
 from quantline.text.tokenizer import Tokenizer
@@ -80,7 +78,7 @@ class CalibrationRun:
             "layers": layers,
             "versions": versions(*PACKAGES),
         }
-        save_file({"tokens": self.tokens}, folder / TOKENS)
+        write_tensors(folder / TOKENS, {"tokens": self.tokens})
         write_json(folder / INFO, info)
         remove_progress(folder)
         return info

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from quantline.calibration import packing
+from quantline.files import write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ def keep_final_states(run: "BlockRun", tokens: int, folder: Path) -> None:
     states = torch.cat(parts)
     peak = states.abs().amax(0)
     shares = states / peak.clamp(min=torch.finfo(torch.float32).tiny)
-    save_file({"peak": peak.numpy(), "sample": shares.half().numpy()}, folder / FINAL)
+    write_tensors(folder / FINAL, {"peak": peak.numpy(), "sample": shares.half().numpy()})
 
 
 def keep_embedding_moments(gradients: "Iterable[torch.Tensor]", limit: int, folder: Path) -> None:
@@ -64,7 +65,7 @@ def keep_embedding_moments(gradients: "Iterable[torch.Tensor]", limit: int, fold
     def keep(layer: str, fisher_out: np.ndarray, shrinkage: np.ndarray) -> None:
         diagonal, triangle = packing.pack(fisher_out)
         tensors = {"diagonal": diagonal, "shrinkage": shrinkage, "triangle": triangle}
-        save_file(tensors, folder / EMBEDDING)
+        write_tensors(folder / EMBEDDING, tensors)
 
     moments = OutputMoments(limit, keep)
     for batch in gradients:

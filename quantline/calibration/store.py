@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from quantline.calibration import packing
 from quantline.errors import Failure, StageError
-from quantline.files import read_json
+from quantline.files import read_json, write_tensors
 
 INFO = "calibration.json"
 INPUTS = "inputs"  # second moments of the layers' inputs
@@ -69,7 +68,7 @@ class BlockWriter:
     def close(self, block: int) -> None:
         """Write the block's file under a temporary name, and rename it."""
         temporary = self.folder / ".part"
-        save_file(dict(sorted(self.tensors.items())), temporary)
+        write_tensors(temporary, dict(sorted(self.tensors.items())))
         temporary.rename(self.folder / block_file(self.kind, block))
         self.tensors = {}
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from quantline.calibration.store import CalibrationStore
 from quantline.config.texts import Text
 from quantline.errors import Failure, StageError
-from quantline.files import sha256_file, versions, write_json, write_text
+from quantline.files import sha256_file, versions, write_json, write_tensors, write_text
 from quantline.metrics.baseline import UnquantizedModel, perplexity, tokenize_item
 from quantline.metrics.gold_set import GoldItem, accuracy, load_gold
 from quantline.metrics.scoring import score_items
@@ -110,8 +109,8 @@ def write_reference(
     bias = checkpoint.optional(checkpoint.arch.head_bias)
     if bias is not None:
         head["bias"] = bias
-    save_file({"hidden": hidden, "tokens": tokens}, folder / "hidden.safetensors")
-    save_file(head, folder / FILE)
+    write_tensors(folder / "hidden.safetensors", {"hidden": hidden, "tokens": tokens})
+    write_tensors(folder / FILE, head)
 
 
 def check_texts(

@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from quantline.config.recipes import Recipe
 from quantline.errors import Failure, Reason, StageError
-from quantline.files import read_json, write_json
+from quantline.files import read_json, write_json, write_tensors
 from quantline.quantized.storages import GROUPED, STORAGES
 from quantline.quantized.tensors import GgmlBlocks, QuantizedTensor
 from quantline.registry import load_object
@@ -65,7 +64,7 @@ class QuantizedWriter:
 
     def close_part(self, part: str, report: dict[str, Any]) -> None:
         """Write what was added since the last part; it is complete once its report is there."""
-        save_file(dict(sorted(self.tensors.items())), self.folder / f"{part}.safetensors")
+        write_tensors(self.folder / f"{part}.safetensors", dict(sorted(self.tensors.items())))
         for entries in self.contents.values():
             for entry in entries.values():
                 entry["part"] = part

@@ -87,12 +87,6 @@ def test_calibration_store_reads_what_the_block_writer_wrote(written, moments):
     assert store.provenance() == {"text_sha256": "aa", "tokens": 40, "seed": 0}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="packing.pack returns the triangles of several blocks in Fortran order, and safetensors "
-    "0.8 writes memory as it lies: G of a layer of more than 512 outputs comes back with "
-    "its numbers in other places; np.ascontiguousarray in pack mends it, and changes results",
-)
 def test_fisher_out_of_several_blocks_is_what_was_written(written, moments):
     fisher_out = written().fisher_out(LAYER)
     expected = np.stack([moments, 2 * moments])

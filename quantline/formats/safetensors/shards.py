@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from quantline.files import write_json
+from quantline.files import write_json, write_tensors
 from quantline.model.checkpoint import INDEX, SINGLE
 
 SHARD_BYTES = 2 << 30  # a shard is in memory until it is written
@@ -37,7 +36,7 @@ class ShardWriter:
     def _flush(self) -> None:
         """Write the tensors that are in memory to a file of their own."""
         path = self.folder / f"shard-{len(self._shards)}"
-        save_file(self._tensors, path, metadata={"format": "pt"})
+        write_tensors(path, self._tensors, {"format": "pt"})
         self._shards.append((path, sorted(self._tensors)))
         self._tensors = {}
         self._bytes = 0
