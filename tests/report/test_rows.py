@@ -88,6 +88,18 @@ def test_read_row_leaves_out_gates_on_questions_where_there_are_none(measured):
     assert not any(gate["metric"].startswith("gold_") for gate in row.gates)
 
 
+def test_read_row_fails_a_gate_on_a_figure_that_nobody_knows(measured):
+    gate = '{metric: gold_acuracy, operator: ">=", threshold: 0.9, required: true}'
+    measured.compose("suite=default", "variant=[bf16]", "recipe=[none]", f"target.gates=[{gate}]")
+    path = METRICS / "bf16.json"
+    metrics = json.loads(path.read_text())
+    write_json(path, {key: metrics[key] for key in metrics if not key.startswith("gold_")})
+    vouch_for("bf16", load_params())
+    (checked,) = read_row("bf16", load_params()).gates
+    assert (checked["verdict"], checked["passed"]) == ("fails", False)
+    assert "gold_acuracy is not measured" in checked["said"]
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [
