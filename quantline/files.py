@@ -132,16 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         StageError: missing_file, if the file is not there or holds no JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"expected a JSON object in {path}: {error}; {CHECK_FILE}"
-        raise StageError(Failure.MISSING_FILE, message) from error
-    if not isinstance(value, dict):
-        found = type(value).__name__
-        message = f"expected a JSON object in {path}, found {found}; {CHECK_FILE}"
-        raise StageError(Failure.MISSING_FILE, message)
-    return value
+    return _read_json(path, dict, "object")
 
 
 def read_json_list(path: Path) -> list[Any]:
@@ -150,15 +141,19 @@ def read_json_list(path: Path) -> list[Any]:
     Raises:
         StageError: missing_file, if the file is not there or holds no JSON array.
     """
+    return _read_json(path, list, "array")
+
+
+def _read_json(path: Path, kind: type, name: str) -> Any:
+    """Read a JSON value of one kind, which has a name in JSON."""
+    expected = f"expected a JSON {name} in {path}"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        message = f"expected a JSON array in {path}: {error}; {CHECK_FILE}"
-        raise StageError(Failure.MISSING_FILE, message) from error
-    if not isinstance(value, list):
+        raise StageError(Failure.MISSING_FILE, f"{expected}: {error}; {CHECK_FILE}") from error
+    if not isinstance(value, kind):
         found = type(value).__name__
-        message = f"expected a JSON array in {path}, found {found}; {CHECK_FILE}"
-        raise StageError(Failure.MISSING_FILE, message)
+        raise StageError(Failure.MISSING_FILE, f"{expected}, found {found}; {CHECK_FILE}")
     return value
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.project import ROOT
+from tests.helpers.project import ROOT, tiny_inputs
 
 FILES = (
     "quantline",
@@ -114,21 +114,8 @@ def clone(tmp_path_factory, make_model, texts, empty_database) -> Clone:
     overrides = [
         "recipe=[none,q8_0,gptq-w4g128]",
         f"variant=[{','.join(VARIANTS)}]",
-        "model=local",
-        f"model.path={model}",
-        "calibration=file",
-        f"calibration.path={texts / 'calibration.txt'}",
-        "calibration.part=[0.0,1.0]",
-        "calibration.sequences=8",
-        "calibration.length=64",
-        "evaluation=file",
-        f"evaluation.path={texts / 'evaluation.txt'}",
-        "evaluation.part=[0.0,1.0]",
-        "evaluation.sequences=4",
-        "evaluation.length=64",
-        f"evaluation.gold={texts / 'gold.jsonl'}",
-        "evaluation.smoke_tokens=4",
-        "evaluation.speed={prompt_tokens: 8, new_tokens: 4, repetitions: 1, threads: 1}",
+        *tiny_inputs(model, texts),
+        "evaluation.speed.threads=1",
     ]
     return Clone(root, overrides)
 

@@ -11,31 +11,35 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def tiny_inputs(model: Path, texts: Path) -> list[str]:
+    """Return the overrides that name a model and texts, and measure little."""
+    return [
+        "model=local",
+        f"model.path={model}",
+        "calibration=file",
+        f"calibration.path={texts / 'calibration.txt'}",
+        "calibration.part=[0.0,1.0]",
+        "calibration.sequences=8",
+        "calibration.length=64",
+        "evaluation=file",
+        f"evaluation.path={texts / 'evaluation.txt'}",
+        "evaluation.part=[0.0,1.0]",
+        "evaluation.sequences=4",
+        "evaluation.length=64",
+        f"evaluation.gold={texts / 'gold.jsonl'}",
+        "evaluation.smoke_tokens=4",
+        "evaluation.speed.prompt_tokens=8",
+        "evaluation.speed.new_tokens=4",
+        "evaluation.speed.repetitions=1",
+    ]
+
+
 class Project:
     """A project folder with the repository's conf/ and a params.yaml that names tiny things."""
 
     def __init__(self, root: Path, model: Path, texts: Path) -> None:
         self.root = root
-        self.base = [
-            "suite=quick",
-            "model=local",
-            f"model.path={model}",
-            "calibration=file",
-            f"calibration.path={texts / 'calibration.txt'}",
-            "calibration.part=[0.0,1.0]",
-            "calibration.sequences=8",
-            "calibration.length=64",
-            "evaluation=file",
-            f"evaluation.path={texts / 'evaluation.txt'}",
-            "evaluation.part=[0.0,1.0]",
-            "evaluation.sequences=4",
-            "evaluation.length=64",
-            f"evaluation.gold={texts / 'gold.jsonl'}",
-            "evaluation.smoke_tokens=4",
-            "evaluation.speed.prompt_tokens=8",
-            "evaluation.speed.new_tokens=4",
-            "evaluation.speed.repetitions=1",
-        ]
+        self.base = ["suite=quick", *tiny_inputs(model, texts)]
 
     def compose(self, *overrides: str) -> None:
         """Write params.yaml from conf/; later overrides win."""
