@@ -35,10 +35,9 @@ def pick(
     print_report(report)
     for row in report["variants"]:
         if row["variant"] != report["pick"]:
-            typer.echo(f"  {row['variant']}: {'; '.join(row['why_not'])}")
+            typer.echo(f"  {row['variant']}: {row['message'] or '; '.join(row['why_not'])}")
     # That no variant meets a target is an answer; that there are no figures to ask is none.
     if all(row["status"] != "ok" for row in report["variants"]):
-        _say_why_not(report)
         raise typer.Exit(1)
 
 
@@ -50,13 +49,6 @@ def _report(params: Params) -> dict[str, Any]:
         return build_report(params)
     except StageError as error:
         raise stop(error) from None
-
-
-def _say_why_not(report: dict[str, Any]) -> None:
-    """Print what stands against each variant."""
-    for row in report["variants"]:
-        reason = row["message"] or "; ".join(row["objections"])
-        typer.echo(f"{row['variant']}: {reason}", err=True)
 
 
 def _params_for_target(overrides: list[str]) -> Params:
@@ -110,7 +102,9 @@ def gate(
     name = variant or report["pick"]
     if name is None:
         typer.echo(f"no variant meets the target {params.target.name}", err=True)
-        _say_why_not(report)
+        for row in report["variants"]:
+            reason = row["message"] or "; ".join(row["objections"])
+            typer.echo(f"{row['variant']}: {reason}", err=True)
         raise typer.Exit(1)
     row = next(row for row in report["variants"] if row["variant"] == name)
     for checked in row["gates"]:
@@ -118,6 +112,8 @@ def gate(
         typer.echo(f"{checked['verdict']:11} {required}  {checked['said']}")
     for objection in row["objections"]:
         typer.echo(f"{name}: {objection}", err=True)
+    if row["message"]:
+        typer.echo(f"{name}: {row['message']}", err=True)
     meets = not row["objections"]
     verb = "meets" if meets else "does not meet"
     typer.echo(f"{name} {verb} the target {params.target.name}", err=not meets)

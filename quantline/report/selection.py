@@ -27,7 +27,7 @@ class Choice(NamedTuple):
 def own_objections(row: VariantRow, target: Target) -> list[str]:
     """Return why a variant by itself cannot be shipped for a target; nothing if it can."""
     if not row.is_measured:
-        return [f"{row.problem}: {row.message}" if row.status == "stale" else row.problem]
+        return [row.problem]
     objections = []
     if target.formats is not None and row.format not in target.formats:
         objections.append(f"format {row.format} is not among {', '.join(target.formats)}")
