@@ -30,7 +30,7 @@ from quantline.config.targets import Optimize, Target
 from quantline.config.texts import Calibration, Limits, Speed, Text
 from quantline.config.variants import Variant, misfits
 from quantline.errors import ConfigError
-from quantline.files import atomic_folder
+from quantline.folders import atomic_folder
 from quantline.run.child_process import call_in_child
 
 if TYPE_CHECKING:

@@ -1,6 +1,9 @@
 """What can go wrong: the closed lists of names, and the exceptions that carry them."""
 
 import errno
+import os
+import re
+from collections.abc import Iterator
 from enum import StrEnum
 
 
@@ -53,6 +56,12 @@ class Failure(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
     DISK_FULL = "disk_full"
+    DISK_ERROR = "disk_error"
+    PERMISSION_DENIED = "permission_denied"
+    TOO_MANY_OPEN_FILES = "too_many_open_files"
+    NAME_TOO_LONG = "name_too_long"
+    INTERRUPTED = "interrupted"
+    KILLED = "killed"
     RUNTIME_UNAVAILABLE = "runtime_unavailable"
     RUNTIME_CRASHED = "runtime_crashed"
     NETWORK_UNAVAILABLE = "network_unavailable"
@@ -78,7 +87,44 @@ REASON_OF_STAGE = {
 ADVICE = {
     Failure.OUT_OF_MEMORY: "close other programs, or take fewer or shorter sequences",
     Failure.DISK_FULL: "free some space (`dvc gc --workspace` drops old results), and run it again",
+    Failure.DISK_ERROR: "look at the disk (`dmesg`), and run it again on a sound one",
+    Failure.PERMISSION_DENIED: "give this user the right to read or write there, and run it again",
+    Failure.TOO_MANY_OPEN_FILES: "raise the limit (`ulimit -n 4096`), and run it again",
+    Failure.NAME_TOO_LONG: "choose a shorter name or a shorter path",
+    Failure.PROJECT_BUSY: "wait until the other run has ended, and run it again",
+    Failure.MISSING_FILE: "put the file there, or run `quantline repro`",
 }
+# What the system says, as a number.
+OF_ERRNO = {
+    errno.ENOSPC: Failure.DISK_FULL,
+    errno.EDQUOT: Failure.DISK_FULL,
+    errno.EFBIG: Failure.DISK_FULL,  # of a limit on the size of files (`ulimit -f`), too
+    errno.EIO: Failure.DISK_ERROR,
+    errno.ESTALE: Failure.DISK_ERROR,
+    errno.EACCES: Failure.PERMISSION_DENIED,
+    errno.EPERM: Failure.PERMISSION_DENIED,
+    errno.EROFS: Failure.PERMISSION_DENIED,
+    errno.EMFILE: Failure.TOO_MANY_OPEN_FILES,
+    errno.ENFILE: Failure.TOO_MANY_OPEN_FILES,
+    errno.ENAMETOOLONG: Failure.NAME_TOO_LONG,
+    errno.ENOMEM: Failure.OUT_OF_MEMORY,
+    errno.ENOENT: Failure.MISSING_FILE,
+    errno.ENOTDIR: Failure.MISSING_FILE,
+    errno.EISDIR: Failure.MISSING_FILE,
+}
+# What libraries say in words alone: torch and onnxruntime, numpy's `tofile`, sqlite.
+OF_WORDS = {
+    r"can't allocate memory|not enough memory|out of memory|bad_alloc|bad allocation": (
+        Failure.OUT_OF_MEMORY
+    ),
+    r"failed to allocate memory|unable to allocate": Failure.OUT_OF_MEMORY,
+    r"\d+ requested and \d+ written|database or disk is full": Failure.DISK_FULL,
+    r"disk i/o error": Failure.DISK_ERROR,
+    r"readonly database": Failure.PERMISSION_DENIED,
+    r"database is locked": Failure.PROJECT_BUSY,
+}
+# Rust libraries end a message with the number, Python begins one with it.
+NUMBER_IN_WORDS = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]")
 
 
 class StageError(Exception):
@@ -112,16 +158,58 @@ class BusyError(ConfigError):
     failure = Failure.PROJECT_BUSY
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     """Name a failure that no stage foresaw.
 
-    Native libraries such as torch and safetensors say in words alone that memory or disk ran out.
+    Libraries wrap the cause in errors of their own, or carry it in words alone, so the errors that
+    led to this one count as well. A file that was not there before is no cause: many look for a
+    file, and go on without it.
     """
-    message = str(error).lower()
-    memory_words = ("can't allocate memory", "out of memory")
-    if isinstance(error, MemoryError) or any(words in message for words in memory_words):
-        return Failure.OUT_OF_MEMORY
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or "no space left on device" in message:
-        return Failure.DISK_FULL
+    for number, cause in enumerate(_causes(error)):
+        failure = _failure_of_one(cause)
+        if failure is not None and (number == 0 or failure is not Failure.MISSING_FILE):
+            return failure
     return Failure.INTERNAL_ERROR
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, what it was raised from or while handling, and so on."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop(0)
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        waiting.append(cause.__cause__)
+        if not cause.__suppress_context__:
+            waiting.append(cause.__context__)
+        if isinstance(cause, BaseExceptionGroup):
+            waiting.extend(cause.exceptions)
+
+
+def _failure_of_one(error: BaseException) -> Failure | None:
+    """Name a failure by an error's type, number and words; None if they say nothing."""
+    if isinstance(error, StageError | ConfigError):
+        return error.failure
+    if isinstance(error, MemoryError):
+        return Failure.OUT_OF_MEMORY
+    if type(error).__name__ == "PanicException":  # of a library in Rust
+        return Failure.RUNTIME_CRASHED
+    if isinstance(error, OSError) and error.errno in OF_ERRNO:
+        return OF_ERRNO[error.errno]
+    return _failure_in_words(str(error).lower())
+
+
+def _failure_in_words(words: str) -> Failure | None:
+    """Name a failure by the words of its message, in lower case."""
+    numbers = [int("".join(found)) for found in NUMBER_IN_WORDS.findall(words)]
+    numbers += [number for number in OF_ERRNO if os.strerror(number).lower() in words]
+    for number in numbers:
+        if number in OF_ERRNO:
+            return OF_ERRNO[number]
+    for pattern, failure in OF_WORDS.items():
+        if re.search(pattern, words):
+            return failure
+    return None

@@ -3,15 +3,13 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantline.errors import Failure, StageError
+from quantline.durable import remove_leftovers, sync, temporary_path
+from quantline.errors import Failure, StageError, failure_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,98 +19,23 @@ CHECK_FILE = "check the path; if quantline makes the file, run `dvc repro`"
 _KNOWN: dict[tuple[int, ...], str] = {}  # identity of a file → sha256
 
 
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder beside `target`.
-
-    It takes the target's name when the block ends well, and vanishes when it does not.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-        _take_name(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove what runs that were killed left beside a folder."""
-    for leftover in target.parent.glob(f".{target.name}.????????"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _take_name(folder: Path, target: Path) -> None:
-    """Put a finished folder in the place of the one that has the name now."""
-    for path in folder.rglob("*"):
-        # Some writers make private files; a link is left alone, for its mode is the source's.
-        if path.is_file() and path.stat().st_nlink == 1:
-            path.chmod(0o644)
-    if not target.exists():
-        os.rename(folder, target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    os.rename(target, aside / "old")
-    os.rename(folder, target)
-    shutil.rmtree(aside)
-
-
-@contextmanager
-def resumable_folder(
-    target: Path, key: dict[str, Any], announce: Callable[[str], None]
-) -> Iterator[Path]:
-    """Yield a folder as `atomic_folder` does, in which a killed run is continued.
-
-    What a killed run wrote is there again for the next run with the same key. After an error, or
-    with another key, nothing is kept.
-
-    Args:
-        target: The folder to make.
-        key: All that the content depends on, as JSON.
-        announce: Called with a sentence if an earlier run is continued or dropped.
-    """
-    _remove_leftovers(target)
-    folder = target.parent / f".{target.name}.partial"
-    # Beside the folder, so that it is there until the folder has its name.
-    key_file = target.parent / f".{target.name}.partial.json"
-    if folder.is_dir():
-        try:
-            before = json.loads(key_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = {}
-        changed = sorted(name for name in {*before, *key} if before.get(name) != key.get(name))
-        if changed:
-            announce(f"starts over, because {', '.join(changed)} changed since a run was killed")
-            shutil.rmtree(folder)
-        else:
-            announce("resumes where a killed run stopped")
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob(".*"):  # a file that was being written
-        leftover.unlink()
-    write_json(key_file, key)
-    try:
-        yield folder
-    except Exception:
-        shutil.rmtree(folder, ignore_errors=True)
-        key_file.unlink()
-        raise
-    _take_name(folder, target)
-    key_file.unlink()
-
-
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary file beside `path`, then rename it."""
+    """Write `text` to a temporary file beside `path`, then rename it.
+
+    The file is on the disk before it has its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    remove_leftovers(path)
+    temporary = temporary_path(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(temporary, 0o644)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def as_json(value: Any) -> str:
@@ -149,7 +72,9 @@ def _read_json(path: Path, kind: type, name: str) -> Any:
     expected = f"expected a JSON {name} in {path}"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StageError(failure_of(error), f"{expected}: {error}; {CHECK_FILE}") from error
+    except (ValueError, RecursionError) as error:
         raise StageError(Failure.MISSING_FILE, f"{expected}: {error}; {CHECK_FILE}") from error
     if not isinstance(value, kind):
         found = type(value).__name__
@@ -163,7 +88,7 @@ def write_tensors(
     """Write arrays as a safetensors file, each in C order.
 
     safetensors writes an array's memory as it lies, so that one that is transposed, or in Fortran's
-    order, would read back with its numbers in other places.
+    order, would read back with its numbers in other places. The file is on the disk at the end.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -171,6 +96,7 @@ def write_tensors(
     save_file(
         {name: np.asarray(values, order="C") for name, values in tensors.items()}, path, metadata
     )
+    sync(path)
 
 
 def sha256_file(path: Path) -> str:

@@ -8,7 +8,18 @@ from tests.helpers.imports import closure
 from tests.helpers.project import ROOT
 
 # What frames every stage. Parameters are compared by value, and files by their content.
-FRAME = ("config", "errors", "files", "links", "paths", "registry", "run", "tracking")
+FRAME = (
+    "config",
+    "durable",
+    "errors",
+    "files",
+    "folders",
+    "links",
+    "paths",
+    "registry",
+    "run",
+    "tracking",
+)
 MOST_LINES = 60
 SCRIPTS = sorted(path for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 

@@ -3,6 +3,7 @@
 A file is read and written, not mapped: mapped pages count as the process's memory.
 """
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -93,11 +94,13 @@ class ActivationStore:
         path.touch()
 
     def put(self, number: int, batches: Iterable[torch.Tensor]) -> None:
-        """Store a set."""
+        """Store a set; it is on the disk at the end."""
         with self.path.open("r+b") as file:
             file.seek(number % self.slots * self.bytes)
             for batch in batches:
                 file.write(batch.contiguous().numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
 
     def get(self, number: int) -> Iterator[torch.Tensor]:
         """Yield a set's batches."""

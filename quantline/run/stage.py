@@ -25,7 +25,7 @@ from quantline.errors import (
     StageError,
     failure_of,
 )
-from quantline.files import atomic_folder, resumable_folder
+from quantline.folders import atomic_folder, resumable_folder
 from quantline.paths import EVENTS
 from quantline.run.events import append_event
 from quantline.run.project_lock import project_lock

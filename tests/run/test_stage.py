@@ -145,7 +145,7 @@ def test_stage_run_names_a_failure_and_leaves_nothing(folder, capsys, stage, ins
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "disk_full"),
-        (OSError(errno.EACCES, "Permission denied"), "internal_error"),
+        (OSError(errno.EACCES, "Permission denied"), "permission_denied"),
         (ZeroDivisionError("division by zero"), "internal_error"),
     ],
 )
@@ -270,12 +270,17 @@ def test_resumable_output_says_that_it_continues_or_starts_over(folder, capsys):
     partial = Path("artifacts/.made.partial")
     partial.mkdir(parents=True)
     key_file = Path("artifacts/.made.partial.json")
-    key_file.write_text('{"seed": 1}')
+
+    def note() -> None:
+        content = {"key": {"seed": 1}, "inode": partial.stat().st_ino}
+        key_file.write_text(json.dumps(content))
+
+    note()
     with stage_run("load") as run:
         with run.resumable_output("artifacts/made", {"seed": 1}) as made:
             shutil.copytree(made, "copy")
         shutil.copytree("copy", partial)
-        key_file.write_text('{"seed": 1}')
+        note()
         with run.resumable_output("artifacts/made", {"seed": 2}):
             pass
     sentences = [
