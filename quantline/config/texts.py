@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from quantline.config.section import Section
 from quantline.config.variants import RuntimeName
 
+COLUMN = "text"  # of datasets and JSON lines, where no other is named
+MESSAGES = "messages"  # the column with chats, which comes before COLUMN
+
 
 class Text(Section):
     """Documents from a file or a Hub dataset, packed into sequences of one length."""
@@ -16,7 +19,11 @@ class Text(Section):
     dataset: str | None = Field(default=None, description="A dataset's id (source: hub).")
     dataset_config: str | None = Field(default=None, description="Its configuration.")
     split: str | None = Field(default=None, description="Its split (source: hub).")
-    column: str = Field(default="text", description="The column that holds the text.")
+    column: str = Field(
+        default=COLUMN,
+        description="The column of a dataset, or the key in JSON lines, that holds the text or the "
+        "chat messages; with the default, `messages` comes first where there is one.",
+    )
     dataset_revision: str | None = Field(default=None, description="Branch, tag or commit.")
     part: tuple[float, float] = Field(
         default=(0.0, 1.0), description="Share of the documents to take, from and to."

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from quantline.errors import Failure, StageError
 from quantline.files import read_json
-from quantline.text.documents import Document
+from quantline.text.documents import LONGEST, Document, cut_text
 
 SLOW_FILES = ("tokenizer.model", "vocab.json")  # of older checkpoints, in place of tokenizer.json
 
@@ -178,7 +178,10 @@ class Tokenizer:
         stream: list[int] = []
         for document in documents:
             text = document if isinstance(document, str) else self.render(document)
-            stream += self.encode(text)
+            for piece in [text] if len(text) <= LONGEST else cut_text(text, LONGEST):
+                stream += self.encode(piece)
+                if len(stream) >= room * sequences:
+                    break
             if separator is not None:
                 stream.append(separator)
             if len(stream) >= room * sequences:

@@ -72,6 +72,19 @@ def test_pack_cuts_one_stream_into_full_sequences(tiny_model, with_begin_token):
     assert with_begin_token.prompt("ada") == [0, *plain.encode("ada")]
 
 
+def test_pack_gives_the_tokenizer_no_more_than_a_piece_of_a_giant_document(tiny_model, monkeypatch):
+    monkeypatch.setattr("quantline.text.tokenizer.LONGEST", 60)
+    tokenizer = Tokenizer(tiny_model)
+    encoded = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encoded.append(text) or encode(text))
+    giant = "ada met hugo by the river. " * 1000
+    packed = tokenizer.pack([[{"role": "user", "content": giant}]], 2, 16)
+    assert packed.shape == (2, 16)
+    assert max(map(len, encoded)) <= 60
+    assert len(encoded) < 10  # enough tokens end it
+
+
 def test_pack_refuses_text_that_fills_no_sequence(tiny_model):
     with pytest.raises(StageError, match="found 2") as error:
         Tokenizer(tiny_model).pack(["ada"], 4, 16)
