@@ -15,6 +15,7 @@ FRAME = (
     "files",
     "folders",
     "links",
+    "messages",
     "paths",
     "registry",
     "run",

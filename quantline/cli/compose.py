@@ -2,14 +2,13 @@
 
 import os
 
-import typer
-
 from quantline.cli.program import PARAMS, Overrides, app, stop
 from quantline.config.compose import as_yaml, compose, load_params, missing_inputs, project_root
 from quantline.config.stale import differences
 from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from quantline.files import write_text
+from quantline.messages import say
 from quantline.run.project_lock import project_lock
 
 
@@ -42,8 +41,8 @@ def compose_project(overrides: list[str]) -> None:
     if not PARAMS.is_file() or PARAMS.read_text(encoding="utf-8") != text:
         write_text(PARAMS, text)
     for change in changes:
-        typer.echo(change)
-    typer.echo(
+        say(change)
+    say(
         f"params.yaml: suite {params.suite}, {len(params.recipes)} recipes, "
         f"{len(params.variants)} variants, {'changed' if changes else 'as before'}"
     )

@@ -12,6 +12,7 @@ import yaml
 from quantline.cli.program import app, stop
 from quantline.config.compose import project_root
 from quantline.errors import ConfigError
+from quantline.messages import say
 from quantline.run.project_lock import project_lock
 
 
@@ -45,8 +46,8 @@ def grid(
     except ConfigError as error:
         raise stop(error) from None
     for point in points:
-        typer.echo(f"recipe {point.recipe}, variant {point.variant}")
-    typer.echo(f"conf/suite/{suite}.yaml has them: quantline repro suite={suite}")
+        say(f"recipe {point.recipe}, variant {point.variant}")
+    say(f"conf/suite/{suite}.yaml has them: quantline repro suite={suite}")
 
 
 def grid_options(arguments: Sequence[str]) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ from quantline.config.params import Params
 from quantline.config.stale import check_fresh
 from quantline.config.validation import validate
 from quantline.errors import ConfigError, StageError
+from quantline.messages import say
 
 
 @app.command()
@@ -35,7 +36,7 @@ def pick(
     print_report(report)
     for row in report["variants"]:
         if row["variant"] != report["pick"]:
-            typer.echo(f"  {row['variant']}: {row['message'] or '; '.join(row['why_not'])}")
+            say(f"  {row['variant']}: {row['message'] or '; '.join(row['why_not'])}")
     # That no variant meets a target is an answer; that there are no figures to ask is none.
     if all(row["status"] != "ok" for row in report["variants"]):
         raise typer.Exit(1)
@@ -101,20 +102,20 @@ def gate(
     report = _report(params)
     name = variant or report["pick"]
     if name is None:
-        typer.echo(f"no variant meets the target {params.target.name}", err=True)
+        say(f"no variant meets the target {params.target.name}", error=True)
         for row in report["variants"]:
             reason = row["message"] or "; ".join(row["objections"])
-            typer.echo(f"{row['variant']}: {reason}", err=True)
+            say(f"{row['variant']}: {reason}", error=True)
         raise typer.Exit(1)
     row = next(row for row in report["variants"] if row["variant"] == name)
     for checked in row["gates"]:
         required = "required" if checked["required"] else "optional"
-        typer.echo(f"{checked['verdict']:11} {required}  {checked['said']}")
+        say(f"{checked['verdict']:11} {required}  {checked['said']}")
     for objection in row["objections"]:
-        typer.echo(f"{name}: {objection}", err=True)
+        say(f"{name}: {objection}", error=True)
     if row["message"]:
-        typer.echo(f"{name}: {row['message']}", err=True)
+        say(f"{name}: {row['message']}", error=True)
     meets = not row["objections"]
     verb = "meets" if meets else "does not meet"
-    typer.echo(f"{name} {verb} the target {params.target.name}", err=not meets)
+    say(f"{name} {verb} the target {params.target.name}", error=not meets)
     raise typer.Exit(0 if meets else 1)

@@ -9,6 +9,7 @@ import typer
 from quantline.cli.program import PAGE, app, run_module, stop
 from quantline.config.compose import project_root
 from quantline.errors import ConfigError
+from quantline.messages import say
 
 
 @app.command("lm-eval")
@@ -57,7 +58,7 @@ def lm_eval(
     failed = [name for name in variants if run_module("stages.lm_eval", name, *arguments)]
     measured = len(failed) < len(variants)
     if measured and not run_module("dvc", "repro", "--quiet", "--single-item", "compare"):
-        typer.echo(f"Page: {PAGE.resolve()}")
+        say(f"Page: {PAGE.resolve()}")
     if failed:
-        typer.echo(f"failed: {', '.join(failed)}", err=True)
+        say(f"failed: {', '.join(failed)}", error=True)
         raise typer.Exit(1)

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from quantline.errors import ConfigError, StageError
+from quantline.messages import guard_libraries, say
 from quantline.paths import REPORTS
 
 PARAMS = Path("params.yaml")
 COMPARISON = REPORTS / "compression.json"
 PAGE = REPORTS / "compression.html"
 
+guard_libraries()
 app = typer.Typer(
     help="A trained language model in; measured, deployable quantized variants out.",
     no_args_is_help=True,
@@ -32,7 +34,7 @@ Overrides = Annotated[
 
 def stop(error: ConfigError | StageError) -> typer.Exit:
     """Print an error with its name; return what ends the command."""
-    typer.echo(f"{error.failure}: {error}", err=True)
+    say(f"{error.failure}: {error}", error=True)
     return typer.Exit(1)
 
 

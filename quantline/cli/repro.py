@@ -10,6 +10,7 @@ from quantline.cli.program import COMPARISON, PAGE, PARAMS, Overrides, app, run_
 from quantline.config.compose import load_params, project_root
 from quantline.errors import ConfigError
 from quantline.files import as_json
+from quantline.messages import say
 from quantline.run.project_lock import project_lock
 
 
@@ -40,21 +41,21 @@ def _run_and_show() -> None:
     if failed or not _is_present():
         run_module("stages.compare")
         if not COMPARISON.is_file() or COMPARISON.stat().st_mtime_ns == before:
-            typer.echo(
-                "no comparison could be made; the errors are above, and in events.jsonl", err=True
+            say(
+                "no comparison could be made; the errors are above, and in events.jsonl", error=True
             )
             raise typer.Exit(1)
     from quantline.report.terminal import print_report
 
     report = json.loads(COMPARISON.read_text(encoding="utf-8"))
     print_report(report)
-    typer.echo(f"Page: {PAGE.resolve()}")
+    say(f"Page: {PAGE.resolve()}")
     for row in report["variants"]:
         if row["status"] != "ok":
-            typer.echo(f"{row['variant']}: {row['message']}", err=True)
+            say(f"{row['variant']}: {row['message']}", error=True)
             failed = failed or 1
     if failed:
-        typer.echo("something failed: the page and events.jsonl name it", err=True)
+        say("something failed: the page and events.jsonl name it", error=True)
         raise typer.Exit(1)
 
 
@@ -68,7 +69,7 @@ def _make_stale_again() -> bool:
 
     links = stale_stages(load_params(PARAMS))
     for link in links:
-        typer.echo(f"{link.stage} runs again: {link.reason}")
+        say(f"{link.stage} runs again: {link.reason}")
         run_module("dvc", "repro", "--force", "--single-item", link.stage)
     return bool(links)
 

@@ -11,6 +11,7 @@ from quantline.config.compose import load_params, project_root
 from quantline.config.stale import check_fresh
 from quantline.errors import ConfigError, StageError
 from quantline.formats.bundle.manifest import MANIFEST
+from quantline.messages import say
 
 
 @app.command()
@@ -37,9 +38,9 @@ def verify(
     failed = False
     for folder in bundles:
         try:
-            typer.echo(verify_bundle(folder, figures))
+            say(verify_bundle(folder, figures))
         except StageError as error:
-            typer.echo(f"{folder}: {error.failure}: {error}", err=True)
+            say(f"{folder}: {error.failure}: {error}", error=True)
             failed = True
     if variants or not bundles:
         try:
@@ -56,8 +57,8 @@ def verify(
             raise stop(error) from None
         for name in variants or params.variants:
             try:
-                typer.echo(verify_variant(name, params))
+                say(verify_variant(name, params))
             except StageError as error:
-                typer.echo(f"{name}: {error.failure}: {error}", err=True)
+                say(f"{name}: {error.failure}: {error}", error=True)
                 failed = True
     raise typer.Exit(int(failed))

@@ -6,6 +6,11 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from quantline.config.section import Section
+from quantline.messages import without_secrets
+
+# Of the stores that MLflow keeps runs and models in. Its folders of files are gone, and those of
+# one vendor want that vendor's client.
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 
 
 class Registry(Section):
@@ -42,11 +47,13 @@ class Tracking(Section):
 
     @field_validator("uri")
     @classmethod
-    def _without_credentials(cls, uri: str) -> str:
-        if re.match(r"https?://[^/]*@", uri):
+    def _is_a_store(cls, uri: str) -> str:
+        scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(?:\+\w+)?://", uri)
+        if scheme is None or scheme[1].lower() not in SCHEMES:
             raise ValueError(
-                "no credentials in the address: params.yaml is kept in git; set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                f"expected an address that begins with one of {', '.join(SCHEMES)}, each followed "
+                "by ://, such as sqlite:///mlflow.db or https://mlflow.example.org, found "
+                f"{without_secrets(uri)}"
             )
         return uri
 

@@ -1,7 +1,8 @@
 """Reading values into the schema, with errors that say plainly what is wrong."""
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -11,7 +12,14 @@ from quantline.config.recipes import RECIPES, Recipe
 from quantline.config.section import Section
 from quantline.config.variants import Variant
 from quantline.errors import ConfigError
+from quantline.messages import shortened, without_secrets
 
+CREDENTIALS_BELONG = (
+    "for a server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN; for a database use what its client reads, such as ~/.pgpass"
+)
+MOST_VALUES = 100_000  # more than a suite of a thousand variants has
+LONGEST_VALUE = 200  # characters of a value in a message
 NAMED = {"recipes": Recipe, "variants": Variant}  # sections whose keys are names that users choose
 
 
@@ -21,11 +29,62 @@ def validate(values: dict[str, Any]) -> Params:
     Raises:
         ConfigError: With all that is wrong, each wrong key with the valid ones.
     """
+    _check_form(values)
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = [_explain(dict(problem), values) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
+
+
+def _check_form(values: dict[str, Any]) -> None:
+    """Refuse values that YAML's aliases make endless or huge, and those that hold credentials."""
+    if _size(values, {}, set()) > MOST_VALUES:
+        raise ConfigError(
+            f"expected at most {MOST_VALUES:,} values, found more, or one that contains itself; "
+            "write them out without YAML's anchors and aliases"
+        )
+    problems = []
+    for key, value in _texts(values):
+        if without_secrets(value) == value:
+            continue
+        if key == "tracking.uri":
+            problem = "no credentials in the address: params.yaml is kept in git; "
+            problems.append(f"{key}: {problem}{CREDENTIALS_BELONG}")
+        else:
+            problems.append(
+                f"{without_secrets(key)}: expected no credentials, found what looks like some: "
+                "params.yaml is kept in git; take them out, and revoke them if it was shared"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _size(value: Any, known: dict[int, float], inside: set[int]) -> float:
+    """Return the number of values in a nested one, each alias counted; infinity for a circle."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) in inside:
+        return math.inf
+    if id(value) not in known:
+        inside.add(id(value))
+        entries = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(entry, known, inside) for entry in entries)
+        inside.remove(id(value))
+    return known[id(value)]
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each text in a nested value, and each key, with the path to it."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield path, str(key)
+            yield from _texts(entry, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry, path)
 
 
 def _explain(problem: dict[str, Any], values: dict[str, Any]) -> str:
@@ -45,7 +104,7 @@ def _explain(problem: dict[str, Any], values: dict[str, Any]) -> str:
         return message
     if problem["type"] in ("missing", "value_error"):
         return f"{'.'.join(keys)}: {message}"
-    return f"{'.'.join(keys)}: {message}, found {problem['input']!r}"
+    return f"{'.'.join(keys)}: {message}, found {shortened(repr(problem['input']), LONGEST_VALUE)}"
 
 
 def _unknown_key(keys: list[str], valid: Iterable[str]) -> str:

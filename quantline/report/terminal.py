@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from quantline.messages import plain
 from quantline.metrics.figure import cli_columns
 
 
@@ -19,10 +20,15 @@ def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
     """
     console = Console(file=file or sys.stdout)
     console.print(_table(report))
-    name = escape(report["target"]["name"])
-    console.print(f"\nShip for {name}: [bold]{escape(report['pick'] or 'none of them')}[/bold]")
+    name = _text(report["target"]["name"])
+    console.print(f"\nShip for {name}: [bold]{_text(report['pick'] or 'none of them')}[/bold]")
     for reason in report["reasons"]:
-        console.print(f"  - {escape(reason)}", highlight=False)
+        console.print(f"  - {_text(reason)}", highlight=False)
+
+
+def _text(text: str) -> str:
+    """Return a text for rich, which is neither markup nor control of the terminal."""
+    return escape(plain(text))
 
 
 def _table(report: dict[str, Any]) -> Table:
@@ -43,5 +49,5 @@ def _table(report: dict[str, Any]) -> Table:
             style = "bold green"
             remark = "pick"
         cells = [column.text(figures.get(column.key)) for column in columns]
-        table.add_row(escape(row["variant"]), *cells, escape(remark), style=style)
+        table.add_row(_text(row["variant"]), *cells, _text(remark), style=style)
     return table

@@ -2,8 +2,13 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+# Control characters that JSON leaves as they are: C1, those that change the direction of text, and
+# separators of lines.
+UNPRINTABLE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
 # What every event has, with its type.
 KEYS: dict[str, type | tuple[type, ...]] = {
@@ -24,6 +29,8 @@ def append_event(path: Path, event: dict[str, Any]) -> None:
         OSError: If the file cannot take the line.
     """
     text = json.dumps(event, ensure_ascii=False, sort_keys=True)
+    # JSON's own escapes in place of what would move a terminal that shows the file.
+    text = UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     line = text.encode("utf-8", "backslashreplace") + b"\n"  # a text may hold half a character
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:

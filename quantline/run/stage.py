@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import os
-import sys
 import time
 import traceback
 import uuid
@@ -26,6 +25,7 @@ from quantline.errors import (
     failure_of,
 )
 from quantline.folders import atomic_folder, resumable_folder
+from quantline.messages import redacted, say, shortened
 from quantline.paths import EVENTS
 from quantline.run.events import append_event
 from quantline.run.project_lock import project_lock
@@ -166,7 +166,7 @@ class StageRun:
             "payload": details | (payload or {}),
         }
         for path in sorted({EVENTS.resolve(), _events_root() / EVENTS}):
-            append_event(path, event)
+            append_event(path, redacted(event))
 
     def output(self, target: str | Path) -> AbstractContextManager[Path]:
         """Return an output folder that appears when its block ends well."""
@@ -182,7 +182,7 @@ class StageRun:
         return resumable_folder(Path(target), key, self._announce)
 
     def _announce(self, sentence: str) -> None:
-        print(f"{self.label}: {sentence}")
+        say(f"{self.label}: {sentence}")
         self.event("info", f"{self.label} {sentence}", Reason.STAGE_STARTED)
 
     def track(
@@ -246,18 +246,19 @@ class StageRun:
             **payload: Details for the event, as JSON.
         """
         reason = reason or REASON_OF_STAGE[self.stage]
-        print(f"{self.label}: {reason} ({failure}): {message}", file=sys.stderr)
+        message = shortened(message)
+        say(f"{self.label}: {reason} ({failure}): {message}", error=True)
         try:
             self.event("error", message, reason, payload, failure)
         except OSError as error:  # a full disk cannot take the event either
-            print(f"{self.label}: cannot write {EVENTS}: {error}", file=sys.stderr)
+            say(f"{self.label}: cannot write {EVENTS}: {error}", error=True)
 
     def succeed(self) -> None:
         """Write the last event and print the summary."""
         seconds = time.perf_counter() - self._timer
         payload = {"seconds": round(seconds, 3)}
         self.event("info", f"{self.label}: {self._summary}", Reason.STAGE_FINISHED, payload)
-        print(f"{self.label}: {self._summary}, {seconds:.1f} s")
+        say(f"{self.label}: {self._summary}, {seconds:.1f} s")
 
 
 @contextlib.contextmanager
@@ -278,7 +279,7 @@ def stage_run(stage: str, instance: str | None = None) -> Iterator[StageRun]:
     except Exception as error:  # whatever it is, it is named, and it ends the stage
         failure = failure_of(error)
         if failure is Failure.INTERNAL_ERROR:
-            traceback.print_exc()
+            say(traceback.format_exc(), error=True)
         advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
         message = f"{type(error).__name__}: {error}{advice}"
         run.fail(failure, message, traceback=traceback.format_exc())
