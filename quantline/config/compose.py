@@ -8,6 +8,7 @@ from typing import Any, cast
 import yaml
 
 from quantline.config.containers import CONTAINERS
+from quantline.config.overrides import for_hydra
 from quantline.config.params import Params
 from quantline.config.recipes import RECIPES
 from quantline.config.validation import unknown_key, validate
@@ -91,26 +92,20 @@ def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str
     from omegaconf.errors import OmegaConfBaseException
 
     folder = project_root(root)
+    forms = for_hydra(overrides, folder / "conf")
     try:
         with initialize_config_dir(str(folder / "conf"), version_base=None):
             register_resolvers(folder)
-            config = hydra_compose("config", overrides=[_forced(one) for one in overrides])
+            config = hydra_compose("config", overrides=forms)
             container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"conf/ does not compose: {_plain(error)}") from error
+    except Exception as error:  # a file that is no YAML, or YAML in which Hydra stumbles
+        name = type(error).__name__
+        raise ConfigError(f"conf/ does not compose: {name}: {error}; mend the file") from error
     composed = cast(dict[str, Any], container)
     validate(composed)
     return composed
-
-
-def _forced(override: str) -> str:
-    """Turn `+a.b=value` into Hydra's `++a.b=value`, which also overrides a key that conf/ defines.
-
-    `+group=choice` stays, and adds to a group.
-    """
-    if re.match(r"\+[\w-]+\.", override):
-        return "+" + override
-    return override
 
 
 def _plain(error: Exception) -> str:
@@ -119,8 +114,16 @@ def _plain(error: Exception) -> str:
         key = getattr(error, "full_key", None)
         return f"{key} has no value; give one: {key}=..."
     if named := re.match(r"Could not override '([\w.-]+)'", str(error)):
-        return unknown_key(named[1]) or str(error)
-    return str(error).strip()
+        key = named[1]
+        entry = key.split(".")[1:2]
+        return unknown_key(key) or (
+            f"{key}: there is no such key; either the suite has no {''.join(entry)}, or its method "
+            f"has no such option; +{key}=... adds it"
+        )
+    # Hydra's own advice is about its search path and its manual.
+    text = re.split(r"\n\s*(?:Config search path|See https|object_type)", str(error).strip())[0]
+    text = text.replace("full_key: ", "at ")
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def as_yaml(composed: dict[str, Any]) -> str:
@@ -156,7 +159,7 @@ def missing_inputs(params: Params) -> list[str]:
         "evaluation.gold": evaluation.gold,
     }
     return [
-        f"{key}: there is no {path}"
+        f"{key}: there is no {path}" + ("" if Path(path).is_absolute() else f" in {Path.cwd()}")
         for key, path in named.items()
         if path and not Path(path).exists()
     ]

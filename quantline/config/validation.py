@@ -3,7 +3,8 @@
 import difflib
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -120,13 +121,51 @@ def unknown_key(dotted: str) -> str | None:
     An option of a recipe is known if any method has it.
     """
     keys = dotted.split(".")
-    if len(keys) == 2 and keys[0] in NAMED:
+    if knows(dotted) or (len(keys) == 2 and keys[0] in NAMED):
         return None
     if len(keys) == 3 and keys[0] == "recipes":
         valid = [field for recipe in RECIPES.values() for field in recipe.model_fields]
     else:
         valid = _fields_at(keys[:-1], {})
     return None if keys[-1] in valid else _unknown_key(keys, valid)
+
+
+def knows(dotted: str) -> bool:
+    """Whether the schema has a dotted key that is no entry of recipes and variants."""
+    keys = dotted.split(".")
+    return keys[0] not in NAMED and bool(_types_at(keys))
+
+
+def is_text(dotted: str) -> bool:
+    """Whether the schema wants any text at a dotted key, or a text or null."""
+    types = _types_at(dotted.split("."))
+    return bool(types) and all(kind in (str, type(None)) for kind in types)
+
+
+def _types_at(keys: list[str]) -> list[Any]:
+    """Return the types that the schema allows at a place; none if it has no such place."""
+    types: list[Any] = [Params]
+    for key in keys:
+        inner: list[Any] = []
+        for kind in types:
+            if get_origin(kind) is dict:
+                inner += _alternatives(get_args(kind)[1])
+            elif isinstance(kind, type) and issubclass(kind, Section):
+                sections = RECIPES.values() if kind is Recipe else [kind]
+                for section in sections:
+                    if field := section.model_fields.get(key):
+                        inner += _alternatives(field.annotation)
+        types = inner
+    return types
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Return the types of a union, without what Annotated adds to them."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for member in get_args(annotation) for kind in _alternatives(member)]
+    return [annotation]
 
 
 def _fields_at(keys: list[str], values: dict[str, Any]) -> list[str]:

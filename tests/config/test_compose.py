@@ -1,6 +1,7 @@
 """conf/ composes to parameters that fit the schema, with every value written out."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
@@ -231,7 +232,7 @@ def test_load_params_says_how_to_mend_an_unreadable_file(tmp_path, content):
 def test_missing_inputs_names_the_key_of_each_absent_path():
     overrides = ["model=local", "model.path=no/model", "evaluation.gold=no/gold.jsonl"]
     problems = missing_inputs(validate(composed(*overrides)))
-    assert "model.path: there is no no/model" in problems
-    assert "evaluation.gold: there is no no/gold.jsonl" in problems
+    assert f"model.path: there is no no/model in {Path.cwd()}" in problems
+    assert f"evaluation.gold: there is no no/gold.jsonl in {Path.cwd()}" in problems
     of_a_hub_model = missing_inputs(validate(composed("model=smollm2-135m")))
     assert not [problem for problem in of_a_hub_model if problem.startswith("model")]

@@ -116,7 +116,7 @@ PROBLEMS = [
     ),
     ("+recipes.int8.budget={}", r"recipes\.int8\.budget: unknown key"),
     ("calibration.part=[0.6,0.5]", r"calibration: .*0 <= from < to <= 1"),
-    ("suite=quik", r"Could not find 'suite/quik'[\s\S]*quick"),
+    ("suite=quik", r"there is no suite quik \(did you mean quick\?\)"),
     ("model=local", r"model\.path has no value; give one: model\.path=\.\.\."),
     ("model=hub", r"model\.id has no value"),
 ]
