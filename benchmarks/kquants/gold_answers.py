@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from benchmarks.model_under_test import ModelUnderTest
-from quantline.metrics.baseline import tokenize_item
-from quantline.metrics.gold_set import load_gold
+from quantline.metrics.gold_items import load_gold
+from quantline.metrics.gold_tokens import tokenize_items
 from quantline.metrics.scoring import score_items
 from quantline.metrics.significance import compare_gold
 from quantline.runtimes.runtime import decode_greedily
@@ -32,7 +32,7 @@ class GoldAnswers:
         """
         self._model = model.model
         self._tokenizer = Tokenizer(model.checkpoint.folder)
-        self.items = [tokenize_item(item, self._tokenizer) for item in load_gold(gold)]
+        self.items = tokenize_items(load_gold(gold), self._tokenizer)
         self.baseline = score_items(self, self.items)
 
     @torch.inference_mode()

@@ -6,7 +6,7 @@ Memory does not grow with the depth of the model: it runs one decoder block at a
 import numpy as np
 
 from quantline.errors import Failure, StageError
-from quantline.metrics.gold_set import MAX_TOKENS, GoldItem, TokenizedItem
+from quantline.metrics.gold_set import TokenizedItem
 from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.output_head import OutputHead
@@ -17,36 +17,6 @@ CHUNK_VALUES = 1 << 24  # log-probabilities held at once, so that a large vocabu
 Row = tuple[int, ...]  # token ids
 # What is generated: the prompt, how many tokens at most, and the tokens that end the answer.
 Job = tuple[Row, int, frozenset[int]]
-
-
-def tokenize_item(item: GoldItem, tokenizer: Tokenizer) -> TokenizedItem:
-    """Return a gold item as token ids.
-
-    The prompt is as the model expects it; the answer or the choices are encoded on their own.
-    """
-    choices = item.choices or ([] if item.generated else [item.answer])
-    continuations = [tokenizer.encode(choice) for choice in choices]
-    divisors = [1] * len(choices)
-    if item.normalize == "tokens":
-        divisors = [len(tokens) for tokens in continuations]
-    elif item.normalize == "length":
-        divisors = [len(choice) for choice in choices]
-    end = tokenizer.special("eos_token")
-    return TokenizedItem(
-        id=item.id,
-        task=item.task,
-        text=tokenizer.render(item.chat, True) if item.chat else item.prompt,
-        reference=item.answer,
-        kind=item.kind,
-        prompt=tokenizer.prompt(item.prompt, item.chat),
-        continuations=continuations,
-        answer=choices.index(item.answer) if choices else 0,
-        divisors=divisors,
-        match=item.match,
-        stop=item.stop,
-        max_tokens=item.max_tokens or MAX_TOKENS,
-        end=[] if end is None else [end],
-    )
 
 
 class UnquantizedModel:

@@ -18,6 +18,7 @@ from quantline.metrics.scoring import (
     first_stop,
     score_continuations,
 )
+from quantline.text.join import encode_join
 from quantline.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 256  # of a text that is generated, where the task does not say
@@ -116,11 +117,9 @@ class RuntimeLM:
         if not context:
             ids = encode(continuation)
             return (ids[:1], ids[1:]) if ids[:1] == [self.prefix] else ([self.prefix], ids)
-        bare = context.rstrip()
-        if not bare:
+        if not context.strip():
             return [self.prefix], encode(context + continuation)
-        before = self._encode(bare)
-        return before, self._encode(context + continuation)[len(before) :]
+        return encode_join(self._encode, context, continuation)
 
     def _windows(self, text: str) -> list[Pair]:
         """Cut a text into contexts and continuations that predict each token once.

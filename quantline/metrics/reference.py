@@ -16,8 +16,10 @@ from quantline.calibration.store import CalibrationStore
 from quantline.config.texts import Text
 from quantline.errors import Failure, StageError
 from quantline.files import sha256_file, versions, write_json, write_tensors, write_text
-from quantline.metrics.baseline import UnquantizedModel, perplexity, tokenize_item
-from quantline.metrics.gold_set import GoldItem, accuracy, load_gold
+from quantline.metrics.baseline import UnquantizedModel, perplexity
+from quantline.metrics.gold_items import GoldItem, load_gold
+from quantline.metrics.gold_set import accuracy
+from quantline.metrics.gold_tokens import tokenize_items
 from quantline.metrics.scoring import score_items
 from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
@@ -64,12 +66,12 @@ def make_reference(
     tokenizer = Tokenizer(model_folder)
     documents = read_documents(evaluation)
     questions = load_gold(gold) if gold else []
+    items = tokenize_items(questions, tokenizer)
     check_texts(calibration_folder, calibration, documents, questions)
 
     tokens = tokenizer.pack(documents, evaluation.sequences, evaluation.length)
     hidden = final_hidden_states(checkpoint, tokens, "reference")
     head = OutputHead.of(checkpoint)
-    items = [tokenize_item(question, tokenizer) for question in questions]
     baseline = []
     if items:
         baseline = score_items(UnquantizedModel(checkpoint, head, tokenizer, items), items)

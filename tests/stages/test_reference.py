@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from quantline.metrics import baseline
-from quantline.metrics.gold_set import load_gold, read_tokenized
+from quantline.metrics.gold_items import load_gold
+from quantline.metrics.gold_set import read_tokenized
 from quantline.model.output_head import open_head
 from quantline.text.tokenizer import Tokenizer
 
@@ -118,11 +119,13 @@ def test_reference_tokenizes_and_answers_the_gold_set(calibrated, full_model, ti
     tokenizer = Tokenizer(tiny_model)
     assert len(questions) == 9
     for question, item, answer in zip(questions, items, answers, strict=True):
-        assert item.prompt == tokenizer.prompt(question.prompt, question.chat)
         text = tokenizer.render(question.chat, True) if question.chat else question.prompt
         assert item.text == text
+        # White space at the prompt's end belongs to what follows.
+        assert item.prompt == tokenizer.encode(text.rstrip())
         choices = question.choices or [question.answer]
-        assert item.continuations == [tokenizer.encode(choice) for choice in choices]
+        whole = [tokenizer.encode(text + choice) for choice in choices]
+        assert [item.prompt + tokens for tokens in item.continuations] == whole
         likelihoods = []
         greedy = []
         for tokens in item.continuations:
