@@ -1,5 +1,8 @@
-"""Makes the resolvers of conf/ known when DVC composes: Hydra imports all of hydra_plugins/."""
+"""Makes the resolvers of conf/ known when DVC composes: Hydra imports all of hydra_plugins/.
 
-from quantline.config.compose import register_resolvers
+With them comes a check that an experiment is on the project's own model, texts and suite.
+"""
 
-register_resolvers()
+from quantline.run.dvc_composition import register_for_dvc
+
+register_for_dvc()

@@ -1,5 +1,6 @@
 """The command `quantline`.
 
+quantline init    [OVERRIDES...]     keep overrides in conf/experiment/, for all that follows
 quantline compose [OVERRIDES...]     conf/ -> params.yaml
 quantline repro   [OVERRIDES...]     compose, `dvc repro --keep-going`, then the comparison
 quantline pick    [target=... ...]   which variant to ship for a target, from what was measured
@@ -11,10 +12,10 @@ quantline lm-eval VARIANTS... --tasks ...    tasks of lm-evaluation-harness on b
 Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`,
 `recipes.gptq-w4g128.bits=3`, `+variant=[gguf-f16]` (one more variant),
 `variant=[bf16,gguf-q4_k_m]` (these variants alone). Each call starts from conf/ anew: overrides of
-an earlier call are not remembered.
+an earlier call are not remembered, unless `quantline init` has kept them.
 """
 
-from quantline.cli import compose, grid, judge, lm_eval, repro, verify
+from quantline.cli import compose, grid, init, judge, lm_eval, repro, verify
 from quantline.cli.program import app
 
-__all__ = ["app", "compose", "grid", "judge", "lm_eval", "repro", "verify"]
+__all__ = ["app", "compose", "grid", "init", "judge", "lm_eval", "repro", "verify"]

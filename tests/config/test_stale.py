@@ -42,6 +42,10 @@ def folder(tmp_path, monkeypatch) -> Path:
         ignored = shutil.ignore_patterns("tmp", "cache", "__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    (tmp_path / "demo/model").mkdir(parents=True)
+    (tmp_path / "demo/data").mkdir()
+    for name in ("calibration.txt", "evaluation.txt", "gold.jsonl"):
+        (tmp_path / "demo/data" / name).touch()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(as_yaml(compose()))
     return tmp_path

@@ -1,0 +1,131 @@
+"""Writing overrides as a file of conf/experiment/, so that every composition starts from them.
+
+Choices of groups and single options go into conf/experiment/<name>.yaml. What concerns recipes and
+variants goes into a suite of the same name, so that another suite can be chosen without them.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantline.config.compose import compose, missing_inputs
+from quantline.config.grid import suite_yaml
+from quantline.config.overrides import for_hydra
+from quantline.config.stale import differences
+from quantline.config.validation import validate
+from quantline.errors import ConfigError
+from quantline.files import write_text
+
+GROUP = "experiment"
+NONE = "none"  # the experiment that the repository comes with
+SELECTED = re.compile(r"^(\s*- experiment:).*$", re.MULTILINE)
+LISTS = ("recipe", "variant")
+SECTIONS = ("recipes", "variants")
+
+
+def write_experiment(root: Path, name: str, overrides: Sequence[str]) -> list[Path]:
+    """Write an experiment's files, and select it in conf/config.yaml.
+
+    Args:
+        root: The project's.
+        name: Of the experiment.
+        overrides: As `quantline compose` takes them.
+
+    Returns:
+        The files of conf/ that were written, relative to the root.
+
+    Raises:
+        ConfigError: If the overrides do not compose, name inputs that are not there, or cannot be
+            written as files, or if there is another experiment of that name; nothing is written
+            then.
+    """
+    wanted = compose([f"{GROUP}={NONE}", *overrides], root)
+    params = validate(wanted)
+    if missing := missing_inputs(params):
+        raise ConfigError("\n".join(missing))
+    files = _files(root, name, overrides, wanted)
+    for path, text in files.items():
+        if path.name != "config.yaml" and _differs(root / path, text):
+            raise ConfigError(
+                f"expected no other file {path}, found one; edit it, or choose another --name"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder)
+        shutil.copytree(root / "conf", trial / "conf")
+        shutil.copy(root / "dvc.yaml", trial)
+        for path, text in files.items():
+            write_text(trial / path, text)
+        changes = differences(params, validate(compose([], trial)))
+    others = [change for change in changes if not change.startswith("suite: ")]
+    if others:
+        raise ConfigError(
+            f"these overrides cannot be kept in a file: it would give {'; '.join(others[:3])}; "
+            f"write conf/{GROUP}/{name}.yaml yourself"
+        )
+    for path, text in files.items():
+        write_text(root / path, text)
+    return list(files)
+
+
+def _differs(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") != text
+
+
+def _files(
+    root: Path, name: str, overrides: Sequence[str], wanted: dict[str, Any]
+) -> dict[Path, str]:
+    """Return path → text of what is to be written."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(for_hydra(overrides, root / "conf"))
+    choices: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    own_suite = False
+    for typed, override in zip(overrides, parsed, strict=True):
+        key = override.key_or_group
+        if key == GROUP or override.package or override.is_delete():
+            raise ConfigError(f"expected overrides that set something, found {typed}")
+        if (root / "conf" / key).is_dir():
+            own_suite |= key in LISTS
+            choices[key] = override.value()
+            continue
+        own_suite |= key.partition(".")[0] in SECTIONS
+        place = options
+        *sections, last = key.split(".")
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = override.value()
+    files = {}
+    if own_suite:
+        path = Path(f"conf/suite/{name}.yaml")
+        comment = f"The recipes and variants of conf/{GROUP}/{name}.yaml."
+        text = suite_yaml(name, comment, wanted["recipes"], wanted["variants"])
+        inside = {key: options.pop(key) for key in SECTIONS if key in options}
+        files[path] = text + _yaml(inside)
+        choices["suite"] = name
+    lines = [f"# @package _global_\n# Written by `quantline init --name {name}`.\ndefaults:"]
+    for group, choice in choices.items():
+        if group not in LISTS:
+            lines.append(f"  - override /{group}: {choice}")
+    lines.append("  - _self_\n")
+    files[Path(f"conf/{GROUP}/{name}.yaml")] = "\n".join(lines) + _yaml(options)
+    config = root / "conf/config.yaml"
+    text, found = SELECTED.subn(rf"\1 {name}", config.read_text(encoding="utf-8"))
+    if found != 1:
+        raise ConfigError(
+            f"expected one line `- {GROUP}: ...` among the defaults of {config}, found {found}; "
+            f"put `- {GROUP}: {NONE}` after `- _self_`"
+        )
+    files[Path("conf/config.yaml")] = text
+    return files
+
+
+def _yaml(options: dict[str, Any]) -> str:
+    if not options:
+        return ""
+    return "\n" + yaml.safe_dump(options, sort_keys=False, allow_unicode=True)

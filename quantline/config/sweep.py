@@ -1,0 +1,122 @@
+"""What `dvc exp run` composes, held against the project as it is.
+
+DVC composes conf/ anew for every experiment, so that overrides of an earlier `quantline compose`
+are gone: without this check a sweep would measure another model than the project's. And a copy in
+which an experiment runs has only what git and DVC keep.
+"""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantline.config.overrides import is_path
+from quantline.config.stale import flatten
+from quantline.errors import ConfigError
+
+SHOWN = 3  # changes in a message
+TEXT = (
+    *("source", "path", "dataset", "dataset_config", "split", "column", "dataset_revision"),
+    *("part", "sequences", "length", "gold"),
+)
+KEPT = {
+    "model": ("source", "path", "id", "revision", "adapter", "converter"),
+    "calibration": TEXT,
+    "evaluation": TEXT,
+}
+NAMES = {"recipes": "recipe", "variants": "variant"}
+
+
+def check_sweep(
+    present: Mapping[str, Any], composed: Mapping[str, Any], asked: Sequence[str]
+) -> None:
+    """Check that a sweep keeps model, texts and suite unless it was asked to change them.
+
+    Args:
+        present: The content of params.yaml.
+        composed: What the sweep would write there.
+        asked: The overrides of the sweep.
+
+    Raises:
+        ConfigError: If it changes more.
+    """
+    named = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in asked}
+    if "experiment" in named:
+        return
+    changes = []
+    before = flatten(_kept(present))
+    after = flatten(_kept(composed))
+    for key in sorted(before.keys() & after.keys()):
+        groups = {key, key.partition(".")[0], NAMES.get(key, "")}
+        if key in ("suite", *NAMES):
+            groups |= {"suite"}
+        if before[key] != after[key] and not groups & named:
+            changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
+    if not changes:
+        return
+    more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    raise ConfigError(
+        "expected experiments on the project's model, texts and suite, found that this one would "
+        f"change what no -S asks for ({'; '.join(changes[:SHOWN])}{more}); dvc exp run starts from "
+        "conf/, not from params.yaml: keep the project's choice there with `quantline init "
+        "OVERRIDES`, or give the overrides with -S"
+    )
+
+
+def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a sweep has to keep, so far as it is there."""
+    kept: dict[str, Any] = {}
+    for section, keys in KEPT.items():
+        part = values.get(section)
+        if isinstance(part, Mapping):
+            kept[section] = {key: part[key] for key in keys if key in part}
+    for section in NAMES:
+        if isinstance(values.get(section), Mapping):
+            kept[section] = sorted(values[section])
+    if "suite" in values:
+        kept["suite"] = values["suite"]
+    return kept
+
+
+def paths_outside_copy(composed: Mapping[str, Any], root: Path) -> dict[str, str]:
+    """Return which paths a copy of the project would not have.
+
+    Args:
+        composed: Parameters.
+        root: The project's.
+
+    Returns:
+        Key → the whole path. Those are left out that are whole already, that git has, and that are
+        not there at all.
+    """
+    found = {}
+    values = flatten(dict(composed))
+    for key, value in values.items():
+        watched = key.endswith("watch") and value in _typed(values)
+        if not (is_path(key) or watched) or not isinstance(value, str) or not value:
+            continue
+        path = root / value
+        if Path(value).is_absolute() or not path.exists() or _is_in_git(root, value):
+            continue
+        found[key] = str(path.resolve())
+    return found
+
+
+def _typed(values: Mapping[str, Any]) -> set[Any]:
+    """Return the values of the keys that hold paths."""
+    return {value for key, value in values.items() if is_path(key) and isinstance(value, str)}
+
+
+def _is_in_git(root: Path, path: str) -> bool:
+    """Whether git has all of a file or folder of the project."""
+    listed = []
+    for kind in ("--cached", "--others"):
+        command = ["git", "ls-files", "-z", kind, "--", f":(literal){path}"]
+        try:
+            done = subprocess.run(command, cwd=root, capture_output=True, check=False)
+        except OSError:
+            return False
+        if done.returncode:
+            return False
+        listed.append(bool(done.stdout))
+    return listed == [True, False]

@@ -1,0 +1,103 @@
+"""What happens when DVC composes conf/ for an experiment, in DVC's own process."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantline.config.compose import conf_digest, missing_inputs, project_root, register_resolvers
+from quantline.config.sweep import check_sweep, paths_outside_copy
+from quantline.config.validation import validate
+from quantline.errors import ConfigError, Reason
+from quantline.run.stage import StageRun
+
+
+def register_for_dvc() -> None:
+    """Register the resolvers of conf/; the digest, which is asked for once, checks the rest too."""
+    from omegaconf import OmegaConf
+
+    register_resolvers()
+
+    def digest(*, _root_: Any) -> str:
+        prepare_or_stop(_root_, sys.argv[1:])
+        return conf_digest()
+
+    OmegaConf.register_new_resolver("conf_sha256", digest, replace=True)
+
+
+def prepare_or_stop(config: Any, argv: list[str]) -> None:
+    """Do as `prepare` does; its error is a run event and ends DVC, which restores the workspace.
+
+    An exception would reach people wrapped into OmegaConf's and DVC's words.
+
+    Raises:
+        SystemExit: With 1.
+    """
+    with contextlib.chdir(project_root()):
+        try:
+            prepare(config, argv)
+        except ConfigError as error:
+            StageRun("compose", None).fail(error.failure, str(error), Reason.CONFIG_INVALID)
+            raise SystemExit(1) from None
+
+
+def prepare(config: Any, argv: list[str]) -> None:
+    """Check what DVC has composed, and name inputs so that a copy of the project finds them.
+
+    Args:
+        config: OmegaConf's, whose interpolations DVC is about to resolve. Its paths may change.
+        argv: What DVC was called with in the project of the working folder.
+
+    Raises:
+        ConfigError: If it does not fit the schema, would change the project's model, texts or suite
+            unasked, or names inputs that are not there.
+    """
+    from omegaconf import OmegaConf
+
+    # The digest is being asked for.
+    composed: dict[str, Any] = {"conf_sha256": ""}
+    for key in config:
+        if key != "conf_sha256":
+            composed[key] = OmegaConf.select(config, key)
+            if OmegaConf.is_config(composed[key]):
+                composed[key] = OmegaConf.to_container(composed[key], resolve=True)
+    params = validate(composed)
+    arguments = _arguments(argv)
+    if arguments is not None:
+        check_sweep(_present(), composed, _asked(arguments))
+    if missing := missing_inputs(params):
+        raise ConfigError("\n".join(missing))
+    if getattr(arguments, "queue", False) or getattr(arguments, "tmp_dir", False):
+        for key, path in paths_outside_copy(composed, Path.cwd()).items():
+            OmegaConf.update(config, key, path)
+
+
+def _arguments(argv: list[str]) -> Any:
+    """Return DVC's arguments as DVC reads them; None if it was not called as `dvc exp`."""
+    from dvc.cli import DvcParserError, parse_args
+
+    if argv[:1] not in (["exp"], ["experiments"]):
+        return None
+    try:
+        return parse_args(argv)
+    except (DvcParserError, SystemExit):
+        return None
+
+
+def _asked(arguments: Any) -> list[str]:
+    """Return the overrides for params.yaml."""
+    from dvc.utils.cli_parse import to_path_overrides
+
+    overrides = to_path_overrides(getattr(arguments, "set_param", None) or [])
+    return list(overrides.get("params.yaml", []))
+
+
+def _present() -> dict[str, Any]:
+    """Return the content of params.yaml; nothing if there is none that could be read."""
+    try:
+        values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,77 @@
+"""A project's own choice, kept in conf/experiment/."""
+
+from pathlib import Path
+
+import pytest
+
+from quantline.config.compose import compose, load_params
+from tests.helpers.command_line import quantline, write_empty_project
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    write_empty_project(tmp_path)
+    (tmp_path / "größe, #1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+OVERRIDES = [
+    "model=local",
+    "model.path=größe, #1",
+    "target=edge",
+    "target.max_memory_mib=512",
+    "recipes.gptq-w4g128.bits=3",
+    "+variant=gguf-f16",
+    'evaluation.smoke_prompts=["Größe:", "${model.path}"]',
+]
+
+
+def test_what_init_keeps_is_what_every_composition_starts_from(folder):
+    expected = compose(OVERRIDES) | {"suite": "mine", "conf_sha256": ""}
+    done = quantline("init", *OVERRIDES)
+    assert done.exit_code == 0, done.output
+    assert compose() | {"conf_sha256": ""} == expected
+    assert load_params().model.path == "größe, #1"
+    again = compose(["suite=quick", "model.path=demo/model"])
+    assert again["model"]["path"] == "demo/model"
+    assert again["target"]["max_memory_mib"] == 512
+    assert "gguf-f16" not in again["variants"]
+    assert compose(["experiment=none"])["model"]["source"] == "demo"
+
+
+def test_init_again_changes_nothing_or_says_that_the_name_is_taken(folder):
+    assert quantline("init", "suite=quick").exit_code == 0
+    assert quantline("init", "suite=quick").exit_code == 0
+    done = quantline("init", "suite=full")
+    assert done.exit_code == 1
+    assert "choose another --name" in done.output
+    assert quantline("init", "suite=full", "--name", "all-of-them").exit_code == 0
+    assert compose()["suite"] == "full"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model=local", "model.path=nowhere"], "model.path: there is no nowhere"),
+        (["--name", "none"], "expected a name of"),
+        (["--name", "../x"], "expected a name of"),
+        (["~evaluation.limits"], "expected overrides that set something"),
+        (["experiment=none"], "expected overrides that set something"),
+        (["recipe=gtpq"], "did you mean"),
+    ],
+)
+def test_what_init_refuses_changes_nothing(folder, arguments, words):
+    before = {path: path.read_bytes() for path in folder.rglob("*.yaml")}
+    done = quantline("init", *arguments)
+    assert done.exit_code == 1
+    assert words in done.output
+    assert {path: path.read_bytes() for path in folder.rglob("*.yaml")} == before
+
+
+def test_init_says_what_line_it_looks_for(folder):
+    config = folder / "conf/config.yaml"
+    config.write_text(config.read_text().replace("  - experiment: none\n", ""))
+    done = quantline("init", "suite=quick")
+    assert done.exit_code == 1
+    assert "experiment" in done.output

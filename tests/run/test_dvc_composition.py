@@ -1,0 +1,121 @@
+"""What `dvc exp run` composes keeps the project's model, texts and suite, and finds its inputs."""
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from quantline.run.dvc_composition import register_for_dvc
+from tests.helpers.command_line import quantline, write_empty_project
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A project in git, with a model beside it, and one in it that git ignores."""
+    root = tmp_path / "the project"
+    root.mkdir()
+    write_empty_project(root)
+    (root / "demo/model/config.json").write_text("{}")
+    (root / ".gitignore").write_text("/models/\n")
+    (root / "models/mine").mkdir(parents=True)
+    shutil.copy(root / ".gitignore", root / "models/mine/config.json")
+    (tmp_path / "größe").mkdir()
+    for command in (["init", "-q"], ["add", "--all"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    monkeypatch.chdir(root)
+    return root
+
+
+def dvc_composes(monkeypatch, *options: str) -> dict[str, Any]:
+    """Do in this process what `dvc exp run` does to params.yaml."""
+    monkeypatch.setattr(sys, "argv", ["dvc", "exp", "run", *options])
+    register_for_dvc()
+    named = [value for option, value in itertools.pairwise(options) if option == "-S"]
+    with initialize_config_dir(str(Path("conf").resolve()), version_base=None):
+        config = hydra_compose("config", overrides=named)
+    OmegaConf.resolve(config)
+    return OmegaConf.to_container(config)  # type: ignore[return-value]
+
+
+def event() -> dict[str, Any]:
+    """Return the last run event."""
+    return json.loads(Path("events.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_sweep_does_not_leave_the_projects_model_unasked(folder, monkeypatch, capsys):
+    assert quantline("compose", "model=local", "model.path=../größe").exit_code == 0
+    for options in (["-S", "seed=3"], [], ["-S", 'model.path="../größe"'], ["-S", "suite=quick"]):
+        with pytest.raises(SystemExit):
+            dvc_composes(monkeypatch, *options)
+        said = capsys.readouterr().err
+        assert "model.source: 'local' -> 'demo'" in said
+        assert "quantline init" in said
+        assert event()["reason_code"] == "config_invalid"
+        assert event()["summary"] in said
+    asked = dvc_composes(monkeypatch, "-S", "model=local", "-S", 'model.path="../größe"')
+    assert asked["model"]["path"] == "../größe"
+    assert dvc_composes(monkeypatch, "-S", "model=demo")["model"]["source"] == "demo"
+
+
+def test_a_sweep_does_not_leave_the_projects_suite_or_texts_unasked(folder, monkeypatch, capsys):
+    quantline("compose", "suite=quick", "evaluation.sequences=8", "+variant=gguf-f16")
+    for options in (
+        ["-S", "suite=quick"],
+        ["-S", "evaluation.sequences=8", "-S", "variant=[bf16]"],
+    ):
+        with pytest.raises(SystemExit):
+            dvc_composes(monkeypatch, *options)
+        assert "would change what no -S asks for" in capsys.readouterr().err
+    asked = ["-S", "suite=quick", "-S", "evaluation.sequences=8", "-S", "+variant=gguf-f16"]
+    assert "gguf-f16" in dvc_composes(monkeypatch, *asked)["variants"]
+
+
+def test_a_sweep_starts_from_what_init_has_kept(folder, monkeypatch):
+    done = quantline("init", "model=local", "model.path=../größe", "suite=quick", "seed=4")
+    assert done.exit_code == 0, done.output
+    composed = dvc_composes(monkeypatch, "-S", "recipes.gptq-w4g128.bits=3")
+    assert composed["model"]["path"] == "../größe"
+    assert composed["suite"] == "quick"
+    assert composed["seed"] == 4
+    assert composed["recipes"]["gptq-w4g128"]["bits"] == 3
+
+
+@pytest.mark.parametrize("content", [None, "", "- 3\n", "a: [\n"])
+def test_a_sweep_without_a_readable_params_yaml_is_on_what_it_says(folder, monkeypatch, content):
+    if content is not None:
+        Path("params.yaml").write_text(content)
+    assert dvc_composes(monkeypatch, "-S", "seed=3")["seed"] == 3
+
+
+@pytest.mark.parametrize("option", ["--temp", "--queue"])
+def test_a_copy_finds_inputs_that_git_does_not_have(folder, monkeypatch, option):
+    for path, expected in (
+        ("../größe", str(folder.parent / "größe")),
+        ("models/mine", str(folder / "models/mine")),
+        ("demo/model", "demo/model"),
+    ):
+        named = ["-S", "model=local", "-S", f'model.path="{path}"']
+        model = dvc_composes(monkeypatch, option, *named)["model"]
+        assert [model["path"], model["watch"], model["adapter_watch"]] == [expected] * 3
+        assert dvc_composes(monkeypatch, *named)["model"]["path"] == path  # in the workspace
+
+
+def test_a_copy_does_not_find_a_folder_of_which_git_has_a_part(folder, monkeypatch):
+    (folder / "demo/model/model.safetensors").touch()
+    model = dvc_composes(monkeypatch, "--temp")["model"]
+    assert model["path"] == str(folder / "demo/model")
+
+
+def test_an_input_that_is_not_there_is_named_before_anything_runs(folder, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        dvc_composes(monkeypatch, "--temp", "-S", "model=local", "-S", "model.path=../nowhere")
+    assert "model.path: there is no ../nowhere in" in capsys.readouterr().err
+    assert event()["payload"]["failure"] == "config_invalid"
