@@ -6,6 +6,7 @@ from typing import Any
 from quantline.config.params import Params
 from quantline.config.targets import Target
 from quantline.files import read_json
+from quantline.messages import redacted
 from quantline.model.architecture import Architecture
 from quantline.paths import MODEL, REFERENCE
 from quantline.report.budgets import uniform_counterpart
@@ -14,7 +15,7 @@ from quantline.report.pareto import variants_on_front
 from quantline.report.rows import read_row
 from quantline.report.selection import Choice, choose
 from quantline.report.variant import VariantRow
-from quantline.tracking.mlflow_runs import git_commit, without_secrets
+from quantline.tracking.mlflow_runs import git_commit
 
 
 @dataclass
@@ -118,10 +119,6 @@ def build_report(params: Params) -> dict[str, Any]:
 
 
 def _published(params: Params) -> dict[str, Any]:
-    """Return the parameters as anybody may see them.
-
-    The address of a database may hold a password.
-    """
-    values = params.model_dump(mode="json")
-    uri = without_secrets(params.tracking.uri)
-    return values | {"tracking": values["tracking"] | {"uri": uri}}
+    """Return the parameters as anybody may see them."""
+    published: dict[str, Any] = redacted(params.model_dump(mode="json"))
+    return published

@@ -13,19 +13,22 @@ from quantline.report.variant import VariantRow
 from quantline.run.stage import StageRun
 from quantline.tracking.mlflow_runs import Dataset, chart_figures, git_commit, variant_run
 from quantline.tracking.model_registry import SHA256, NoRegistryError, in_queued_copy, register
+from quantline.tracking.store import TrackingError
+
+LATER = "once it does, `quantline track` delivers them and registers the pick"
 
 
 def log_variants(
     run: StageRun, report: Report, exports: Path, datasets: list[Dataset]
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     """Add figures, verdicts and data sets to the run of each measured variant.
 
     That includes variants whose figures DVC took from its cache, so that nothing was logged yet.
 
     Returns:
-        The MLflow run id of each.
+        The MLflow run id of each; None where MLflow does not take it now.
     """
-    ids = {}
+    ids: dict[str, str | None] = {}
     target = report.target["name"]
     for row in report.measured:
         described = variant_run(read_json(exports / row.variant / "manifest.json"))
@@ -85,7 +88,7 @@ def _has_passed(gate: Gate, row: VariantRow) -> bool:
     )
 
 
-def promote(run: StageRun, report: Report, exports: Path, run_ids: dict[str, str]) -> str:
+def promote(run: StageRun, report: Report, exports: Path, run_ids: dict[str, str | None]) -> str:
     """Register the pick, or write an event that says why not.
 
     Args:
@@ -100,19 +103,24 @@ def promote(run: StageRun, report: Report, exports: Path, run_ids: dict[str, str
     registry = run.params.tracking.registry
     reason = obstacle(run.params, report)
     picked = report.picked
-    if reason is None and picked is not None and registry is not None:
+    run_id = run_ids.get(picked.variant) if picked else None
+    if reason is None and run_id is None:
+        reason = f"MLflow does not take the runs now; {LATER}"
+    if reason is None and picked and registry and run_id:
         description = "\n".join(f"- {line}" for line in report.reasons)
         description += "\n\n" + picked.lineage["serve"]
         try:
             version, is_new = register(
                 run.params.tracking,
-                run_ids[picked.variant],
+                run_id,
                 exports / picked.variant,
                 _version_tags(run.params, picked),
                 description,
             )
         except NoRegistryError as error:
             reason = f"the MLflow server keeps no models: {error}"
+        except TrackingError as error:
+            reason = f"{error}; {LATER}"
         else:
             version_name = f"{registry.name} version {version}, {registry.alias}"
             run.event(

@@ -31,21 +31,13 @@ from quantline.run.events import append_event
 from quantline.run.project_lock import project_lock
 from quantline.run.stage_inputs import READS, StageInputs
 from quantline.run.stage_names import INSTANCES, parent_name, run_name
-from quantline.tracking.mlflow_runs import Dataset, log_run, main_root
+from quantline.tracking.mlflow_runs import FAILED, Dataset
+from quantline.tracking.store import events_root
+from quantline.tracking.undelivered import Run, log_failure, log_or_keep
 
 LOCK_WAIT_S = 10  # a composition ends within seconds
+LONGEST_TAG = 1000  # characters of a message in MLflow
 SEVERITIES = ("info", "warning", "error", "critical")
-
-
-def _events_root() -> Path:
-    """Return the main repository's root; the working folder where there is none.
-
-    An error event must not fail.
-    """
-    try:
-        return main_root()
-    except ConfigError:
-        return Path.cwd()
 
 
 class StageRun:
@@ -67,6 +59,7 @@ class StageRun:
         self._params: Params | None = None
         self._inputs: StageInputs | None = None
         self._summary = "done"
+        self._warned = False
 
     @property
     def params(self) -> Params:
@@ -165,7 +158,7 @@ class StageRun:
             "summary": summary,
             "payload": details | (payload or {}),
         }
-        for path in sorted({EVENTS.resolve(), _events_root() / EVENTS}):
+        for path in sorted({EVENTS.resolve(), events_root() / EVENTS}):
             append_event(path, redacted(event))
 
     def output(self, target: str | Path) -> AbstractContextManager[Path]:
@@ -194,8 +187,8 @@ class StageRun:
         tags: dict[str, str] | None = None,
         files: Sequence[Path] = (),
         datasets: Sequence[Dataset] = (),
-    ) -> str:
-        """Log what the stage made to MLflow.
+    ) -> str | None:
+        """Log what the stage made to MLflow; if it takes nothing now, keep it for later and say so.
 
         Args:
             key: Names the content: what has the same key is logged to the same run.
@@ -207,28 +200,57 @@ class StageRun:
             datasets: What the figures were measured on.
 
         Returns:
-            MLflow's id of the run.
-
-        Raises:
-            StageError: network_unavailable, if a tracking server does not answer.
+            MLflow's id of the run; None if it was kept for later.
         """
+        run = Run(key, name, params or {}, metrics or {}, self._tags(tags or {}), files, datasets)
+        run.started = self._started
+        try:
+            outcome = log_or_keep(self.params.tracking, run)
+        except OSError as error:
+            self._warn_of_tracking(f"and it cannot be kept for later: {error}", None)
+            return None
+        if outcome.error is not None:
+            self._warn_of_tracking(
+                f"{outcome.error}; it is kept, `quantline track` delivers it, and so does the next "
+                "stage",
+                outcome.error.failure,
+            )
+        return outcome.run_id
+
+    def _tags(self, more: dict[str, str]) -> dict[str, str]:
         model = self.params.model
-        stage_tags = {
+        tags = {
             "stage": self.stage,
             "model": model.id or model.path or "",
             "suite": self.params.suite,
         }
-        return log_run(
-            self.params.tracking,
-            key,
-            name,
-            params=params or {},
-            metrics=metrics or {},
-            tags=stage_tags | (tags or {}),
-            files=files,
-            datasets=datasets,
-            started=self._started,
-        )
+        return tags | more
+
+    def _warn_of_tracking(self, message: str, failure: Failure | None) -> None:
+        """Say once that MLflow does not take the stage's runs."""
+        if self._warned:
+            return
+        self._warned = True
+        message = shortened(f"MLflow does not have what {self.label} made: {message}")
+        say(f"{self.label}: {message}", error=True)
+        self.event("warning", message, Reason.RUN_NOT_TRACKED, failure=failure)
+
+    def track_failure(self, failure: Failure, reason: Reason, message: str) -> None:
+        """Log a FAILED run with the failure's name, so far as parameters say where to."""
+        if self._params is None:
+            return
+        tags = {
+            "failure": str(failure),
+            "reason_code": str(reason),
+            "instance": self.instance or "",
+            "message": shortened(message, LONGEST_TAG),
+        }
+        key = f"failed:{self.run_id}:{failure}"
+        run = Run(key, self.label, tags=self._tags(tags), started=self._started, status=FAILED)
+        try:
+            log_failure(self._params.tracking, run)
+        except Exception as error:  # the failure itself has been said, and this is no other one
+            say(f"{self.label}: MLflow does not have the failed run: {error}", error=True)
 
     def set_summary(self, summary: str) -> None:
         """Set the summary that is printed when the stage ends."""
@@ -237,7 +259,7 @@ class StageRun:
     def fail(
         self, failure: Failure, message: str, reason: Reason | None = None, **payload: Any
     ) -> None:
-        """Write the error event and print what happened to stderr.
+        """Write the error event, print what happened to stderr, and log a FAILED run.
 
         Args:
             failure: The named cause.
@@ -252,6 +274,7 @@ class StageRun:
             self.event("error", message, reason, payload, failure)
         except OSError as error:  # a full disk cannot take the event either
             say(f"{self.label}: cannot write {EVENTS}: {error}", error=True)
+        self.track_failure(failure, reason, message)
 
     def succeed(self) -> None:
         """Write the last event and print the summary."""

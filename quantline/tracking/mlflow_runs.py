@@ -4,27 +4,28 @@ So nothing is logged twice.
 """
 
 import json
-import logging
-import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from quantline.config.compose import project_root
 from quantline.config.stale import flatten
 from quantline.config.texts import Evaluation
 from quantline.config.tracking import Tracking
-from quantline.errors import Failure, StageError
 from quantline.files import sha256_json
+from quantline.messages import redacted, without_secrets
+from quantline.tracking.store import main_root, with_client
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 KEY = "quantline.key"
+EXISTS = "RESOURCE_ALREADY_EXISTS"
 FINISHED = "FINISHED"
+FAILED = "FAILED"
 PARAM_LENGTH = 500  # characters that MLflow keeps of a parameter
 DIGEST_LENGTH = 36  # of a dataset
 NOTE = (
@@ -32,8 +33,6 @@ NOTE = (
     "variants, which hold the figures, and `tags.stage = 'compare'` the page. A run's duration is "
     "that of the stage that made it."
 )
-SQLITE = "sqlite:///"
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -45,26 +44,6 @@ class Dataset:
     context: str
     source: dict[str, Any]
     profile: dict[str, Any]
-
-
-def main_root() -> Path:
-    """Return the main repository's root, also in the copies where DVC runs queued experiments.
-
-    Raises:
-        ConfigError: Outside a project.
-    """
-    root = project_root()
-    for folder in root.parents:
-        if folder.name == ".dvc" and root.is_relative_to(folder / "tmp"):
-            return folder.parent
-    return root
-
-
-def tracking_uri(uri: str) -> str:
-    """Return the URI with a relative sqlite path resolved against the main repository."""
-    if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/"):
-        return SQLITE + str(main_root() / uri.removeprefix(SQLITE))
-    return uri
 
 
 def git_commit() -> str:
@@ -153,38 +132,6 @@ def chart_figures(metrics: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def without_secrets(text: object) -> str:
-    """Return an error's text without the credentials that an address in it may hold."""
-    return re.sub(r"//[^/@\s]+@", "//", str(text))
-
-
-def with_client(tracking: Tracking, use: "Callable[[MlflowClient], Result]") -> Result:
-    """Call `use` with a client of the tracking store and return its result.
-
-    Raises:
-        StageError: network_unavailable, if a server does not answer or refuses.
-    """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # A server that is down should stop a stage within seconds, not after MLflow's minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    for name in ("alembic", "mlflow.store"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    uri = tracking_uri(tracking.uri)
-    try:
-        return use(MlflowClient(tracking_uri=uri, registry_uri=uri))
-    except (MlflowException, OSError) as error:
-        if uri.startswith("sqlite:"):
-            raise
-        raise StageError(
-            Failure.NETWORK_UNAVAILABLE,
-            "expected an MLflow server at tracking.uri, but it does not take the run: "
-            f"{without_secrets(error)}; start it, or compose with tracking=local",
-        ) from None
-
-
 def log_run(
     tracking: Tracking,
     key: str,
@@ -196,6 +143,8 @@ def log_run(
     files: Sequence[Path] = (),
     datasets: Sequence[Dataset] = (),
     started: float | None = None,
+    logged: float | None = None,
+    status: str = FINISHED,
 ) -> str:
     """Log to the run whose key is `key`, and make it if there is none.
 
@@ -212,22 +161,24 @@ def log_run(
         files: Logged as artifacts.
         datasets: What the figures were measured on.
         started: When a new run began, in seconds since 1970; by default now.
+        logged: When all this was known, in the same way. What is logged twice with the same time
+            is there once.
+        status: Of a new run: FINISHED or FAILED.
 
     Returns:
         MLflow's id of the run.
 
     Raises:
-        StageError: network_unavailable, if a tracking server does not answer.
+        TrackingError: As `with_client` does.
     """
 
     def log(client: "MlflowClient") -> str:
         from mlflow.entities import Metric, Param, RunTag
-        from mlflow.utils.time import get_current_time_millis
 
         experiment = _experiment(client, tracking.experiment)
         run = _find_or_create_run(client, experiment.experiment_id, key, name, started)
         run_id = run.info.run_id
-        now = get_current_time_millis()
+        now = int(1000 * (logged or time.time()))
         known = run.data.params
         client.log_batch(
             run_id,
@@ -235,18 +186,18 @@ def log_run(
                 Metric(metric, value, now, 0) for metric, value in sorted(numbers(metrics).items())
             ],
             params=[
-                Param(param, str(value)[:PARAM_LENGTH])
+                Param(param, without_secrets(value)[:PARAM_LENGTH])
                 for param, value in sorted(flatten(params).items())
                 if param not in known
             ],
-            tags=[RunTag(tag, str(value)) for tag, value in sorted(tags.items())],
+            tags=[RunTag(tag, without_secrets(value)) for tag, value in sorted(tags.items())],
         )
         if datasets:
             client.log_inputs(run_id, [_dataset_input(dataset) for dataset in datasets])
         for file in files:
             client.log_artifact(run_id, str(file))
-        if run.info.status != FINISHED:  # what is added later does not lengthen the run
-            client.set_terminated(run_id)
+        if run.info.status not in (FINISHED, FAILED):  # what is added later lengthens no run
+            client.set_terminated(run_id, status, now)
         return run_id
 
     return with_client(tracking, log)
@@ -254,13 +205,23 @@ def log_run(
 
 def _experiment(client: "MlflowClient", name: str) -> Any:
     """Return the experiment of that name, made if there is none."""
+    from mlflow.exceptions import MlflowException
+
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment
     local = client.tracking_uri.startswith("sqlite:")
     artifacts = (main_root() / "mlartifacts").as_uri() if local else None
     tags = {"mlflow.note.content": NOTE}
-    return client.get_experiment(client.create_experiment(name, artifacts, tags=tags))
+    try:
+        return client.get_experiment(client.create_experiment(name, artifacts, tags=tags))
+    except MlflowException as error:
+        if error.error_code != EXISTS:
+            raise
+        made = client.get_experiment_by_name(name)  # by somebody else, just now
+        if made is None:
+            raise
+        return made
 
 
 def _find_or_create_run(
@@ -291,7 +252,7 @@ def _dataset_input(dataset: Dataset) -> Any:
         dataset.name,
         dataset.sha256[:DIGEST_LENGTH],
         dataset.source["source"],
-        json.dumps(dataset.source),
+        json.dumps(redacted(dataset.source)),
         profile=json.dumps(dataset.profile | {"sha256": dataset.sha256}),
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", dataset.context)])

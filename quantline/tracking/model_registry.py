@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from quantline.config.compose import project_root
 from quantline.config.tracking import Registry, Tracking
-from quantline.tracking.mlflow_runs import main_root, with_client, without_secrets
+from quantline.messages import without_secrets
+from quantline.tracking.store import RUN_S, main_root, with_client
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -54,7 +55,7 @@ def register(
 
     Raises:
         NoRegistryError: If the store keeps no models.
-        StageError: network_unavailable, if a server does not take the version.
+        TrackingError: As `with_client` does.
     """
     from mlflow.exceptions import MlflowException
 
@@ -69,7 +70,8 @@ def register(
                 raise NoRegistryError(without_secrets(error)) from None
             raise
 
-    return with_client(tracking, use)
+    # A bundle may take long to upload.
+    return with_client(tracking, use, None if registry.upload else RUN_S)
 
 
 def _has_no_registry(error: "MlflowException") -> bool:

@@ -10,6 +10,7 @@ import pytest
 from quantline.config.compose import as_yaml, compose, load_params
 from quantline.config.tracking import Tracking
 from quantline.errors import ConfigError, Failure, StageError
+from quantline.messages import without_secrets
 from quantline.run.stage import stage_run
 from quantline.tracking.mlflow_runs import (
     DIGEST_LENGTH,
@@ -19,12 +20,10 @@ from quantline.tracking.mlflow_runs import (
     evaluation_datasets,
     git_commit,
     log_run,
-    main_root,
     numbers,
-    tracking_uri,
     variant_run,
-    without_secrets,
 )
+from quantline.tracking.store import main_root, tracking_uri
 from tests.helpers.project import ROOT
 
 

@@ -177,7 +177,7 @@ def test_register_tells_a_server_without_a_registry_from_one_that_refuses(compar
     monkeypatch.setattr(model_registry, "_register", refuse(codes.PERMISSION_DENIED))
     with pytest.raises(StageError, match="does not take") as failed:
         register_anything()
-    assert failed.value.failure is Failure.NETWORK_UNAVAILABLE
+    assert failed.value.failure is Failure.TRACKING_REFUSED
     assert "verysecret" not in str(failed.value)
 
 
