@@ -25,6 +25,7 @@ class Reason(StrEnum):
     MODEL_REGISTERED = "model_registered"
     MODEL_NOT_REGISTERED = "model_not_registered"
     CONFIG_INVALID = "config_invalid"
+    PIPELINE_REFUSED = "pipeline_refused"
 
 
 class Failure(StrEnum):
@@ -70,6 +71,7 @@ class Failure(StrEnum):
     CONFIG_STALE = "config_stale"
     CONFIG_INVALID = "config_invalid"
     PROJECT_BUSY = "project_busy"
+    PIPELINE_REFUSED = "pipeline_refused"
     INTERNAL_ERROR = "internal_error"
 
 

@@ -2,8 +2,12 @@
 
 python -m stages.compare     # metrics/, artifacts/exports/ → reports/compression.{html,md,json}
 
-A variant that failed in an earlier stage stands in the report with its named failure.
+A variant that failed in an earlier stage stands in the report with its named failure. Sentences
+about what DVC refused can follow as arguments, and stand in the report too.
 """
+
+import sys
+from collections.abc import Sequence
 
 from quantline.files import read_json, sha256_json
 from quantline.paths import EXPORTS, REFERENCE, REPORTS
@@ -14,9 +18,9 @@ from quantline.run.stage import StageRun, stage_run
 from quantline.tracking.mlflow_runs import evaluation_datasets
 
 
-def compare(run: StageRun) -> None:
-    """Run the stage."""
-    report = collect_report(run.params)
+def compare(run: StageRun, refused: Sequence[str] = ()) -> None:
+    """Run the stage; the report also says what DVC refused before."""
+    report = collect_report(run.params, refused)
     files = write_report(report, REPORTS)
     measured = len(report.measured)
     failed = len(report.variants) - measured
@@ -35,11 +39,17 @@ def compare(run: StageRun) -> None:
     run_ids = log_variants(run, report, EXPORTS, datasets)
     promoted = promote(run, report, EXPORTS, run_ids)
     run.set_summary(
-        f"{measured} variants measured, {failed} failed; for {report.target['name']} ship "
+        f"{measured} variants measured, {failed} failed{_and_refused(refused)}; "
+        f"for {report.target['name']} ship "
         f"{report.pick or 'none of them'}, {promoted}; page: {REPORTS / PAGE}"
     )
 
 
+def _and_refused(refused: Sequence[str]) -> str:
+    """Return how often DVC refused, for figures may be those of an earlier run then."""
+    return f", {len(refused)} refused by DVC" if refused else ""
+
+
 if __name__ == "__main__":
     with stage_run("compare") as run:
-        compare(run)
+        compare(run, sys.argv[1:])

@@ -1,15 +1,17 @@
 """The commands of quantline, with DVC's part played by a stand-in."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from quantline.cli import program, repro
+from quantline.cli import dvc, program, repro
 from quantline.config.compose import compose, load_params
-from quantline.files import write_json
+from quantline.files import write_json, write_text
 from tests.helpers.command_line import quantline, write_empty_project
 
 FIGURES = {
@@ -44,7 +46,8 @@ REPORT = {
         },
     ],
 }
-DVC_REPRO = ("dvc", "repro", "--keep-going")
+DVC = "quantline.run.dvc_program"
+DVC_REPRO = (DVC, ".quantline/refusals.json", "repro", "--keep-going")
 
 
 @pytest.fixture
@@ -75,6 +78,7 @@ def stand_in(monkeypatch, codes: dict[str, int], writers: tuple[str, ...]) -> li
         return codes.get(module, 0)
 
     monkeypatch.setattr(repro, "run_module", run)
+    monkeypatch.setattr(dvc, "run_module", run)
     monkeypatch.setattr(repro, "_is_present", lambda: True)
     return calls
 
@@ -128,7 +132,7 @@ def test_compose_outside_a_project_says_what_is_missing(tmp_path, monkeypatch):
 
 
 def test_repro_shows_the_table_the_pick_and_the_page(folder, monkeypatch):
-    calls = stand_in(monkeypatch, {}, ("dvc",))
+    calls = stand_in(monkeypatch, {}, (DVC,))
     done = quantline("repro", "suite=quick")
     assert done.exit_code == 1  # one variant has no figures
     assert "gptq-w4g128: expected a Hessian that can be inverted" in done.output
@@ -144,18 +148,55 @@ def test_repro_shows_the_table_the_pick_and_the_page(folder, monkeypatch):
 
 
 def test_repro_makes_the_page_after_a_failure_too(folder, monkeypatch):
-    calls = stand_in(monkeypatch, {"dvc": 1}, ("stages.compare",))
+    calls = stand_in(monkeypatch, {DVC: 1}, ("stages.compare",))
     done = quantline("repro", "suite=quick")
     assert done.exit_code == 1
-    assert calls == [DVC_REPRO, ("stages.compare",)]
+    refused = f"DVC did not run the pipeline: it ended with exit code 1; {dvc.ADVICE}"
+    assert calls == [DVC_REPRO, ("stages.compare", refused)]
     assert "Ship for laptop-cpu" in done.output
     assert "something failed" in done.output
 
 
+def test_what_dvc_refuses_is_an_event_and_stands_on_the_page(folder, monkeypatch):
+    calls: list[tuple[str, ...]] = []
+
+    def run(module: str, *arguments: str) -> int:
+        calls.append((module, *arguments))
+        if module == DVC:
+            write_text(Path(arguments[0]), json.dumps([["load", "no data"], [None, "no lock"]]))
+        return int(module == DVC)
+
+    monkeypatch.setattr(repro, "run_module", run)
+    monkeypatch.setattr(dvc, "run_module", run)
+    assert quantline("repro", "suite=quick").exit_code == 1
+    events = [json.loads(line) for line in Path("events.jsonl").read_text().splitlines()]
+    assert [event["stage"] for event in events] == ["load", "repro"]
+    assert {event["payload"]["failure"] for event in events} == {"pipeline_refused"}
+    assert "no data" in events[0]["summary"]
+    assert calls[1] == ("stages.compare", *(event["summary"] for event in events))
+
+
+def test_repro_changes_nothing_in_a_project_without_dvcs_folder(folder, monkeypatch):
+    shutil.rmtree(folder / ".dvc")
+    calls = stand_in(monkeypatch, {}, (DVC,))
+    done = quantline("repro", "suite=quick")
+    assert done.exit_code == 1
+    assert "expected .dvc/config in" in done.output
+    assert not calls
+    assert not (folder / "params.yaml").exists()
+
+
+def test_repro_in_a_tree_without_git_says_what_that_leaves_out(folder, monkeypatch):
+    stand_in(monkeypatch, {}, (DVC,))
+    assert "no git repository here" in quantline("repro", "suite=quick").output
+    (folder / ".git").mkdir()
+    assert "no git repository here" not in quantline("repro", "suite=quick").output
+
+
 def test_repro_does_not_show_an_older_page_as_this_runs(folder, monkeypatch):
-    stand_in(monkeypatch, {}, ("dvc",))
+    stand_in(monkeypatch, {}, (DVC,))
     assert "Ship for" in quantline("repro", "suite=quick").output
-    stand_in(monkeypatch, {"dvc": 1, "stages.compare": 1}, ())
+    stand_in(monkeypatch, {DVC: 1, "stages.compare": 1}, ())
     done = quantline("repro", "suite=quick")
     assert done.exit_code == 1
     assert "no comparison could be made" in done.output

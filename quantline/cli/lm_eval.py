@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from quantline.cli.dvc import run_dvc
 from quantline.cli.program import PAGE, app, run_module, stop
 from quantline.config.compose import project_root
 from quantline.errors import ConfigError
@@ -57,7 +58,7 @@ def lm_eval(
         raise stop(error) from None
     failed = [name for name in variants if run_module("stages.lm_eval", name, *arguments)]
     measured = len(failed) < len(variants)
-    if measured and not run_module("dvc", "repro", "--quiet", "--single-item", "compare"):
+    if measured and not run_dvc("repro", "--quiet", "--single-item", "compare")[0]:
         say(f"Page: {PAGE.resolve()}")
     if failed:
         say(f"failed: {', '.join(failed)}", error=True)

@@ -2,16 +2,21 @@
 
 import json
 import os
+from pathlib import Path
 
 import typer
 
 from quantline.cli.compose import compose_project
+from quantline.cli.dvc import run_dvc
 from quantline.cli.program import COMPARISON, PAGE, PARAMS, Overrides, app, run_module, stop
 from quantline.config.compose import load_params, project_root
 from quantline.errors import ConfigError
 from quantline.files import as_json
 from quantline.messages import say
+from quantline.run.dvc_program import has_git
 from quantline.run.project_lock import project_lock
+
+DVC_FOLDER = Path(".dvc")
 
 
 @app.command()
@@ -20,10 +25,26 @@ def repro(overrides: Overrides = None) -> None:
     try:
         os.chdir(project_root())
         with project_lock("quantline repro"):
+            _check_tree()
             compose_project(overrides or [])
             _run_and_show()
     except ConfigError as error:
         raise stop(error) from None
+
+
+def _check_tree() -> None:
+    """Check that the project came with what DVC needs; say what a tree without git cannot do.
+
+    Raises:
+        ConfigError: If it did not.
+    """
+    if not (DVC_FOLDER / "config").is_file():
+        raise ConfigError(
+            f"expected {DVC_FOLDER}/config in {Path.cwd()}, found none: the project was copied "
+            f"without its hidden files; copy {DVC_FOLDER}/ and .dvcignore too"
+        )
+    if not has_git(Path.cwd()):
+        say("no git repository here: `dvc exp` and `dvc repro` by themselves need `git init`")
 
 
 def _run_and_show() -> None:
@@ -34,12 +55,12 @@ def _run_and_show() -> None:
     """
     # The page there may be of an earlier run: if this one makes none, none is shown.
     before = COMPARISON.stat().st_mtime_ns if COMPARISON.is_file() else None
-    failed = run_module("dvc", "repro", "--keep-going")
+    failed, refused = run_dvc("repro", "--keep-going")
     if not failed and _make_stale_again():
-        failed = run_module("dvc", "repro", "--keep-going")
+        failed, refused = run_dvc("repro", "--keep-going")
     # DVC does not run compare after a failure upstream, nor where a file changed behind its back.
     if failed or not _is_present():
-        run_module("stages.compare")
+        run_module("stages.compare", *refused)
         if not COMPARISON.is_file() or COMPARISON.stat().st_mtime_ns == before:
             say(
                 "no comparison could be made; the errors are above, and in events.jsonl", error=True
@@ -70,7 +91,7 @@ def _make_stale_again() -> bool:
     links = stale_stages(load_params(PARAMS))
     for link in links:
         say(f"{link.stage} runs again: {link.reason}")
-        run_module("dvc", "repro", "--force", "--single-item", link.stage)
+        run_dvc("repro", "--force", "--single-item", link.stage)
     return bool(links)
 
 
@@ -80,7 +101,10 @@ def _is_present() -> bool:
 
     if not COMPARISON.is_file():
         return False
-    written = json.loads(COMPARISON.read_text(encoding="utf-8"))
+    try:
+        written = json.loads(COMPARISON.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
     present = json.loads(as_json(build_report(load_params(PARAMS))))
     # Another commit may hold the same files.
-    return written | {"commit": None} == present | {"commit": None}
+    return isinstance(written, dict) and {**written, "commit": None} == {**present, "commit": None}

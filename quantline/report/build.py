@@ -1,5 +1,6 @@
 """The whole report: every variant beside the others, and the one to ship for the target."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,6 +36,7 @@ class Report:
         variants: All variants, those with figures first and the closest to the model before others.
         commit: That is checked out; "unknown" outside git.
         params: params.yaml without secrets.
+        refused: What DVC refused in the run that made the report; the figures are older then.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Report:
     variants: list[VariantRow]
     commit: str
     params: dict[str, Any]
+    refused: list[str]
 
     @property
     def measured(self) -> list[VariantRow]:
@@ -66,8 +69,13 @@ class Report:
         return values | {"variants": [row.to_json() for row in self.variants]}
 
 
-def collect_report(params: Params) -> Report:
-    """Read what is measured in the project of the working folder, and choose for its target."""
+def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
+    """Read what is measured in the project of the working folder, and choose for its target.
+
+    Args:
+        params: Of the project.
+        refused: What DVC refused before, in sentences.
+    """
     arch = read_architecture(MODEL)
     rows = [read_row(name, params, arch) for name in params.variants]
     choice = rank(rows, params.target, arch)
@@ -90,6 +98,7 @@ def collect_report(params: Params) -> Report:
         variants=rows,
         commit=git_commit(),
         params=_published(params),
+        refused=list(refused),
     )
 
 

@@ -12,6 +12,7 @@ def render_markdown(report: Report) -> str:
     pick = report.pick or "nothing to ship"
     lines = [f"# {report.model}: {pick} (target {report.target['name']})", ""]
     lines += [f"- {reason}" for reason in report.reasons]
+    lines += [f"- not run this time: {sentence}" for sentence in report.refused]
     headings = [column.heading for column in columns_of("markdown")]
     lines += ["", _table_line(["variant", *headings]), "|---|" + "---:|" * len(headings)]
     lines += [_row_line(row, len(headings)) for row in report.variants]

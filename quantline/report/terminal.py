@@ -24,6 +24,8 @@ def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
     console.print(f"\nShip for {name}: [bold]{_text(report['pick'] or 'none of them')}[/bold]")
     for reason in report["reasons"]:
         console.print(f"  - {_text(reason)}", highlight=False)
+    for sentence in report.get("refused", []):
+        console.print(f"  - not run this time: {_text(sentence)}", highlight=False)
 
 
 def _text(text: str) -> str:

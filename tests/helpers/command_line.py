@@ -18,6 +18,8 @@ def write_empty_project(folder: Path) -> None:
     """Write a project whose inputs are there, empty."""
     shutil.copytree(ROOT / "conf", folder / "conf")
     shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
     (folder / "demo/model").mkdir(parents=True)
     (folder / "demo/data").mkdir()
     for name in ("calibration.txt", "evaluation.txt", "gold.jsonl"):

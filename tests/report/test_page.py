@@ -164,11 +164,20 @@ def test_render_markdown_is_the_decision_and_the_table():
     assert "- b: mean_kld is 0.3, the gate wants <= 0.1" in lines
 
 
+def test_the_page_says_what_dvc_refused():
+    report = make_report([make_row("a", 2, 0.01)])
+    assert "earlier run" not in render_page(report)
+    report.refused = ["DVC did not run load: it's <gone>"]
+    assert "DVC did not run load: it&#39;s &lt;gone&gt;" in render_page(report)
+    assert "earlier run" in render_page(report)
+    assert "- not run this time: DVC did not run load" in render_markdown(report)
+
+
 def test_report_to_json_is_what_other_scripts_read():
     report = make_report([make_row("a", 2, 0.01)])
     values = json.loads(json.dumps(report.to_json()))
     assert values["pick"] == "a" and values["variants"][0]["variant"] == "a"
     assert set(values) == {
         "model", "parameters", "target", "pick", "runner_up", "reasons", "tokens", "baseline",
-        "tasks", "variants", "commit", "params",
+        "tasks", "variants", "commit", "params", "refused",
     }  # fmt: skip

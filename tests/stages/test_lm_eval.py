@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quantline import cli
+from quantline.cli.dvc import PROGRAM, REFUSALS
 from quantline.errors import Failure, Reason
 from quantline.metrics.lm_eval_model import RuntimeLM
 from quantline.paths import EXPORTS, METRICS, MODEL
@@ -106,6 +107,7 @@ def test_lm_eval_command_passes_its_options_on_and_names_the_page(project, monke
         return int(arguments[0] == "b")
 
     monkeypatch.setattr("quantline.cli.lm_eval.run_module", run_module)
+    monkeypatch.setattr("quantline.cli.dvc.run_module", run_module)
     options = ["--tasks", "x,y", "--include-path", "tasks", "--limit", "5", "--chat"]
     done = CliRunner().invoke(cli.app, ["lm-eval", "a", "b", *options])
     folder = project.root / "tasks"
@@ -113,7 +115,7 @@ def test_lm_eval_command_passes_its_options_on_and_names_the_page(project, monke
     assert calls == [
         ("stages.lm_eval", "a", *passed_on),
         ("stages.lm_eval", "b", *passed_on),
-        ("dvc", "repro", "--quiet", "--single-item", "compare"),
+        (PROGRAM, str(REFUSALS), "repro", "--quiet", "--single-item", "compare"),
     ]
     assert done.exit_code == 1
     assert "failed: b" in done.output

@@ -1,0 +1,67 @@
+"""DVC keeps what it refuses, and needs no git."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from quantline.run.dvc_program import KeepRefusals, has_git
+from tests.helpers.project import ROOT
+
+PIPELINE = """
+stages:
+  fails: {cmd: "exit 3"}
+  goes: {cmd: echo done > made, outs: [made]}
+  wants@this: {cmd: echo, deps: [nowhere]}
+"""
+
+
+def dvc(folder, *arguments: str) -> tuple[int, list]:
+    command = [sys.executable, "-m", "quantline.run.dvc_program", "refusals.json", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "true"},
+    )
+    return done.returncode, json.loads((folder / "refusals.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
+    (tmp_path / "dvc.yaml").write_text(PIPELINE.replace("wants@this", "wants"))
+    return tmp_path
+
+
+def test_dvc_without_git_runs_and_keeps_what_it_refuses(folder):
+    assert not has_git(folder)
+    code, refusals = dvc(folder, "repro", "--keep-going")
+    assert code != 0
+    assert (folder / "made").read_text() == "done\n"
+    ((stage, said),) = refusals  # a stage that ran and failed says so itself
+    assert stage == "wants"
+    assert said == "dependency 'nowhere' does not exist"
+    (folder / "dvc.yaml").write_text("stages: [")
+    code, refusals = dvc(folder, "repro")
+    assert code != 0
+    assert refusals[0][0] is None
+    assert "dvc.yaml" in refusals[0][1]
+
+
+def test_what_stops_all_of_dvc_is_kept_with_its_cause():
+    keep = KeepRefusals()
+    try:
+        try:
+            raise OSError("held by process 12")
+        except OSError as cause:
+            raise RuntimeError("unable to acquire lock") from cause
+    except RuntimeError:
+        record = logging.LogRecord("dvc", logging.ERROR, "", 0, "", None, sys.exc_info())
+    keep.emit(record)
+    assert keep.refusals == [(None, "unable to acquire lock: held by process 12")]
