@@ -131,6 +131,15 @@ def plain(text: object) -> str:
     return printable(without_secrets(text))
 
 
+def in_markdown(text: object) -> str:
+    """Return a text for one line of Markdown: no HTML, links, images, or borders of tables."""
+    line = " ".join(plain(text).split())
+    line = re.sub(r"[\\|\[\]*]", r"\\\g<0>", line)
+    # `<` and `&` begin HTML only before these; `mean_kld <= 0.1` stays as it is.
+    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
+    return re.sub(r"&(?=#|[A-Za-z]+;)(?!lt;)", "&amp;", line)
+
+
 def say(text: object, *, error: bool = False) -> None:
     """Print a line, to stderr if it tells of an error.
 

@@ -10,6 +10,7 @@ from quantline.cli.compose import compose_project
 from quantline.cli.program import Overrides, app, stop
 from quantline.config.compose import project_root
 from quantline.errors import ConfigError
+from quantline.messages import say
 from quantline.run.project_lock import project_lock
 
 
@@ -30,8 +31,8 @@ def init(
         os.chdir(root)
         with project_lock("quantline init"):
             for path in write_experiment(root, name, overrides or []):
-                typer.echo(f"wrote {path}")
+                say(f"wrote {path}")
             compose_project([])
     except ConfigError as error:
         raise stop(error) from None
-    typer.echo(f"`quantline repro` and `dvc exp run -S ...` start from conf/experiment/{name}.yaml")
+    say(f"`quantline repro` and `dvc exp run -S ...` start from conf/experiment/{name}.yaml")

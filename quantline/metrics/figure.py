@@ -85,6 +85,7 @@ class Figure:
         unit: What follows it in sentences.
         repetitions: Of a median over repetitions, what `_iqr` and `_spread` are appended to for
             the keys of its quartiles and extremes.
+        timed: Whether it is worse than it should be where the machine was busy meanwhile.
         compute: Computes it from the tokens; None for a figure that is measured elsewhere.
     """
 
@@ -97,6 +98,7 @@ class Figure:
     format: str = ".4g"
     unit: str = ""
     repetitions: str | None = None
+    timed: bool = False
     compute: Compute | None = None
 
     def text(self, value: float) -> str:

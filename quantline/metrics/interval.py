@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantline.metrics.figure import figure_of, is_measured
+from quantline.metrics.figure import Figure, figure_of, is_measured
 from quantline.metrics.significance import normal_quantile, paired_bootstrap, wilson
 
 
@@ -18,12 +18,15 @@ class Measurement:
         interval: Its confidence interval; None for a value that is exact.
         count: Tokens or items that it was measured on; None if it is no figure of such a sample.
         unit: What the sample consists of: tokens, items or repetitions.
+        busy: Why the figure may be better than it was measured: what else the machine did.
+            The interval is then open to that side.
     """
 
     value: float
     interval: tuple[float, float] | None = None
     count: int | None = None
     unit: str | None = None
+    busy: tuple[str, ...] = ()
 
 
 def measurement(
@@ -59,11 +62,21 @@ def measurement(
     if figure.interval == "standard error" and f"{key}_se" in figures:
         half = normal_quantile(level) * figures[f"{key}_se"]
         return Measurement(value, (value - half, value + half), count, "tokens")
-    spread = figures.get(f"{figure.repetitions}_spread")
-    if figure.interval == "spread" and spread is not None:
-        least, greatest = spread
-        return Measurement(value, (least, greatest), None, "repetitions")
-    return Measurement(value)
+    return _repeated(figure, value, figures)
+
+
+def _repeated(figure: Figure, value: float, figures: Mapping[str, Any]) -> Measurement:
+    """Return a figure that is exact, or the median of repetitions."""
+    spread = figures.get(f"{figure.repetitions}_spread") if figure.interval == "spread" else None
+    busy = tuple(figures.get("busy") or ()) if figure.timed else ()
+    if not spread and not busy:
+        return Measurement(value)
+    least, greatest = spread or (value, value)
+    if busy and figure.better == "lower":
+        least = -math.inf
+    elif busy:
+        greatest = math.inf
+    return Measurement(value, (least, greatest), None, "repetitions", busy)
 
 
 def _gold_answers(stem: str, figures: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -3,12 +3,84 @@
 import os
 import platform
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from quantline.files import MIB
+
+# From when on a machine counts as busy. A runtime waits for the slowest of its threads, so that
+# little is enough.
+MOST_STEAL = 0.02  # of the processors' time, taken by other guests of the host
+MOST_TAKEN = 0.05  # of the runtime's threads, taken by other processes
+MOST_LOAD = 1.5  # processes a core that want to run, in the minute before
+
+
+class Processors(NamedTuple):
+    """What the processors that this process may use have done until a moment, in seconds.
+
+    Attributes:
+        now: The moment.
+        used: By all processes.
+        stolen: By other guests of the host.
+        own: By this process.
+    """
+
+    now: float
+    used: float
+    stolen: float
+    own: float
+
+
+def read_processors() -> Processors:
+    """Return what the processors have done until now."""
+    allowed = os.sched_getaffinity(0)
+    times = [entry for index, entry in enumerate(psutil.cpu_times(percpu=True)) if index in allowed]
+    used = sum(
+        entry.user + entry.nice + entry.system + entry.irq + entry.softirq for entry in times
+    )
+    own = os.times()
+    return Processors(
+        time.monotonic(), used, sum(entry.steal for entry in times), own.user + own.system
+    )
+
+
+def other_work(
+    before: Processors, after: Processors, threads: int, load_average: float
+) -> dict[str, Any]:
+    """Return what else ran between two moments, and whether it made a speed too low.
+
+    Args:
+        before: When the measurement began.
+        after: When it ended.
+        threads: Of the runtime.
+        load_average: Of the minute before.
+
+    Returns:
+        {load_average, other_cores, steal_share, busy}. `other_cores` is how many cores other
+        processes used, `steal_share` the share of the processors' time that other guests of the
+        host took, and `busy` has a reason for each of them that is large enough to matter.
+    """
+    cores = len(os.sched_getaffinity(0))
+    seconds = max(after.now - before.now, 1e-9)
+    others = max(0.0, (after.used - before.used) - (after.own - before.own)) / seconds
+    stolen = max(0.0, after.stolen - before.stolen) / (seconds * cores)
+    taken = max(0.0, others - max(0, cores - threads)) / max(threads, 1)
+    reasons = []
+    if not taken <= MOST_TAKEN:
+        reasons.append(f"other processes used {others:.1f} of {cores} cores")
+    if not stolen <= MOST_STEAL:
+        reasons.append(f"other guests of the host took {stolen:.0%} of the processors' time")
+    if not load_average <= MOST_LOAD * cores:
+        reasons.append(f"the load average was {load_average:.1f} on {cores} cores")
+    return {
+        "load_average": load_average,
+        "other_cores": round(others, 3),
+        "steal_share": round(stolen, 4),
+        "busy": reasons,
+    }
 
 
 def describe_machine() -> dict[str, Any]:

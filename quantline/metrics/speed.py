@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from quantline.config.texts import Speed
-from quantline.metrics.machine import describe_machine, peak_memory_mib
+from quantline.metrics.machine import (
+    describe_machine,
+    other_work,
+    peak_memory_mib,
+    read_processors,
+)
 from quantline.runtimes.runtime import Runtime
 
 PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on which
@@ -30,11 +35,12 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
 
     Returns:
         The figures, with `_iqr` the range from their first to their third quartile and `_spread`
-        least and greatest; the process's peak memory until here; and what all of it was measured
-        with.
+        least and greatest; the process's peak memory until here; what all of it was measured with;
+        and what else ran meanwhile (see `other_work`).
     """
     # Of the minute before: other processes that were busy make the figures low.
     load_average = os.getloadavg()[0]
+    before = read_processors()
     prompt = [index % PROMPT_IDS for index in range(settings.prompt_tokens)]
     prefill = []
     decode = []
@@ -43,6 +49,8 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
         prefill.append(settings.prompt_tokens / seconds)
         seconds = _seconds_to_generate(runtime, prompt[:1], settings.new_tokens)
         decode.append(settings.new_tokens / seconds)
+    threads = settings.threads or os.cpu_count() or 1
+    meanwhile = other_work(before, read_processors(), threads, load_average)
     return {
         "load_s": load_s,
         **_statistics("prefill", prefill[1:]),
@@ -52,9 +60,9 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
         "prompt_tokens": settings.prompt_tokens,
         "new_tokens": settings.new_tokens,
         "repetitions": settings.repetitions,
-        "threads": settings.threads or os.cpu_count(),
+        "threads": threads,
         "device": runtime.device,
-        "load_average": load_average,
+        **meanwhile,
         "machine": describe_machine(),
     }
 

@@ -42,7 +42,7 @@ def needed_sample(gate: Gate, measured: Measurement) -> dict[str, Any]:
     """
     assert measured.interval is not None, "an exact figure leaves nothing open"
     distance = abs(gate.threshold - measured.value)
-    if not distance or measured.count is None:
+    if not distance or measured.count is None or measured.busy:
         return {"more": None, "unit": measured.unit}
     # The half that reaches towards the threshold.
     end = measured.interval[gate.threshold > measured.value]
@@ -61,9 +61,9 @@ def check_gate(gate: Gate, figures: Mapping[str, Any]) -> dict[str, Any]:
         figures: All figures of a variant.
 
     Returns:
-        The gate's own keys; {value, interval} of the figure; the verdict; {needed}: what more it
-        would take, if it cannot tell; {passed}: whether the gate counts as passed; and all that in
-        words, under {said}.
+        The gate's own keys; {value, interval} of the figure, an open end being None; the verdict;
+        {needed}: what more it would take, if it cannot tell; {passed}: whether the gate counts as
+        passed; and all that in words, under {said}.
     """
     measured = measurement(gate.metric, figures, gate.level, difference=gate.on == "delta")
     if measured is None:
@@ -82,12 +82,19 @@ def check_gate(gate: Gate, figures: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **gate.model_dump(),
         "value": measured.value,
-        "interval": list(measured.interval) if measured.interval else None,
+        "interval": _ends(measured),
         "verdict": decided,
         "needed": needed,
         "passed": _counts_as_passed(gate, measured) if open_question else decided == PASSES,
         "said": _sentence(gate, measured, needed),
     }
+
+
+def _ends(measured: Measurement) -> list[float | None] | None:
+    """Return the ends of an interval as JSON has them."""
+    if measured.interval is None:
+        return None
+    return [end if math.isfinite(end) else None for end in measured.interval]
 
 
 def _counts_as_passed(gate: Gate, measured: Measurement) -> bool:
@@ -110,6 +117,11 @@ def _sentence(gate: Gate, measured: Measurement, needed: dict[str, Any] | None) 
     text = f"{_label(gate)} is {measured.value:.4g}"
     if needed is None or measured.interval is None:
         return f"{text}, {_wanted(gate)}"
+    if measured.busy:
+        return (
+            f"{text} on a busy machine ({'; '.join(measured.busy)}), {_wanted(gate)}: it cannot "
+            "tell; measure again while nothing else runs"
+        )
     low, high = measured.interval
     sample = f"at {100 * gate.level:g} %" if measured.count else "over the repetitions"
     text = f"{text}, between {low:.4g} and {high:.4g} {sample}, {_wanted(gate)}: it cannot tell"

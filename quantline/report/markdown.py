@@ -1,5 +1,6 @@
 """The report as Markdown: the decision and one table."""
 
+from quantline.messages import in_markdown
 from quantline.metrics.figure import columns_of
 from quantline.report.budgets import describe_counterpart
 from quantline.report.build import Report
@@ -10,27 +11,34 @@ from quantline.report.variant import VariantRow
 def render_markdown(report: Report) -> str:
     """Return the decision, a table of the variants, and why not the others."""
     pick = report.pick or "nothing to ship"
-    lines = [f"# {report.model}: {pick} (target {report.target['name']})", ""]
-    lines += [f"- {reason}" for reason in report.reasons]
-    lines += [f"- not run this time: {sentence}" for sentence in report.refused]
+    title = in_markdown(f"{report.model}: {pick} (target {report.target['name']})")
+    lines = [f"# {title}", ""]
+    lines += [_item(reason) for reason in report.reasons]
+    lines += [_item(f"not run this time: {sentence}") for sentence in report.refused]
     headings = [column.heading for column in columns_of("markdown")]
     lines += ["", _table_line(["variant", *headings]), "|---|" + "---:|" * len(headings)]
     lines += [_row_line(row, len(headings)) for row in report.variants]
-    fitted = [f"- {describe_counterpart(row)}" for row in report.variants if row.beside]
+    busy = [_item(f"{row.variant}: {row.busy}") for row in report.measured if row.busy]
+    if busy:
+        lines += ["", "Measured on a busy machine, so that their speeds are too low:", "", *busy]
+    fitted = [_item(describe_counterpart(row)) for row in report.variants if row.beside]
     if fitted:
         lines += ["", "Fitted to a budget:", "", *fitted]
-    others = [
-        f"- {row.variant}: {'; '.join(row.why_not)}"
-        for row in report.variants
-        if row.variant != report.pick
-    ]
+    others = []
+    for row in report.variants:
+        if row.variant != report.pick:
+            others.append(_item(f"{row.variant}: {'; '.join(row.why_not)}"))
     if others:
         lines += ["", "Why not the others:", "", *others]
     return "\n".join(lines) + "\n"
 
 
+def _item(text: str) -> str:
+    return f"- {in_markdown(text)}"
+
+
 def _table_line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(in_markdown, cells))} |"
 
 
 def _row_line(row: VariantRow, columns: int) -> str:
@@ -40,4 +48,5 @@ def _row_line(row: VariantRow, columns: int) -> str:
     cells = [
         f"{cell.text} {cell.detail}".rstrip() for cell in figure_cells("markdown", row.figures)
     ]
-    return _table_line([row.variant, *cells])
+    name = f"{row.variant} (busy)" if row.busy else row.variant
+    return _table_line([name, *cells])

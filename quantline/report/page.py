@@ -1,5 +1,7 @@
 """The report as one self-contained HTML file."""
 
+import base64
+import hashlib
 import re
 from itertools import zip_longest
 from pathlib import Path
@@ -10,6 +12,7 @@ from markupsafe import Markup
 
 from quantline.config.compose import as_yaml
 from quantline.files import MIB
+from quantline.messages import printable
 from quantline.metrics.figure import columns_of
 from quantline.report import tables
 from quantline.report.build import Report
@@ -26,7 +29,10 @@ def render_page(report: Report) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
+    # The page's policy allows this script and no other, wherever it may come from.
+    script = environment.get_template("page.js.jinja").render()
     environment.globals |= {
         "mib": MIB,
         "most_flips": MOST_FLIPS,
@@ -50,7 +56,22 @@ def render_page(report: Report) -> str:
         machines=tables.describe_machines(measured),
         params_yaml=as_yaml(report.params),
         checkout=checkout,
+        script=Markup(script),
+        script_hash=script_hash(script),
     )
+
+
+def _visible(value: Any) -> Any:
+    """Return a text whose control characters, and changes of direction, can be seen."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value)
+    return value
+
+
+def script_hash(script: str) -> str:
+    """Return a script's source expression of a Content-Security-Policy."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _reasons_beside_gates(report: Report) -> list[str]:

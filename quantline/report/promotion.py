@@ -7,6 +7,7 @@ from quantline.config.params import Params
 from quantline.config.targets import Gate
 from quantline.errors import Reason
 from quantline.files import read_json
+from quantline.messages import in_markdown
 from quantline.metrics.figure import columns_of
 from quantline.report.build import Report
 from quantline.report.variant import VariantRow
@@ -107,7 +108,7 @@ def promote(run: StageRun, report: Report, exports: Path, run_ids: dict[str, str
     if reason is None and run_id is None:
         reason = f"MLflow does not take the runs now; {LATER}"
     if reason is None and picked and registry and run_id:
-        description = "\n".join(f"- {line}" for line in report.reasons)
+        description = "\n".join(f"- {in_markdown(line)}" for line in report.reasons)
         description += "\n\n" + picked.lineage["serve"]
         try:
             version, is_new = register(

@@ -6,8 +6,11 @@ from typing import NamedTuple
 from quantline.config.targets import Target
 from quantline.files import MIB
 from quantline.metrics.figure import Figure, figure_of, is_measured
+from quantline.metrics.interval import measurement
 from quantline.report.gates import CANNOT_TELL
 from quantline.report.variant import VariantRow
+
+LEVEL = 0.95  # of intervals; the spread of repetitions, by which a speed is judged, has none
 
 
 class Choice(NamedTuple):
@@ -74,9 +77,35 @@ def optimized_value(row: VariantRow, target: Target) -> float:
     return value if is_measured(value) else math.nan
 
 
-def counts_as_equal(value: float, best: float, target: Target) -> bool:
-    """Whether two figures that the target ranks by are too close to tell variants apart."""
-    return abs(value - best) <= target.optimize.within * abs(best)
+def counts_as_equal(row: VariantRow, best: VariantRow, target: Target) -> bool:
+    """Whether the figures that the target ranks by are too close to tell two variants apart."""
+    best_value = optimized_value(best, target)
+    distance = abs(optimized_value(row, target) - best_value)
+    near = distance <= target.optimize.within * abs(best_value)
+    return near or bool(why_undecided(row, best, target))
+
+
+def why_undecided(row: VariantRow, best: VariantRow, target: Target) -> str:
+    """Return why a speed does not tell two variants apart; "" if it does, and for other figures.
+
+    What was measured on a busy machine may be any better than it was measured.
+    """
+    metric = target.optimize.metric
+    if row is best or not figure_of(metric).timed:
+        return ""
+    ends = []
+    for one in (row, best):
+        measured = measurement(metric, one.figures, LEVEL)
+        if measured is None or measured.interval is None:
+            return ""
+        ends.append(measured.interval)
+    (low, high), (best_low, best_high) = ends
+    if low > best_high or high < best_low:
+        return ""
+    busy = [one.variant for one in (row, best) if one.busy]
+    if busy:
+        return f"the machine was busy while {' and '.join(busy)} was measured"
+    return "their repetitions overlap"
 
 
 def choose(rows: list[VariantRow], target: Target) -> Choice:
@@ -97,11 +126,11 @@ def choose(rows: list[VariantRow], target: Target) -> Choice:
             row.why_not = row.objections
         return Choice(None, None, [f"no variant meets the target {target.name}; each row says why"])
     sign = 1 if target.optimize.direction == "min" else -1
-    best_value = sign * min(sign * optimized_value(row, target) for row in able)
+    best = min(able, key=lambda row: (sign * optimized_value(row, target), row.variant))
 
     def rank(row: VariantRow) -> tuple[bool, float, float, str]:
         value = optimized_value(row, target)
-        behind = not counts_as_equal(value, best_value, target)
+        behind = not counts_as_equal(row, best, target)
         return behind, sign * value * behind, row.metrics["mean_kld"], row.variant
 
     able.sort(key=rank)
@@ -109,19 +138,26 @@ def choose(rows: list[VariantRow], target: Target) -> Choice:
     for row in rows:
         row.why_not = row.objections
         if not row.objections and row is not pick:
-            row.why_not = [_lost_by(row, pick, best_value, target)]
+            row.why_not = [_lost_by(row, pick, best, target)]
     runner_up = able[1].variant if len(able) > 1 else None
-    return Choice(pick.variant, runner_up, _reasons(able, best_value, target))
+    return Choice(pick.variant, runner_up, _reasons(able, best, target))
 
 
-def _reasons(able: list[VariantRow], best_value: float, target: Target) -> list[str]:
+def _reasons(able: list[VariantRow], best: VariantRow, target: Target) -> list[str]:
     """Return the decision in sentences; `able` are the variants that meet the target, best first.
 
-    `best_value` is the best figure to rank by, which the pick may miss by a little.
+    `best` has the best figure to rank by, which the pick may miss by a little.
     """
     pick = able[0]
     figure = figure_of(target.optimize.metric)
-    reasons = [_first_reason(able, figure, best_value, target)]
+    reasons = [_first_reason(able, figure, best, target)]
+    for row in able[1:]:
+        why = why_undecided(row, best if best is not row else pick, target)
+        if why:
+            reasons.append(
+                f"{figure.label} cannot tell {row.variant} from it ({why}): the KL divergence "
+                "decides between them"
+            )
     metrics = pick.metrics
     reasons.append(
         f"its mean KL divergence from full precision is {metrics['mean_kld']:.4g} ± "
@@ -149,14 +185,14 @@ def _reasons(able: list[VariantRow], best_value: float, target: Target) -> list[
     return reasons
 
 
-def _first_reason(able: list[VariantRow], figure: Figure, best_value: float, target: Target) -> str:
+def _first_reason(able: list[VariantRow], figure: Figure, best: VariantRow, target: Target) -> str:
     """Return what the pick is best in."""
     value = optimized_value(able[0], target)
     if len(able) == 1:
         text = f"no other variant meets the target {target.name}; its {figure.label}"
     else:
         superlative = "smallest" if target.optimize.direction == "min" else "largest"
-        near = "" if value == best_value else f" to within {target.optimize.within:.1%}"
+        near = _nearness(able[0], best, target)
         text = (
             f"of {len(able)} variants that meet the target {target.name}, it has the "
             f"{superlative} {figure.label}{near}"
@@ -164,16 +200,27 @@ def _first_reason(able: list[VariantRow], figure: Figure, best_value: float, tar
     return f"{text}: {figure.text(value)}"
 
 
-def _lost_by(row: VariantRow, pick: VariantRow, best_value: float, target: Target) -> str:
+def _nearness(row: VariantRow, best: VariantRow, target: Target) -> str:
+    """Return how far a variant's figure to rank by is the other's, as words that follow it."""
+    value = optimized_value(row, target)
+    best_value = optimized_value(best, target)
+    if value == best_value:
+        return ""
+    if abs(value - best_value) <= target.optimize.within * abs(best_value):
+        return f" to within {target.optimize.within:.1%}"
+    return f" as far as can be told ({why_undecided(row, best, target)})"
+
+
+def _lost_by(row: VariantRow, pick: VariantRow, best: VariantRow, target: Target) -> str:
     """Return by how much a variant that meets the target is behind the pick.
 
-    `best_value` is the best figure to rank by.
+    `best` has the best figure to rank by.
     """
     figure = figure_of(target.optimize.metric)
     value = optimized_value(row, target)
     picked = optimized_value(pick, target)
-    if counts_as_equal(value, best_value, target):
-        near = "" if value == picked else f" to within {target.optimize.within:.1%}"
+    if counts_as_equal(row, best, target):
+        near = _nearness(row, pick if pick is not row else best, target)
         return (
             f"meets the target; {figure.label} is the pick's{near}, its mean KL divergence "
             f"{row.metrics['mean_kld']:.4g} to the pick's {pick.metrics['mean_kld']:.4g}"

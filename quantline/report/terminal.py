@@ -26,6 +26,11 @@ def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
         console.print(f"  - {_text(reason)}", highlight=False)
     for sentence in report.get("refused", []):
         console.print(f"  - not run this time: {_text(sentence)}", highlight=False)
+    for row in report["variants"]:
+        if row["speed"].get("busy"):
+            name = _text(row["variant"])
+            said = _text("; ".join(row["speed"]["busy"]))
+            console.print(f"  busy: the speed of {name} is too low: {said}", highlight=False)
 
 
 def _text(text: str) -> str:
@@ -50,6 +55,8 @@ def _table(report: dict[str, Any]) -> Table:
         elif row["variant"] == report["pick"]:
             style = "bold green"
             remark = "pick"
+        if row["speed"].get("busy"):
+            remark = f"{remark}, busy" if remark else "busy"
         cells = [column.text(figures.get(column.key)) for column in columns]
         table.add_row(_text(row["variant"]), *cells, _text(remark), style=style)
     return table

@@ -71,6 +71,11 @@ class VariantRow:
         return self.status == "ok"
 
     @property
+    def busy(self) -> str:
+        """What else the machine did while the speed was measured; "" if it was quiet."""
+        return "; ".join(self.speed.get("busy") or ())
+
+    @property
     def problem(self) -> str:
         """Why there are no figures: "stale", or "failed" with the failure's name."""
         return "stale" if self.status == "stale" else f"failed: {self.failure}"

@@ -1,9 +1,18 @@
 """The machine that a speed is measured on."""
 
+import math
 import subprocess
 import sys
+import time
 
-from quantline.metrics.machine import describe_machine
+import pytest
+
+from quantline.metrics.machine import (
+    Processors,
+    describe_machine,
+    other_work,
+    read_processors,
+)
 
 
 def test_describe_machine_names_what_a_speed_depends_on():
@@ -29,3 +38,41 @@ def test_peak_memory_mib_is_that_of_this_process_alone():
     assert len(held) == 300 << 20
     assert before < 200
     assert 60 < after - before < 80
+
+
+def processors(now: float, used: float, own: float, stolen: float = 0.0) -> Processors:
+    return Processors(now, used, stolen, own)
+
+
+@pytest.mark.parametrize(
+    ("after", "threads", "load", "reasons"),
+    [
+        (processors(10, 20, 20), 2, 1.0, []),
+        (processors(10, 20.9, 20), 2, 1.0, []),
+        (processors(10, 25, 20), 2, 1.0, ["other processes used 0.5 of 2 cores"]),
+        (processors(10, 15, 9), 1, 1.0, []),  # the others had a core of their own
+        (processors(10, 22, 8), 1, 1.0, ["other processes used 1.4 of 2 cores"]),
+        (
+            processors(10, 18, 18, 2),
+            2,
+            1.0,
+            ["other guests of the host took 10% of the processors' time"],
+        ),
+        (processors(10, 20, 20), 2, 9.0, ["the load average was 9.0 on 2 cores"]),
+        (processors(10, 20, 20), 2, math.nan, ["the load average was nan on 2 cores"]),
+    ],
+)
+def test_other_work_says_what_made_a_speed_too_low(monkeypatch, after, threads, load, reasons):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    found = other_work(processors(0, 0, 0), after, threads, load)
+    assert found["busy"] == reasons
+
+
+def test_read_processors_sees_this_process_and_others():
+    before = read_processors()
+    finish = time.monotonic() + 0.3
+    while time.monotonic() < finish:
+        pass
+    after = read_processors()
+    assert 0.05 < after.own - before.own < 5
+    assert after.used >= before.used > 0

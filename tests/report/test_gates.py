@@ -1,5 +1,6 @@
 """Gates: three verdicts, and how much more would decide what cannot be told."""
 
+import json
 import math
 
 import pytest
@@ -161,3 +162,37 @@ def test_gate_reads_on_without_quotes_and_wants_a_baseline_for_a_difference():
     assert Gate.model_validate(values).on == "delta"
     with pytest.raises(ValueError, match="goes with perplexity and gold_"):
         make_gate("mean_kld", on="delta")
+
+
+BUSY = {"busy": ["other processes used 1.0 of 2 cores"]}
+
+
+@pytest.mark.parametrize(
+    ("metric", "operator", "threshold", "verdict", "passed"),
+    [
+        ("decode_tok_s", ">=", 60, "passes", True),  # alone on the machine it is faster still
+        ("decode_tok_s", ">=", 100, "cannot tell", False),
+        ("decode_tok_s", "<=", 100, "cannot tell", True),
+        ("load_s", "<=", 2, "passes", True),
+        ("load_s", "<=", 0.5, "cannot tell", False),
+        ("size_bytes", "<=", 3, "fails", False),  # does not depend on it
+    ],
+)
+def test_check_gate_on_a_busy_machine_tells_what_more_quiet_could_not_change(
+    metric, operator, threshold, verdict, passed
+):
+    figures = BUSY | {
+        "decode_tok_s": 90.0,
+        "decode_spread": [70.0, 99.0],
+        "load_s": 1.0,
+        "size_bytes": 5,
+    }
+    checked = check_gate(make_gate(metric, operator, threshold), figures)
+    assert (checked["verdict"], checked["passed"]) == (verdict, passed)
+    json.dumps(checked, allow_nan=False)
+    if verdict == "cannot tell":
+        assert "on a busy machine (other processes used 1.0 of 2 cores)" in checked["said"]
+        assert "measure again while nothing else runs" in checked["said"]
+        for setting, counts in (("passes", True), ("fails", False)):
+            gate = make_gate(metric, operator, threshold, cannot_tell=setting)
+            assert check_gate(gate, figures)["passed"] is counts

@@ -1,13 +1,24 @@
 """The page: one file, safe whatever is on it, with the noise beside each difference."""
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
 
+from quantline.config.targets import Gate
 from quantline.metrics.lm_eval_tasks import task_metrics
 from quantline.report.markdown import render_markdown
 from quantline.report.page import MOST_FLIPS, render_page, serve_parts
-from tests.helpers.report import LINEAGE, failed_row, make_report, make_row, without_gold
+from tests.helpers.report import (
+    LINEAGE,
+    TARGET,
+    failed_row,
+    make_report,
+    make_row,
+    speed_of,
+    without_gold,
+)
 
 HOSTILE = "</details><script>alert(1)</script><img src=x onerror=alert(1)>'\"&"
 FLIP = {
@@ -181,3 +192,49 @@ def test_report_to_json_is_what_other_scripts_read():
         "model", "parameters", "target", "pick", "runner_up", "reasons", "tokens", "baseline",
         "tasks", "variants", "commit", "params", "refused",
     }  # fmt: skip
+
+
+def test_render_page_allows_its_own_script_alone():
+    text = render_page(make_report([make_row("a", 2, 0.01)]))
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "'unsafe-inline'; script" in policy
+    assert not re.search(r"<[^>]*\son\w+\s*=", text)  # no handlers in attributes
+
+
+def test_render_page_shows_control_characters_and_changes_of_direction():
+    row = make_row("a", 2, 0.01, flips=[FLIP | {"said": "\x1b[2J\u202egnp.exe\x9b\x00"}])
+    text = render_page(make_report([row]))
+    assert "\\x1b[2J\\u202egnp.exe\\x9b\\x00" in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_render_page_marks_what_was_measured_on_a_busy_machine():
+    busy = speed_of() | {"busy": ["other processes used <1> of 2 cores"]}
+    target = TARGET.model_copy(
+        update={"gates": [Gate(metric="decode_tok_s", operator=">=", threshold=99)]}
+    )
+    row = make_row("a", 2, 0.01, target, speed=busy)
+    report = make_report([row, make_row("b", 3, 0.01, target)], target)
+    text = re.sub(r"\n\s*", "", render_page(report))
+    assert text.count('<small class="open">busy</small>') == 1
+    assert "other processes used &lt;1&gt; of 2 cores. Its speeds are too low" in text
+    assert "90, or better: the machine was busy" in text
+    lines = render_markdown(report)
+    assert "| a (busy) |" in lines and "- a: other processes used <1> of 2 cores" in lines
+
+
+def test_render_markdown_takes_what_comes_from_others_for_text():
+    hostile = "a|b\nc <script>alert(1)</script> ![x](http://y) \x1b[2J & &lt; **d**"
+    row = make_row("a", 2, 0.01)
+    report = replace(make_report([row, failed_row(hostile)]), model=hostile, reasons=[hostile])
+    report.variants[1].failure = hostile
+    report.variants[1].why_not = [hostile]
+    text = render_markdown(report)
+    assert "<script" not in text and "![x](" not in text and "\x1b" not in text
+    assert text.count("a\\|b c &lt;script>") == 4
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+    assert len(columns) == 1 and len(table) == 4

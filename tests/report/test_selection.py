@@ -1,7 +1,7 @@
 """The pick among the variants that meet the target, and what the others lost by."""
 
 from quantline.report.selection import choose
-from tests.helpers.report import TARGET, make_row
+from tests.helpers.report import TARGET, make_row, speed_of
 
 
 def ranked_by(**changes):
@@ -98,3 +98,42 @@ def test_choose_says_of_every_other_variant_why_it_lost():
         ["meets the target; size is the pick's, its mean KL divergence 0.06 to the pick's 0.05"],
         ["mean_kld is 0.3, the gate wants <= 0.1"],
     ]
+
+
+def speed(median: float, least: float, greatest: float, *busy: str) -> dict:
+    return {
+        "speed": speed_of()
+        | {"decode_tok_s": median, "decode_spread": [least, greatest], "busy": list(busy)}
+    }
+
+
+def test_choose_does_not_rank_by_speeds_whose_repetitions_overlap():
+    target = ranked_by(metric="decode_tok_s", direction="max")
+    rows = [
+        make_row("fast", 2, 0.05, target, **speed(100, 80, 110)),
+        make_row("near", 2, 0.01, target, **speed(85, 84, 86)),
+        make_row("slow", 2, 0.001, target, **speed(50, 45, 79)),
+    ]
+    choice = choose(rows, target)
+    assert (choice.pick, choice.runner_up) == ("near", "fast")
+    assert "as far as can be told (their repetitions overlap)" in choice.reasons[0]
+    assert any("cannot tell fast from it (their repetitions" in one for one in choice.reasons)
+    assert "as far as can be told" in rows[[row.variant for row in rows].index("fast")].why_not[0]
+    assert "less than the pick" in rows[[row.variant for row in rows].index("slow")].why_not[0]
+    rows[0].speed["decode_spread"] = [90, 110]
+    assert choose(rows, target).pick == "fast"
+
+
+def test_choose_does_not_rank_by_what_was_measured_on_a_busy_machine():
+    target = ranked_by(metric="decode_tok_s", direction="max")
+    rows = [
+        make_row("quiet", 2, 0.05, target, **speed(100, 99, 101)),
+        make_row("busy", 2, 0.01, target, **speed(50, 49, 51, "the load average was 9")),
+    ]
+    choice = choose(rows, target)
+    assert choice.pick == "busy"
+    assert "the machine was busy while busy was measured" in choice.reasons[0]
+    rows[0].speed["decode_spread"] = [30, 31]
+    rows[0].speed["decode_tok_s"] = 30.5
+    choice = choose(rows, target)  # slower than the other was even so
+    assert choice.pick == "busy" and "as far" not in choice.reasons[0]

@@ -9,6 +9,7 @@ register_figure(
         "load_s",
         label="seconds to load",
         better="lower",
+        timed=True,
         columns={"speed": Column("load, s", ".2f", order=10)},
     )
 )
@@ -19,6 +20,7 @@ register_figure(
         label="prefill speed in tokens/s",
         better="higher",
         interval="spread",
+        timed=True,
         repetitions="prefill",
         columns={
             "speed": Column(
@@ -34,6 +36,7 @@ register_figure(
         label="decoding speed in tokens/s",
         better="higher",
         interval="spread",
+        timed=True,
         repetitions="decode",
         columns={
             "cli": Column("tok/s", ".0f", order=70),
