@@ -82,6 +82,37 @@ def measured(folder) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("key", ["mean_kld_se", "size_bytes", "gold_flips"])
+@pytest.mark.parametrize("value", [None, "x"])
+def test_figures_without_one_that_decides_are_named(measured, key, value):
+    name = next(iter(MEASURED))
+    path = METRICS / f"{name}.json"
+    path.write_text(as_json(json.loads(path.read_text()) | {key: value}))
+    vouch_for(name, load_params())
+    done = quantline("gate", name)
+    assert done.exit_code == 1
+    assert "as their stages wrote them" in done.output
+    assert key in done.output
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("target.optimize.metric=siz_bytes", "did you mean size_bytes?"),
+        ("target.gates=[{metric: mean_kdl, operator: '<=', threshold: 1}]", "mean_kld?"),
+        ("target.gates=[{metric: gold_x, operator: '>=', threshold: 1}]", None),
+    ],
+)
+def test_a_figure_that_nobody_knows_is_refused_when_it_is_named(measured, override, words):
+    for command in ("compose", "pick"):
+        done = quantline(command, *["suite=quick"] * (command == "compose"), override)
+        assert (words is None) == ("unknown figure" not in done.output)
+        assert words is None or (words in done.output and done.exit_code == 1)
+    Path("demo/data/gold.jsonl").write_text('{"id": "a", "task": "facts"}\n')
+    done = quantline("compose", "target.gates=[{metric: gold_fact, operator: '>', threshold: 0}]")
+    assert "did you mean gold_facts?" in done.output
+
+
 def change_divergence(variant: str, kld: float) -> None:
     path = METRICS / f"{variant}.json"
     path.write_text(as_json(json.loads(path.read_text()) | {"mean_kld": kld}))

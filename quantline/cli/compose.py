@@ -9,6 +9,7 @@ from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from quantline.files import write_text
 from quantline.messages import say
+from quantline.metrics.target_metrics import check_metrics
 from quantline.run.project_lock import project_lock
 
 
@@ -31,6 +32,7 @@ def compose_project(overrides: list[str]) -> None:
     """
     composed = compose(overrides)
     params = validate(composed)
+    check_metrics(params)
     if missing := missing_inputs(params):
         raise ConfigError("\n".join(missing))
     try:
@@ -38,7 +40,7 @@ def compose_project(overrides: list[str]) -> None:
     except ConfigError:  # there is none yet, or an older version wrote it
         changes = ["params.yaml: new"]
     text = as_yaml(composed)
-    if not PARAMS.is_file() or PARAMS.read_text(encoding="utf-8") != text:
+    if not PARAMS.is_file() or PARAMS.read_bytes() != text.encode():
         write_text(PARAMS, text)
     for change in changes:
         say(change)

@@ -68,4 +68,6 @@ def grid_options(arguments: Sequence[str]) -> dict[str, list[Any]]:
             options[key] = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:
             raise ConfigError(f"expected values separated by commas for {name}: {error}") from None
+        if not options[key]:
+            raise ConfigError(f"expected values separated by commas for {name}, found none")
     return options

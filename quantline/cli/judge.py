@@ -13,6 +13,7 @@ from quantline.config.stale import check_fresh
 from quantline.config.validation import validate
 from quantline.errors import ConfigError, StageError
 from quantline.messages import say
+from quantline.metrics.target_metrics import check_metrics
 
 
 @app.command()
@@ -64,7 +65,9 @@ def _params_for_target(overrides: list[str]) -> Params:
     params = load_params(PARAMS)
     check_fresh(params)
     if overrides:
-        target = validate(compose(overrides)).target
+        composed = validate(compose(overrides))
+        check_metrics(composed)
+        target = composed.target
         params = params.model_copy(update={"target": target})
     return params
 

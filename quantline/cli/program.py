@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from quantline.errors import ConfigError, StageError
+from quantline.errors import ADVICE, ConfigError, StageError, failure_of
 from quantline.messages import guard_libraries, say
 from quantline.paths import REPORTS
 
@@ -17,7 +18,26 @@ COMPARISON = REPORTS / "compression.json"
 PAGE = REPORTS / "compression.html"
 
 guard_libraries()
+
+
+class Program(TyperGroup):
+    """The commands, each of which ends what it could not foresee with the failure's name."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (ConfigError, StageError) as error:
+            raise stop(error) from None
+        except OSError as error:
+            failure = failure_of(error)
+            advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
+            say(f"{failure}: {error}{advice}", error=True)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
+    cls=Program,
     help="A trained language model in; measured, deployable quantized variants out.",
     no_args_is_help=True,
     add_completion=False,

@@ -113,11 +113,29 @@ def comment_of(path: Path) -> str:
 
 
 def read_suite(path: Path) -> tuple[str, list[str], list[str]]:
-    """Return (comment, recipes, variants) of a suite's file."""
-    groups: dict[str, list[str]] = {}
-    for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["defaults"]:
-        groups |= entry
-    return comment_of(path), groups["/recipe"], groups["/variant"]
+    """Return (comment, recipes, variants) of a suite's file.
+
+    Raises:
+        ConfigError: If it has another form than `suite_yaml` gives it: its other content would be
+            lost when it is written again.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        groups = {key: names for entry in values["defaults"] for key, names in entry.items()}
+        recipes = groups.pop("/recipe")
+        variants = groups.pop("/variant")
+        rest = [*groups, *(values.keys() - {"defaults", "suite"})]
+        are_names = all(isinstance(name, str) for name in [*recipes, *variants])
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        rest = [f"{type(error).__name__}: {error}"]
+        are_names = True
+    if rest or not are_names:
+        found = "; ".join(map(str, rest)) or "names that are no texts"
+        raise ConfigError(
+            f"expected a suite with lists of recipes and variants and nothing else in {path}, "
+            f"found {found}; choose another --suite, or add to that file yourself"
+        )
+    return comment_of(path), list(recipes), list(variants)
 
 
 def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:

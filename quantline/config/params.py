@@ -38,6 +38,14 @@ class Model(Section):
             raise ValueError("source hub needs id and revision (a branch, tag or commit)")
         if self.source != "hub" and not self.path:
             raise ValueError(f"source {self.source} needs path")
+        others = {"path": self.path}
+        if self.source != "hub":
+            others = {"id": self.id, "revision": self.revision}
+        for key, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f"source {self.source} takes no {key}, found {value!r}; leave it out"
+                )
         return self
 
 

@@ -38,6 +38,14 @@ class Text(Section):
             raise ValueError("source file needs path")
         if self.source == "hub" and not (self.dataset and self.split):
             raise ValueError("source hub needs dataset and split")
+        others = {"path": self.path}
+        if self.source == "file":
+            others = {"dataset": self.dataset, "split": self.split}
+        for key, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f"source {self.source} takes no {key}, found {value!r}; leave it out"
+                )
         if not 0 <= self.part[0] < self.part[1] <= 1:
             raise ValueError("part needs two numbers with 0 <= from < to <= 1")
         return self

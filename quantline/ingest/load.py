@@ -7,7 +7,7 @@ from quantline.config.params import Model
 from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
 from quantline.ingest.fetch import bring, fetch
-from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint import Checkpoint, listing_sha256
 from quantline.model.family import FAMILIES
 from quantline.text.tokenizer import convert_slow_tokenizer
 
@@ -28,9 +28,14 @@ class LoadedModel(NamedTuple):
 
     @property
     def files_read(self) -> dict[str, str]:
-        """Path → sha256 of the user's own files that the model came from."""
+        """Path → sha256 of the user's own files that the model came from.
+
+        A folder stands there with a slash at the end, and the hash of the names in it.
+        """
         source = self.manifest["source"]
         hashes = {}
+        if source["kind"] != "hub":
+            hashes[f"{source['path']}/"] = listing_sha256(Path(source["path"]))
         for name, entry in self.manifest["files"].items():
             if name.startswith(ADAPTER):
                 hashes[f"{source['adapter']}/{name.removeprefix(ADAPTER)}"] = entry["sha256"]

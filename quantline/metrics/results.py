@@ -10,9 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from quantline.errors import Failure, StageError
-from quantline.files import read_json, read_json_list, sha256_file, write_json
+from quantline.files import known_sha256, read_json, read_json_list, sha256_file, write_json
 from quantline.metrics.figure import figure_of
-from quantline.run.lineage import make_again
+from quantline.paths import METRICS
+from quantline.run.lineage import (
+    Lineage,
+    artifact_id,
+    lineage_file,
+    make_again,
+    read_lineage,
+    write_lineage,
+)
 
 SHOWN = ("mean_kld", "perplexity", "gold_accuracy")
 
@@ -131,15 +139,30 @@ def write_lm_eval(
     measured_on = {"artifact_sha256": manifest["artifact_sha256"], "runtime": runtime}
     tasks = read_lm_eval(files, manifest) | measured["tasks"]
     write_json(files.lm_eval, measured_on | measured | {"tasks": tasks})
+    bundle = f"exports/{manifest['variant']}"
+    made_from = Lineage(artifacts={bundle: artifact_id(bundle)})
+    artifact = f"{METRICS.name}/{files.lm_eval.stem}"
+    write_lineage(files.lm_eval.parent, lineage_file(artifact), made_from, [files.lm_eval.name])
 
 
 def read_lm_eval(files: ResultFiles, manifest: dict[str, Any]) -> dict[str, Any]:
     """Return metrics of lm-evaluation-harness, task by task.
 
     What was measured on other bytes than the bundle's, or in another runtime, is left out.
+
+    Raises:
+        StageError: artifact_changed, if it is not what the stage wrote.
     """
     if not files.lm_eval.is_file():
         return {}
+    lineage = read_lineage(f"{METRICS.name}/{files.lm_eval.stem}")
+    written = lineage.contents.get(files.lm_eval.name) if lineage else None
+    if written != known_sha256(files.lm_eval):
+        raise StageError(
+            Failure.ARTIFACT_CHANGED,
+            f"{files.lm_eval} is not what its stage wrote; remove it, and run `quantline lm-eval` "
+            "again",
+        )
     results = read_json(files.lm_eval)
     if any(results.get(key) != manifest[key] for key in ("artifact_sha256", "runtime")):
         return {}

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from quantline.errors import Failure, StageError
-from quantline.files import read_json, stamp
+from quantline.files import read_json, sha256_json, stamp
 from quantline.model.architecture import Architecture, architecture_from_config
 from quantline.model.find_family import family_of, tied_head
 
@@ -36,6 +36,16 @@ COMPUTED_BUFFERS = (
     ".attention.bias",
     ".attention.masked_bias",
 )
+
+
+def listing_sha256(folder: Path) -> str:
+    """Return the sha256 over the names in a folder that a checkpoint can consist of.
+
+    A file that is new there, such as a chat template, makes it another checkpoint.
+    """
+    weights = (path.name for path in folder.glob("*.safetensors*"))
+    side = (name for name in SIDE_FILES if (folder / name).exists())
+    return sha256_json(sorted({*weights, *side}))
 
 
 def inside(folder: Path, name: str) -> Path:

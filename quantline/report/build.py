@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from quantline.config.params import Params
 from quantline.config.targets import Target
+from quantline.errors import StageError
 from quantline.files import read_json
 from quantline.messages import redacted
 from quantline.model.architecture import Architecture
@@ -17,6 +19,8 @@ from quantline.report.rows import read_row
 from quantline.report.selection import Choice, choose
 from quantline.report.variant import VariantRow
 from quantline.tracking.mlflow_runs import git_commit
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -76,23 +80,24 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
         params: Of the project.
         refused: What DVC refused before, in sentences.
     """
-    arch = read_architecture(MODEL)
+    # Of a file that is torn, its lineage says so in each row.
+    try:
+        arch = read_architecture(MODEL)
+    except StageError:
+        arch = None
     rows = [read_row(name, params, arch) for name in params.variants]
     choice = rank(rows, params.target, arch)
-    model = MODEL / "manifest.json"
+    parameters = _known(MODEL / "manifest.json", "parameters", 0)
     reference = REFERENCE / "reference.json"
-    unquantized: dict[str, Any] = {"tokens": 0, "gold_accuracy": {}}
-    if reference.is_file():
-        unquantized = read_json(reference)
-    accuracy = unquantized["gold_accuracy"]
+    accuracy: dict[str, float] = _known(reference, "gold_accuracy", {})
     return Report(
         model=params.model.id or params.model.path or "",
-        parameters=read_json(model)["parameters"] if model.is_file() else 0,
+        parameters=parameters,
         target=params.target.model_dump(mode="json"),
         pick=choice.pick,
         runner_up=choice.runner_up,
         reasons=choice.reasons,
-        tokens=unquantized["tokens"],
+        tokens=_known(reference, "tokens", 0),
         baseline=accuracy,
         tasks=[task for task in sorted(accuracy) if task != "all"],
         variants=rows,
@@ -100,6 +105,15 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
         params=_published(params),
         refused=list(refused),
     )
+
+
+def _known(path: Path, key: str, default: Value) -> Value:
+    """Return a value of an artifact's file; the default if the file is not there, or torn."""
+    try:
+        value = read_json(path).get(key)
+    except StageError:
+        return default
+    return value if isinstance(value, type(default)) else default
 
 
 def rank(rows: list[VariantRow], target: Target, arch: Architecture | None) -> Choice:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from quantline.config.params import Params
 from quantline.errors import StageError
 from quantline.files import known_sha256
+from quantline.model.checkpoint import listing_sha256
 from quantline.paths import EXPORTS, METRICS
 from quantline.run.lineage import (
     Lineage,
@@ -136,14 +137,24 @@ def _difference(stage: str, instance: str | None, lineage: Lineage, params: Para
             return f"{key} was {before} and is {now}"
     for path in _files_of(stage, reads.files, present, lineage):
         expected = lineage.files.get(path)
-        found = known_sha256(Path(path)) if Path(path).is_file() else None
+        found = _hash_of(path)
         if found != expected:
-            return f"{path} {'is gone' if found is None else 'has changed since'}"
+            if found is None:
+                return f"{path} is gone"
+            changed = "has other files now" if path.endswith("/") else "has changed since"
+            return f"{path} {changed}"
     for artifact in reads.artifacts:
         found = artifact_id(artifact)
         if found is not None and found != lineage.artifacts.get(artifact):
             return f"{artifact} was made again since"
     return None
+
+
+def _hash_of(path: str) -> str | None:
+    """Return the hash of a user's file, or of the names in a folder; None if it is not there."""
+    if path.endswith("/"):
+        return listing_sha256(Path(path)) if Path(path).is_dir() else None
+    return known_sha256(Path(path)) if Path(path).is_file() else None
 
 
 def _files_of(

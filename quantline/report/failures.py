@@ -4,7 +4,7 @@ from quantline.errors import Failure, Reason
 from quantline.paths import EVENTS
 from quantline.run.events import read_events
 
-NOT_BUILT = (Failure.MISSING_FILE, "it was not built; run dvc repro")
+NOT_BUILT = (Failure.MISSING_FILE, "it was not built; run `quantline repro`")
 
 
 def last_failure(name: str, recipe: str) -> tuple[str, str] | None:

@@ -5,17 +5,33 @@ from typing import Any
 
 from quantline.config.runtimes import RUNTIMES
 from quantline.config.targets import Target
+from quantline.errors import Failure, StageError
 from quantline.files import MIB, read_json
 from quantline.model.architecture import Architecture, architecture_from_config
 from quantline.report.variant import VariantRow
+from quantline.run.lineage import make_again
 
 NO_MODEL = "the model's config.json is not there"
 
 
 def read_architecture(model: Path) -> Architecture | None:
-    """Return the architecture of the model in a folder; None if there is none (yet)."""
+    """Return the architecture of the model in a folder; None if there is none (yet).
+
+    Raises:
+        StageError: missing_file or artifact_changed, for a file that no stage wrote.
+    """
     config = model / "config.json"
-    return architecture_from_config(read_json(config)) if config.is_file() else None
+    if not config.is_file():
+        return None
+    values = read_json(config)
+    try:
+        return architecture_from_config(values)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StageError(
+            Failure.ARTIFACT_CHANGED,
+            f"expected the configuration of a model in {config}, found {type(error).__name__}: "
+            f"{error}; {make_again(model.name)}",
+        ) from error
 
 
 def kv_cache_bytes(arch: Architecture, context: int, value_bytes: int) -> int:

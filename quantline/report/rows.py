@@ -12,7 +12,7 @@ from quantline.config.targets import Target
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, sha256_json
 from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE, check_bundle
-from quantline.metrics.figure import FIGURES
+from quantline.metrics.figure import FIGURES, is_measured
 from quantline.metrics.figures.speed import ESTIMATED_SPEED
 from quantline.metrics.results import ResultFiles, Results, read_lm_eval, read_results
 from quantline.model.architecture import Architecture
@@ -25,6 +25,9 @@ from quantline.report.layers import worst_layers
 from quantline.report.speed_estimate import estimate_decoding
 from quantline.report.variant import VariantRow
 from quantline.run.lineage import make_again
+
+NEEDED = ("mean_kld", "mean_kld_se", "size_bytes", "bits_per_weight")
+GOLD = ("gold_accuracy", "gold_accuracy_delta", "gold_flips", "gold_items", "gold_p_value")
 
 
 def read_row(name: str, params: Params, arch: Architecture | None = None) -> VariantRow:
@@ -102,6 +105,7 @@ def fill_in(
         target: Whose gates are checked.
         arch: Of the unquantized model; None leaves what is made from it unknown.
     """
+    _check_figures(results)
     row.metrics = results.quality
     row.speed = results.speed
     row.estimated = estimate_decoding(manifest["tensors"], row.runtime, target, arch)
@@ -119,6 +123,18 @@ def fill_in(
     row.budget = budget_summary(manifest)
     row.lineage = read_lineage(bundle, manifest)
     row.substituted_share = manifest["substituted_share"]
+
+
+def _check_figures(results: Results) -> None:
+    """Check that there are the figures without which no variant is compared.
+
+    Raises:
+        KeyError: With the first that is no number.
+    """
+    keys = [*NEEDED, *(GOLD if "gold_accuracy" in results.quality else ())]
+    for key in keys:
+        if not is_measured(results.quality.get(key)):
+            raise KeyError(key)
 
 
 def read_lineage(bundle: Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -64,11 +64,17 @@ READS = {
         ("recipes.{recipe}",), ("recipes.{recipe}.importance_file",), ("model", "calibration")
     ),
     "export": Reads(
-        ("variants.{variant}", "evaluation.smoke_prompts", "evaluation.smoke_tokens"),
+        (
+            "variants.{variant}",
+            "evaluation.pythons",
+            "evaluation.smoke_prompts",
+            "evaluation.smoke_tokens",
+        ),
         artifacts=("model", "quantized/{recipe}"),
     ),
     "evaluate": Reads(
-        ("variants.{variant}", "evaluation.speed"), artifacts=("exports/{variant}", "reference")
+        ("variants.{variant}", "evaluation.pythons", "evaluation.speed"),
+        artifacts=("exports/{variant}", "reference"),
     ),
 }
 # What DVC watches in place of a text or a model; the path itself is a parameter too.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quantline.cli.grid import grid_options
 from quantline.config import grid
 from quantline.config.compose import compose
 from quantline.config.grid import GridPoint, write_grid
@@ -100,6 +101,37 @@ def test_write_grid_adds_to_a_suite_and_names_nothing_twice(conf):
         [*recipes, "gptq-w3g128"],
         [*variants, "gptq-w3g128"],
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- a\n",
+        "defaults: 3\n",
+        "suite: mine\n",
+        "defaults: [{/recipe: [none]}]\n",
+        "defaults: [{/recipe: [none], /variant: [bf16]}]\nrecipes: {none: {method: none}}\n",
+        "defaults: [{/recipe: [none]}, {/variant: [bf16]}, {/target: edge}]\n",
+        "defaults: [{/recipe: none}, {/variant: 3}]\n",
+        "defaults: [_self_]\n",
+        "a: [\n",
+        "\0",
+    ],
+)
+def test_write_grid_refuses_a_suite_whose_content_it_would_lose(conf, text):
+    path = conf / "suite/mine.yaml"
+    path.write_text(text)
+    before = contents(conf)
+    with pytest.raises(ConfigError, match="expected a suite with lists of recipes and variants"):
+        write_grid(conf, "gptq", {"bits": [3]}, suite="mine")
+    assert contents(conf) == before
+
+
+@pytest.mark.parametrize("arguments", [["--bits="], ["--bits", ""], ["--bits", "[]", "--bits="]])
+def test_grid_refuses_an_option_without_values(arguments):
+    with pytest.raises(ConfigError, match="--bits, found none"):
+        grid_options(arguments)
 
 
 def test_write_grid_leaves_files_that_exist_as_they_are(conf):

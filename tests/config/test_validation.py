@@ -9,6 +9,9 @@ from tests.helpers.project import ROOT
 RECIPE = r"recipes\.gptq-w4g128"
 # Override → what the message has to match.
 PROBLEMS = [
+    ("model.id=a/b", "source demo takes no id, found 'a/b'"),
+    ("model.revision=main", "source demo takes no revision"),
+    ("calibration.dataset=a/b", "source file takes no dataset"),
     (
         "+recipes.gptq-w4g128.bitts=3",
         RECIPE + r"\.bitts: unknown key \(did you mean bits\?\); valid keys here are act_order, "

@@ -15,7 +15,10 @@ from quantline.config.compose import load_params
 from quantline.config.params import Params
 from quantline.config.validation import validate
 from quantline.errors import ConfigError, Failure
+from quantline.files import read_json
+from quantline.metrics.results import ResultFiles, write_lm_eval
 from quantline.paths import EXPORTS, METRICS, MODEL
+from quantline.report.build import collect_report
 from quantline.report.chain import stale_links, stale_stages
 from quantline.report.rows import read_row
 from quantline.run.lineage import lineage_file, read_lineage
@@ -110,6 +113,43 @@ def changed(values: dict[str, Any], key: str) -> Params | None:
         except ConfigError:
             continue
     return None
+
+
+def test_a_file_that_is_new_beside_the_model_makes_figures_stale(project):
+    Path("mine/model/notes.md").touch()  # nothing of a checkpoint
+    assert stale_links(VARIANT, load_params()) == []
+    Path("mine/model/chat_template.jinja").rename("mine/model/tokenizer.model")
+    stale = stale_links(VARIANT, load_params())
+    assert [(link.stage, link.reason) for link in stale[:1]] == [
+        ("load", "mine/model/ has other files now")
+    ]
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "reference/reference.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"tokens": {}, "model_type": 3}', "\0"])
+def test_a_torn_file_of_an_artifact_is_named_in_the_row_and_takes_nothing_down(
+    project, name, content
+):
+    path = Path("artifacts") / name
+    path.unlink()
+    path.write_text(content)
+    report = collect_report(load_params())
+    assert report.pick is None
+    (row,) = report.variants
+    assert row.failure == Failure.ARTIFACT_CHANGED
+    assert str(path) in str(row.message)
+
+
+def test_a_result_of_lm_eval_is_shown_only_as_its_stage_wrote_it(project):
+    files = ResultFiles.of(METRICS, VARIANT)
+    manifest = read_json(EXPORTS / VARIANT / "manifest.json")
+    task = {"mine": {"metrics": {"acc,none": {"value": 0.5}}}}
+    write_lm_eval(files, manifest, "llama.cpp", {"tasks": task})
+    assert read_row(VARIANT, load_params()).lm_eval == task
+    files.lm_eval.write_text(files.lm_eval.read_text().replace("0.5", "0.9"))
+    row = read_row(VARIANT, load_params())
+    assert row.failure == Failure.ARTIFACT_CHANGED
+    assert "quantline lm-eval" in str(row.message)
 
 
 def test_figures_of_the_present_project_are_shown(project):

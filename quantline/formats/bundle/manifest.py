@@ -10,19 +10,16 @@ from quantline.run.lineage import LINEAGE, make_again
 MANIFEST = "manifest.json"
 SMOKE = "smoke.json"
 README = "README.md"
-# The files that say what a bundle is.
+# The files that say what a bundle is; one of the same name in a folder below is a file like others.
 DESCRIPTIONS = (MANIFEST, SMOKE, README, LINEAGE)
 AGAIN = "export the variant again"
 
 
 def files_of_bundle(folder: Path) -> dict[str, dict[str, Any]]:
     """Return {path: {sha256, bytes}} of the files that a bundle consists of."""
-    names = [
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in DESCRIPTIONS
-    ]
-    return describe_files(folder, names)
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix() for path in files}
+    return describe_files(folder, names - set(DESCRIPTIONS))
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:

@@ -42,9 +42,14 @@ def add(bundle: Path) -> None:
     (bundle / "extra").write_text("")
 
 
+def add_below(bundle: Path) -> None:
+    (bundle / "inside/README.md").write_text("none of the bundle's own descriptions")
+
+
 @pytest.mark.parametrize(
     ("tamper", "words"),
     [
+        (add_below, r"inside/README\.md is not .*: expected no such file, found 37 bytes"),
         (change, r"model\.gguf is not .*: expected 7 bytes with sha256 .*, found 7 bytes"),
         (remove, r"tokenizer\.json is not .*: expected 2 bytes .*, found no such file"),
         (add, r"extra is not .*: expected no such file, found 0 bytes"),

@@ -1,0 +1,55 @@
+"""Whether a target gates on and ranks by figures that there can be."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from quantline.config.params import Params
+from quantline.errors import ConfigError
+from quantline.metrics.figure import FIGURES
+
+GOLD = "gold_"
+# In metrics/<variant>.json and .speed.json beside the registered figures.
+OTHERS = ("gold_items", "gold_lost", "gold_won", "tokens")
+ENDINGS = ("", "_delta", "_se")
+
+
+def check_metrics(params: Params) -> None:
+    """Check the names of the figures of a target.
+
+    Raises:
+        ConfigError: With each name that no figure has, and what was probably meant. Without a gold
+            set, or with one that cannot be read yet, any task of it may be named.
+    """
+    target = params.target
+    named = {f"target.gates.{index}.metric": gate.metric for index, gate in enumerate(target.gates)}
+    named["target.optimize.metric"] = target.optimize.metric
+    tasks = _tasks(params.evaluation.gold)
+    known = [*FIGURES, *OTHERS, *(GOLD + task for task in tasks or [])]
+    problems = []
+    for key, metric in named.items():
+        if any(metric.removesuffix(ending) in known for ending in ENDINGS):
+            continue
+        if metric.startswith(GOLD) and tasks is None:
+            continue
+        near = difflib.get_close_matches(metric, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        problems.append(f"{key}: unknown figure {metric!r}{hint}; there are {', '.join(known)}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _tasks(gold: str | None) -> list[str] | None:
+    """Return the tasks of a gold set; None if there is none, or it cannot be read."""
+    tasks = set()
+    items = 0
+    try:
+        for line in Path(gold or "").read_text(encoding="utf-8").splitlines():
+            item: Any = json.loads(line) if line.strip() else {}
+            items += bool(item)
+            if item.get("task") is not None:
+                tasks.add(str(item["task"]))
+    except (AttributeError, OSError, ValueError):
+        return None
+    return sorted(tasks) if items else None
