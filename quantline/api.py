@@ -18,7 +18,7 @@ record them in DVC and MLflow.
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,6 +270,7 @@ def make_reference(
     folder: Path | str,
     *,
     gold: Path | str | None = None,
+    allow_overlap: bool | Sequence[str] = False,
 ) -> Path:
     """Run the unquantized model on an evaluation text: what bundles are measured by.
 
@@ -280,6 +281,8 @@ def make_reference(
         text: The evaluation text, from `text_file`.
         folder: Where to put the reference.
         gold: A file of questions, as JSON lines.
+        allow_overlap: Ids of gold items and documents that may stand in the other texts too, as the
+            error names them; True for all.
 
     Returns:
         The folder.
@@ -293,7 +296,7 @@ def make_reference(
     questions = Path(gold) if gold else None
     with atomic_folder(target) as new:
         reference.make_reference(
-            model.folder, calibration.folder, calibrated_on, text, questions, new
+            model.folder, calibration.folder, calibrated_on, text, questions, new, allow_overlap
         )
     return target
 

@@ -20,7 +20,9 @@ def reference(run: StageRun) -> None:
     evaluation = run.params.evaluation
     gold = Path(evaluation.gold) if evaluation.gold else None
     with run.output(REFERENCE) as folder:
-        info = make_reference(MODEL, CALIBRATION, calibration, evaluation, gold, folder)
+        info = make_reference(
+            MODEL, CALIBRATION, calibration, evaluation, gold, folder, evaluation.allow_overlap
+        )
         run.inputs.record(folder)
     run.track(
         key=f"reference:{sha256_json(info)}",

@@ -87,6 +87,11 @@ class Evaluation(Text):
     gold_watch: str = Field(
         description="`gold`, or `watch` where there is none: DVC cannot depend on nothing."
     )
+    allow_overlap: bool | list[str] = Field(
+        default=False,
+        description="What may stand in the calibration text too, or in both texts: ids of gold "
+        "items and of documents (document-1, …), as the error names them; true for everything.",
+    )
     smoke_prompts: list[str] = Field(min_length=1, description="Prompts of the smoke test.")
     smoke_tokens: int = Field(gt=0, description="Tokens that the smoke test generates.")
     speed: Speed

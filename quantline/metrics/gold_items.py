@@ -23,6 +23,7 @@ from pydantic import (
 
 from quantline.errors import Failure, Reason, StageError
 from quantline.metrics.gold_set import Kind
+from quantline.text.documents import plain_text
 from quantline.text.text_file import flaw_of, read_json_lines
 from quantline.tracking.mlflow_runs import numbers
 
@@ -218,6 +219,11 @@ def load_gold(path: Path) -> list[GoldItem]:
             Reason.EVAL_DATASET_MISSING,
         )
     return list(items.values())
+
+
+def prompts_of(items: list[GoldItem]) -> dict[str, str]:
+    """Return id → what an item asks; of a chat, all its messages."""
+    return {item.id: plain_text(item.chat) if item.chat else item.prompt for item in items}
 
 
 def _texts(value: Any) -> Iterator[str]:

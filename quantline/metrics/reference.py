@@ -17,16 +17,16 @@ from quantline.config.texts import Text
 from quantline.errors import Failure, StageError
 from quantline.files import sha256_file, versions, write_json, write_tensors, write_text
 from quantline.metrics.baseline import UnquantizedModel, perplexity
-from quantline.metrics.gold_items import GoldItem, load_gold
+from quantline.metrics.gold_items import GoldItem, load_gold, prompts_of
 from quantline.metrics.gold_set import accuracy
 from quantline.metrics.gold_tokens import tokenize_items
 from quantline.metrics.scoring import score_items
 from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.output_head import FILE, OutputHead
+from quantline.text.disjoint import Allowed, check_disjoint
 from quantline.text.documents import (
     Document,
-    check_disjoint,
     pin_revision,
     read_documents,
     sha256_documents,
@@ -41,6 +41,7 @@ def make_reference(
     evaluation: Text,
     gold: Path | None,
     folder: Path,
+    allow_overlap: Allowed = False,
 ) -> dict[str, Any]:
     """Run the unquantized model on the evaluation text and the gold set, and store the results.
 
@@ -52,6 +53,8 @@ def make_reference(
         gold: The gold set, if there is one.
         folder: Where hidden.safetensors, head.safetensors, gold.jsonl, baseline.json and
             reference.json are written.
+        allow_overlap: Ids of gold items and documents that may stand in other texts too; True for
+            all.
 
     Returns:
         The content of reference.json.
@@ -67,7 +70,7 @@ def make_reference(
     documents = read_documents(evaluation)
     questions = load_gold(gold) if gold else []
     items = tokenize_items(questions, tokenizer)
-    check_texts(calibration_folder, calibration, documents, questions)
+    overlaps = check_texts(calibration_folder, calibration, documents, questions, allow_overlap)
 
     tokens = tokenizer.pack(documents, evaluation.sequences, evaluation.length)
     hidden = final_hidden_states(checkpoint, tokens, "reference")
@@ -84,6 +87,7 @@ def make_reference(
         "text_sha256": sha256_documents(documents),
         "gold_sha256": sha256_file(gold) if gold else None,
         "gold_items": len(items),
+        "allowed_overlaps": overlaps,
         "gold_accuracy": accuracy(baseline),
         "perplexity": perplexity(head, hidden, tokens),
         "versions": versions("torch", "transformers", "tokenizers"),
@@ -120,7 +124,8 @@ def check_texts(
     calibration: Text,
     documents: list[Document],
     questions: list[GoldItem],
-) -> None:
+    allowed: Allowed = False,
+) -> list[str]:
     """Check that the texts are disjoint, and that the calibration text has not changed since.
 
     Args:
@@ -128,9 +133,13 @@ def check_texts(
         calibration: The calibration text, as params.yaml names it.
         documents: Of the evaluation text.
         questions: The gold set.
+        allowed: Ids that may overlap; True for all.
+
+    Returns:
+        The ids that overlap and are allowed.
 
     Raises:
-        StageError: texts_overlap, artifact_changed.
+        StageError: texts_overlap, artifact_changed, config_invalid.
     """
     info = CalibrationStore(calibration_folder).info
     text = calibration.model_copy(update={"dataset_revision": info["dataset_revision"]})
@@ -141,5 +150,4 @@ def check_texts(
             f"expected the calibration text that {calibration_folder} was made from, found "
             f"another in {text.path or text.dataset}; run calibrate again",
         )
-    prompts = {question.id: question.prompt for question in questions}
-    check_disjoint(calibrated_on, documents, prompts)
+    return check_disjoint(calibrated_on, documents, prompts_of(questions), allowed)

@@ -56,6 +56,7 @@ READS = {
             "evaluation.sequences",
             "evaluation.length",
             "evaluation.gold",
+            "evaluation.allow_overlap",
         ),
         ("calibration.path", "evaluation.path", "evaluation.gold"),
         ("model", "calibration"),

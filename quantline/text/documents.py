@@ -1,4 +1,4 @@
-"""Documents from a file or a Hub dataset, and the check that texts share none."""
+"""Documents from a file or a Hub dataset."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -11,10 +11,6 @@ from quantline.text.text_file import flaw_of, read_json_lines, read_text_file
 
 Document = str | list[dict[str, str]]  # plain text, or chat messages
 AnyText = TypeVar("AnyText", bound=Text)
-# Characters: a shorter paragraph or prompt can well stand in two texts by chance.
-SHARED_DOCUMENT = 100
-SHARED_PROMPT = 20
-
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx")
 TAKEN = "a .txt file, a .jsonl file, or a dataset on the Hub"
@@ -230,44 +226,3 @@ def sha256_documents(documents: Iterable[Document]) -> str:
     """Return the sha256 over the documents in order."""
     text = "\0".join(plain_text(document) for document in documents)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_disjoint(
-    calibration: list[Document], evaluation: list[Document], prompts: dict[str, str]
-) -> None:
-    """Check that the texts share no document, and that no gold prompt stands in one of them.
-
-    Only documents of at least SHARED_DOCUMENT characters and prompts of at least SHARED_PROMPT
-    count.
-
-    Args:
-        calibration: Documents that were calibrated on.
-        evaluation: Documents to evaluate on.
-        prompts: Id of a gold item → its prompt.
-
-    Raises:
-        StageError: texts_overlap.
-    """
-    calibration_texts = [plain_text(document) for document in calibration]
-    evaluation_texts = [plain_text(document) for document in evaluation]
-    long = {text for text in calibration_texts if len(text) >= SHARED_DOCUMENT}
-    shared = sorted(long & set(evaluation_texts))
-    if shared:
-        raise StageError(
-            Failure.TEXTS_OVERLAP,
-            "expected calibration and evaluation texts to share no document, found "
-            f"{len(shared)} in both, such as {shared[0][:80]!r}; choose other files or other "
-            "parts of the file",
-        )
-    texts = {
-        "calibration": "\n\n".join(calibration_texts),
-        "evaluation": "\n\n".join(evaluation_texts),
-    }
-    for name, text in texts.items():
-        for item, prompt in prompts.items():
-            if len(prompt) >= SHARED_PROMPT and prompt in text:
-                raise StageError(
-                    Failure.TEXTS_OVERLAP,
-                    f"the prompt of gold item {item} stands in the {name} text; take it out of "
-                    "one of them",
-                )

@@ -198,24 +198,30 @@ def test_reference_refuses_texts_that_share_a_document(calibrated, texts, capsys
     evaluation = (texts / "evaluation.txt").read_text()
     (tmp_path / "mixed.txt").write_text(f"{evaluation}\n\n{shared}")
     calibrated.compose(f"evaluation.path={tmp_path / 'mixed.txt'}")
-    refuse(calibrated, capsys, "texts_overlap", "share no document")
+    refuse(calibrated, capsys, "texts_overlap", "stand in the calibration text")
     assert calibrated.events()[-1]["reason_code"] == "reference_failed"
 
 
-def test_reference_refuses_a_gold_prompt_that_stands_in_the_evaluation_text(
+def test_reference_refuses_a_gold_prompt_of_the_calibration_text_unless_it_is_allowed(
     calibrated, texts, capsys, tmp_path
 ):
-    prompt = load_gold(texts / "gold.jsonl")[2].prompt
-    evaluation = (texts / "evaluation.txt").read_text()
-    (tmp_path / "mixed.txt").write_text(f"{evaluation}\n\n{prompt} Ada.")
-    calibrated.compose(f"evaluation.path={tmp_path / 'mixed.txt'}")
-    refuse(calibrated, capsys, "texts_overlap", "open-2")
+    words = (texts / "calibration.txt").read_text().split()
+    lines = (texts / "gold.jsonl").read_text().splitlines()
+    seen = {"id": "seen", "prompt": " ".join(words[3:20]), "answer": " ada"}
+    (tmp_path / "gold.jsonl").write_text("\n".join([*lines, json.dumps(seen)]))
+    gold = f"evaluation.gold={tmp_path / 'gold.jsonl'}"
+    calibrated.compose(gold)
+    refuse(calibrated, capsys, "texts_overlap", "seen")
+    calibrated.compose(gold, "evaluation.allow_overlap=[seen]")
+    calibrated.stage("reference")
+    info = json.loads((calibrated.root / "artifacts/reference/reference.json").read_text())
+    assert info["allowed_overlaps"] == ["seen"]
 
 
 def test_reference_refuses_one_text_for_both_unless_it_is_parted(calibrated, texts, capsys):
     path = texts / "calibration.txt"
     calibrated.compose(f"evaluation.path={path}")
-    refuse(calibrated, capsys, "texts_overlap", "share no document")
+    refuse(calibrated, capsys, "texts_overlap", "stand in the calibration text")
     calibrated.compose(
         f"evaluation.path={path}", "calibration.part=[0.0,0.5]", "evaluation.part=[0.5,1.0]"
     )

@@ -11,7 +11,6 @@ from quantline.config.texts import Text
 from quantline.errors import Failure, StageError
 from quantline.text.documents import (
     Document,
-    check_disjoint,
     cut_text,
     pin_revision,
     plain_text,
@@ -20,8 +19,6 @@ from quantline.text.documents import (
 )
 
 CHAT = [{"role": "user", "content": "who?"}]
-LONG = "a paragraph that is long enough to be no accident, " * 3
-PROMPT = "is this prompt anywhere?"
 
 
 def text_of(path: Path, **changes) -> Text:
@@ -185,25 +182,6 @@ def test_read_documents_cuts_one_that_is_giant_beside_others(tmp_path, monkeypat
     assert documents[0] == "short"
     assert len(documents) == 7
     assert max(map(len, documents)) <= 100
-
-
-@pytest.mark.parametrize(
-    ("calibration", "evaluation", "words"),
-    [
-        ([LONG, "x"], ["y", LONG], "share no document"),
-        ([f"so it asks: {PROMPT} Yes."], ["y"], "calibration text"),
-        (["x"], [f"so it asks: {PROMPT} Yes."], "evaluation text"),
-        ([[{"role": "user", "content": LONG}]], [LONG], "share no document"),
-    ],
-)
-def test_check_disjoint_refuses_overlap(calibration, evaluation, words):
-    with pytest.raises(StageError, match=words) as error:
-        check_disjoint(calibration, evaluation, {"g-1": PROMPT})
-    assert error.value.failure == Failure.TEXTS_OVERLAP
-
-
-def test_check_disjoint_takes_short_coincidences():
-    check_disjoint(["Yes.", LONG], ["Yes.", LONG + "!"], {"g-1": "Yes."})
 
 
 def hub_text(**changes) -> Text:
