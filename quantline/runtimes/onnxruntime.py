@@ -9,6 +9,7 @@ import numpy as np
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
 from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily
+from quantline.runtimes.without_links import without_links
 
 register_runtime(
     RuntimeInfo(
@@ -45,9 +46,10 @@ class Engine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = bundle / "model.onnx"
         try:
-            self.session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
+            with without_links(bundle) as folder:
+                self.session = onnxruntime.InferenceSession(
+                    folder / path.name, options, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # its exceptions have no class in common
             raise StageError(
                 Failure.RUNTIME_CRASHED,

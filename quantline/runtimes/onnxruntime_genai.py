@@ -10,6 +10,7 @@ import numpy as np
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
 from quantline.runtimes.runtime import decode_greedily
+from quantline.runtimes.without_links import without_links
 
 if TYPE_CHECKING:
     import onnxruntime_genai
@@ -49,10 +50,11 @@ class Engine:
             "session.intra_op.allow_spinning": "0",  # as in onnxruntime.py
         }
         try:
-            config = genai.Config(str(bundle))
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-            self.model = genai.Model(config)
-            self.tokenizer = genai.Tokenizer(self.model)
+            with without_links(bundle) as folder:
+                config = genai.Config(str(folder))
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+                self.model = genai.Model(config)
+                self.tokenizer = genai.Tokenizer(self.model)
         except Exception as error:  # its exceptions have no class in common
             raise StageError(
                 Failure.RUNTIME_CRASHED,

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from scipy.special import log_softmax
@@ -48,6 +50,27 @@ def bundle(tmp_path_factory, tiny_model):
     quantized = rounded(folder / "q", source, bits=0)
     write_variant("onnx", folder / "out", source, quantized)
     return folder / "out"
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link"])
+def test_a_bundle_of_links_into_a_cache_loads(bundle, engine, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    linked = tmp_path / "größe, 2/bundle"
+    linked.mkdir(parents=True)
+    large = shutil.copytree(bundle, tmp_path / "large")
+    graph = onnx.load(large / "model.onnx")
+    onnx.save(graph, large / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    for number, path in enumerate(sorted(large.iterdir())):
+        cached = tmp_path / f"cache/{number}/{number}"
+        cached.parent.mkdir(parents=True)
+        shutil.copy(path, cached)
+        make = os.symlink if kind == "symlink" else os.link
+        make(cached, linked / path.name)
+    assert (linked / "model.onnx.data").is_file()
+    tokens = np.arange(8)[None]
+    found = open_runtime("onnxruntime", linked, 1).logprobs(tokens)
+    assert np.array_equal(found, engine.logprobs(tokens))
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "größe, 2", "large"}
 
 
 @pytest.fixture(scope="module")
