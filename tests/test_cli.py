@@ -1,5 +1,6 @@
 """The commands of quantline, with DVC's part played by a stand-in."""
 
+import errno
 import json
 import os
 import shutil
@@ -122,6 +123,39 @@ def test_a_wrong_override_changes_nothing(folder, monkeypatch, command, override
     assert "config_invalid" in done.output
     assert Path("params.yaml").read_bytes() == before
     assert not calls
+
+
+@pytest.mark.parametrize("content", [None, b"", b"- a\n", b"a: [", b"\xff\xfe\0", b"foreign: 1\n"])
+def test_compose_writes_a_params_yaml_that_cannot_be_read_anew(folder, content):
+    if content is not None:
+        Path("params.yaml").write_bytes(content)
+        for command in ("gate", "pick", "verify"):
+            done = quantline(command)
+            assert done.exit_code == 1
+            assert "config_invalid" in done.output
+    done = quantline("compose", "suite=quick")
+    assert done.exit_code == 0
+    assert "params.yaml: new" in done.output
+    assert load_params().suite == "quick"
+
+
+def test_compose_needs_no_home(folder, monkeypatch):
+    monkeypatch.delenv("HOME")
+    assert quantline("compose", "suite=quick").exit_code == 0
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_place_that_cannot_be_written_is_named_and_changes_nothing(folder, monkeypatch, number):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), ".quantline")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for command in ("compose", "repro", "init", "grid"):
+        done = quantline(command, *["gptq"] * (command == "grid"))
+        assert done.exit_code == 1
+        assert "permission_denied" in done.output
+        assert ".quantline" in done.output
+    assert not (folder / "params.yaml").exists()
 
 
 def test_compose_outside_a_project_says_what_is_missing(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """`quantline pick` and `quantline gate`: answers from what is measured; nothing is run."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from quantline.files import as_json, sha256_file, write_json, write_text
 from quantline.paths import EXPORTS, METRICS
 from tests.helpers.command_line import quantline, write_empty_project
 from tests.helpers.lineage import vouch_for
+from tests.helpers.project import ROOT
 
 FIGURES = {
     "size_bytes": 2**21,
@@ -80,6 +84,43 @@ def measured(folder) -> Path:
     for name, (size, kld) in MEASURED.items():
         write_variant(name, size, kld)
     return folder
+
+
+HOLD = """
+import sys
+from quantline.run.project_lock import project_lock
+with project_lock("quantline repro"):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_while_a_run_is_at_work_nothing_changes_and_questions_are_answered(measured):
+    """A second terminal, in a process of its own."""
+    answers = {command: quantline(command).output for command in ("pick", "gate")}
+    before = {path: path.read_bytes() for path in measured.rglob("*.*") if path.is_file()}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        for command in (["compose"], ["repro"], ["init", "suite=full"], ["grid", "gptq"]):
+            done = quantline(*command)
+            assert done.exit_code == 1
+            assert f"`quantline repro` (process {holder.pid}, since 20" in done.output
+        assert {command: quantline(command).output for command in answers} == answers
+        # What the run replaces meanwhile is no answer.
+        name = next(iter(MEASURED))
+        write_json(METRICS / f"{name}.json", {"mean_kld": 0.0, "artifact_sha256": "cd"})
+        assert quantline("gate", name).exit_code == 1
+        (METRICS / f"{name}.json").write_bytes(before[measured / METRICS / f"{name}.json"])
+        holder.communicate("\n")
+    after = {path: path.read_bytes() for path in before if path.name != "holder.json"}
+    assert after == {path: before[path] for path in after}
 
 
 @pytest.mark.parametrize("key", ["mean_kld_se", "size_bytes", "gold_flips"])
