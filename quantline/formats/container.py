@@ -107,7 +107,8 @@ class Container(ABC, Generic[Source]):
         """Return what a bundle says of its tokenizer.
 
         Returns:
-            {bos, eos, unk, pad: id or None; adds_bos; chat_template}.
+            {bos, eos, unk, pad: id or None; adds_bos; chat_template}, and where the format has
+            words for them {ends: ids; adds_eos; named_templates: name → template}.
         """
 
 

@@ -9,7 +9,7 @@ from quantline.errors import Failure, StageError
 from quantline.files import read_json
 from quantline.ingest import verify
 from quantline.links import link
-from quantline.model.checkpoint import INDEX, SIDE_FILES, SINGLE, inside
+from quantline.model.checkpoint import INDEX, SINGLE, inside, is_side_file, side_files
 
 
 def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
@@ -64,7 +64,7 @@ def fetch_from_hub(
             info = HfApi().model_info(name, revision=revision)
             commit = info.sha or revision
             listing = [sibling.rfilename for sibling in info.siblings or []]
-            side = [file for file in (*SIDE_FILES, INDEX) if file in listing]
+            side = [file for file in listing if is_side_file(file) or file == INDEX]
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=side))
         verify.check_config(folder, converter)
         verify.check_listing(name, listing)
@@ -106,9 +106,13 @@ def bring(folder: Path, target: Path) -> tuple[list[str], str]:
     Raises:
         StageError: path_escape.
     """
-    side = [name for name in (*SIDE_FILES, INDEX) if (folder / name).is_file()]
+    side = side_files(folder)
+    if (folder / INDEX).is_file():
+        side.append(INDEX)
     for name in side:
-        shutil.copyfile(inside(folder, name), target / name)
+        copy = target / name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(inside(folder, name), copy)
     weights = weight_files(folder)
     ways = {link(inside(folder, name), target / name) for name in weights}
     return sorted({*side, *weights}), " and ".join(sorted(ways))

@@ -7,9 +7,9 @@ from quantline.config.params import Model
 from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
 from quantline.ingest.fetch import bring, fetch
+from quantline.ingest.settle_tokenizer import settle_tokenizer
 from quantline.model.checkpoint import Checkpoint, listing_sha256
 from quantline.model.family import FAMILIES
-from quantline.text.tokenizer import convert_slow_tokenizer
 
 PACKAGES = ("transformers", "optimum", "safetensors", "huggingface-hub")
 ADAPTER = "adapter/"  # before the names of its files in the manifest
@@ -58,9 +58,7 @@ def load(model: Model, folder: Path) -> LoadedModel:
     description = verify.check_checkpoint(origin)
     names, linked_by = bring(origin, folder)
     files = describe_files(origin, names)
-    transforms = []
-    if step := convert_slow_tokenizer(folder):
-        transforms.append(step)
+    transforms = settle_tokenizer(origin, folder)
     verify.check_tokenizer(folder)
     if model.adapter:
         adapter = Path(model.adapter)

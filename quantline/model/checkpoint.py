@@ -27,7 +27,9 @@ SIDE_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
+TEMPLATES = "additional_chat_templates"  # a folder of named templates, one in each *.jinja
 # Buffers that config.json determines and old checkpoints store: frequencies, and attention masks.
 COMPUTED_BUFFERS = (
     ".rotary_emb.inv_freq",
@@ -76,6 +78,20 @@ def inside(folder: Path, name: str) -> Path:
             "itself there if you trust it",
         )
     return folder / name
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file, named from the checkpoint's folder, is among those beside the weights."""
+    path = PurePosixPath(name)
+    return name in SIDE_FILES or (str(path.parent) == TEMPLATES and path.suffix == ".jinja")
+
+
+def side_files(folder: Path) -> list[str]:
+    """Return the files beside the weights that a folder has."""
+    names = [name for name in SIDE_FILES if (folder / name).is_file()]
+    for path in sorted((folder / TEMPLATES).glob("*.jinja")):
+        names.append(f"{TEMPLATES}/{path.name}")
+    return names
 
 
 def weight_map(folder: Path) -> dict[str, Path]:

@@ -254,10 +254,21 @@ class Engine:
 
     def encode(self, text: str) -> list[int]:
         """Return token ids without special tokens around the text."""
+        return self._encode(text, whole=False)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Return token ids with the special tokens around the text (see ServingRuntime)."""
+        return self._encode(text, whole=True)
+
+    def stops_at(self, token: int) -> bool:
+        """Whether llama.cpp holds a token for an end of generation."""
+        return bool(self.llama.llama_vocab_is_eog(self.tokens, token))
+
+    def _encode(self, text: str, whole: bool) -> list[int]:
         data = text.encode()
         room = len(data) + 16
         ids = (self.llama.llama_token * room)()
-        count = self.llama.llama_tokenize(self.tokens, data, len(data), ids, room, False, True)
+        count = self.llama.llama_tokenize(self.tokens, data, len(data), ids, room, whole, True)
         if count < 0:
             raise StageError(
                 Failure.TOKENIZER_MISMATCH,

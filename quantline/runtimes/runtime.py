@@ -46,6 +46,17 @@ class Runtime(Protocol):
         """Return the text of token ids."""
 
 
+@runtime_checkable
+class ServingRuntime(Protocol):
+    """A runtime whose own server begins and ends texts as the bundle says, without being told."""
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Return token ids, with the special tokens around the text."""
+
+    def stops_at(self, token: int) -> bool:
+        """Whether a generated text ends at a token."""
+
+
 class LogitChunk(NamedTuple):
     """Logits of some positions of some sequences.
 

@@ -141,6 +141,16 @@ class Engine:
         """Return token ids without special tokens around the text."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def encode_whole(self, text: str) -> list[int]:
+        """Return token ids with the special tokens around the text (see ServingRuntime)."""
+        return self.tokenizer.encode(text)
+
+    def stops_at(self, token: int) -> bool:
+        """Whether the tokenizer or the model's generation ends a text with a token."""
+        ends = self.model.generation_config.eos_token_id
+        more = ends if isinstance(ends, list) else [ends]
+        return token in (self.tokenizer.eos_token_id, *more)
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)

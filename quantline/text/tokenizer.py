@@ -1,5 +1,6 @@
-"""Text to token ids with the checkpoint's own tokenizer, without importing transformers."""
+"""Text to token ids with the checkpoint's own tokenizer."""
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,46 +9,26 @@ import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
 from quantline.errors import Failure, StageError
-from quantline.files import read_json
+from quantline.text import chat_template, transformers_tokenizer
 from quantline.text.documents import LONGEST, Document, cut_text
+from quantline.text.special_tokens import read_special_tokens
 
 SLOW_FILES = ("tokenizer.model", "vocab.json")  # of older checkpoints, in place of tokenizer.json
 
 
-def convert_slow_tokenizer(folder: Path) -> dict[str, Any] | None:
-    """Write tokenizer.json beside a tokenizer that has none, converted by transformers.
-
-    Returns:
-        The step for the manifest's transforms; None if there was nothing to do.
-
-    Raises:
-        StageError: missing_tokenizer, if transformers cannot convert it with its own code alone.
-    """
-    if (folder / "tokenizer.json").is_file():
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    except Exception as error:  # each class fails in its own way; all mean that none is usable
-        raise StageError(
-            Failure.MISSING_TOKENIZER,
-            "expected a tokenizer that transformers converts to tokenizer.json, found one that it "
-            f"refuses: {error}; copy the tokenizer.json of the model into the folder",
-        ) from error
-    return {"step": "convert_tokenizer", "class": type(tokenizer).__name__}
-
-
 class Tokenizer:
-    """The tokenizer of a Hugging Face folder.
+    """The tokenizer of a Hugging Face folder, as transformers has it.
+
+    In a folder that `load` made, or an export, the answers lie in a file. For any other folder
+    transformers is asked.
 
     Raises:
-        StageError: missing_tokenizer, if there is no tokenizer.json or it is damaged.
+        StageError: missing_tokenizer, if there is no tokenizer.json or it is damaged;
+            tokenizer_mismatch and missing_file as `transformers_tokenizer.ask` does.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read tokenizer.json and tokenizer_config.json."""
+        """Read tokenizer.json and what is special about it."""
         self.folder = folder
         path = folder / "tokenizer.json"
         if not path.is_file():
@@ -63,10 +44,22 @@ class Tokenizer:
                 f"expected a readable {path}: {error}; copy the one that the model was trained "
                 "with",
             ) from None
+        special = read_special_tokens(folder)
+        if special is None:
+            answer = transformers_tokenizer.ask(folder)
+            special = answer.special
+            spec = json.loads(self.fast.to_str())
+            if transformers_tokenizer.differing_parts(spec, answer.spec):
+                self.fast = FastTokenizer.from_str(json.dumps(answer.spec))
+        self.specials = special
         self.fast.no_truncation()
         self.fast.no_padding()
-        config = folder / "tokenizer_config.json"
-        self.config = read_json(config) if config.is_file() else {}
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The tokenizer as the content of a tokenizer.json."""
+        spec: dict[str, Any] = json.loads(self.fast.to_str())
+        return spec
 
     def encode(self, text: str) -> list[int]:
         """Return token ids without the special tokens that the tokenizer puts around a text."""
@@ -77,83 +70,57 @@ class Tokenizer:
         return self.fast.decode(ids, skip_special_tokens=False)
 
     def special(self, name: str) -> int | None:
-        """Return the id of what tokenizer_config.json calls `bos_token`, `eos_token` and so on."""
-        token = self.config.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        return self.fast.token_to_id(token) if token else None
+        """Return the id of what transformers calls `bos_token`, `eos_token` and so on."""
+        return self.specials.ids.get(name)
 
-    @cached_property
+    @property
     def end_tokens(self) -> list[int]:
-        """The tokens that end a text: the end token, then those of generation_config.json."""
-        path = self.folder / "generation_config.json"
-        configured = read_json(path).get("eos_token_id") if path.is_file() else None
-        more = configured if isinstance(configured, list) else [configured]
-        ids = [self.special("eos_token"), *more]
-        return list(dict.fromkeys(token for token in ids if token is not None))
+        """The tokens that end a text: the tokenizer's, then those that generation stops at."""
+        return self.specials.ends
 
-    @cached_property
+    @property
+    def begin(self) -> list[int]:
+        """The tokens that are put before every text; most tokenizers put one or none."""
+        return self.specials.begin
+
+    @property
     def bos(self) -> int | None:
         """The token that begins every text, if the tokenizer adds one."""
-        bos = self.special("bos_token")
-        if bos is None:
-            return None
-        adds = self.fast.encode("a", add_special_tokens=True).ids[:1] == [bos]
-        return bos if adds or self.config.get("add_bos_token") else None
+        return self.begin[0] if self.begin else None
 
-    @cached_property
+    @property
     def chat_template(self) -> str | None:
-        """The Jinja template of chats, if the model has one."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        return self.config.get("chat_template")
+        """The Jinja template of chats, if the model has one that serves by itself."""
+        return self.specials.default_template
 
     def render(self, messages: list[dict[str, str]], generation_prompt: bool = False) -> str:
-        """Render chat messages with the model's template, in a sandbox.
-
-        transformers renders the same, but with a clock: here messages give the same text every day.
+        """Render chat messages with the model's template.
 
         Raises:
             StageError: dataset_invalid, if the model has no template or it refuses the messages.
         """
-        from jinja2.exceptions import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         if not self.chat_template:
+            names = ", ".join(sorted(self.specials.templates))
+            found = (
+                f"none but those named {names}" if names else "that the model has no chat template"
+            )
             raise StageError(
                 Failure.DATASET_INVALID,
-                "expected a chat template for the text's chat messages, and the model has no chat "
-                "template; give plain text",
+                f"expected a chat template for the text's chat messages, found {found}; give plain "
+                "text, or a template named default",
             )
-
-        def raise_exception(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        return chat_template.render(
+            self.chat_template, messages, generation_prompt, self.specials.tokens
         )
-        environment.globals["raise_exception"] = raise_exception
-        names = {}
-        for name in ("bos_token", "eos_token"):
-            token = self.special(name)
-            names[name] = self.fast.id_to_token(token) if token is not None else ""
-        try:
-            template = environment.from_string(self.chat_template)
-            return template.render(
-                messages=messages, add_generation_prompt=generation_prompt, **names
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise StageError(
-                Failure.DATASET_INVALID,
-                f"the chat template refuses these messages: {error}; change them to what it takes",
-            ) from None
 
     def prompt(self, text: str, messages: list[dict[str, str]] | None = None) -> list[int]:
-        """Return a prompt as the model expects it: the chat template, or begin token and text."""
+        """Return a prompt as the model expects it: the chat template, or begin token and text.
+
+        A template writes the begin token itself, where the model wants one.
+        """
         if messages:
             return self.encode(self.render(messages, generation_prompt=True))
-        begin = [] if self.bos is None else [self.bos]
-        return begin + self.encode(text)
+        return self.begin + self.encode(text)
 
     def pack(self, documents: list[Document], sequences: int, length: int) -> np.ndarray:
         """Pack documents into full sequences of tokens.
@@ -173,7 +140,7 @@ class Tokenizer:
             StageError: calibration_empty, if the text fills no sequence.
         """
         separator = self.bos if self.bos is not None else self.special("eos_token")
-        begin = [] if self.bos is None else [self.bos]
+        begin = self.begin
         room = length - len(begin)
         stream: list[int] = []
         for document in documents:

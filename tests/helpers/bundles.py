@@ -9,6 +9,8 @@ from quantline.config.recipes import parse_recipe
 from quantline.formats.bundle.export import export_bundle
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel
+from quantline.text.special_tokens import write_special_tokens
+from quantline.text.transformers_tokenizer import ask
 from tests.helpers.quantized import rounded
 from tests.helpers.variants import variant
 
@@ -26,6 +28,12 @@ def loaded_model(folder: Path, checkpoint: Path) -> Path:
         "files": {"model.safetensors": {"sha256": "0" * 64, "bytes": 1}},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    return settled(folder)
+
+
+def settled(folder: Path) -> Path:
+    """Write down what transformers says of a folder's tokenizer, as load does."""
+    write_special_tokens(folder, ask(folder).special)
     return folder
 
 

@@ -12,6 +12,7 @@ from tests.helpers.tensor_files import edit_json
 
 CHAT = [{"role": "user", "content": "who?"}]
 BEGIN = "<|endoftext|>"
+ADDED_TOKEN = {"__type": "AddedToken", "content": "<|im_end|>", "special": True}
 # Puts BEGIN in front of every text.
 POST_PROCESSOR = {
     "type": "TemplateProcessing",
@@ -110,7 +111,7 @@ def test_render_names_a_template_that_refuses_or_reaches_out(template, with_begi
 def test_special_reads_a_token_by_its_text_or_its_description(with_begin_token):
     assert with_begin_token.special("eos_token") == 0
     path = with_begin_token.folder / "tokenizer_config.json"
-    edit_json(path, eos_token={"content": "<|im_end|>"}, pad_token=None)
+    edit_json(path, eos_token=ADDED_TOKEN, pad_token=None)
     tokenizer = Tokenizer(with_begin_token.folder)
     assert tokenizer.special("eos_token") == tokenizer.encode("<|im_end|>")[0]
     assert tokenizer.special("pad_token") is None

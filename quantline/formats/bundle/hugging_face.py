@@ -6,7 +6,8 @@ from typing import Any
 
 from quantline.formats.bundle.tokenizer_metadata import metadata_of_tokenizer
 from quantline.formats.container import Container
-from quantline.model.checkpoint import SIDE_FILES, Checkpoint
+from quantline.model.checkpoint import Checkpoint, side_files
+from quantline.text.special_tokens import FILE as SPECIAL_TOKENS
 from quantline.text.tokenizer import Tokenizer
 
 
@@ -24,6 +25,10 @@ class HuggingFaceContainer(Container[Checkpoint]):
 
 def copy_side_files(checkpoint: Path, folder: Path) -> None:
     """Copy the configuration and the tokenizer of a checkpoint into a bundle."""
-    for name in SIDE_FILES:
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, folder / name)
+    names = side_files(checkpoint)
+    if (checkpoint / SPECIAL_TOKENS).is_file():
+        names.append(SPECIAL_TOKENS)
+    for name in names:
+        copy = folder / name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(checkpoint / name, copy)

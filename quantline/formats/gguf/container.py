@@ -16,7 +16,6 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from quantline.config.variants import Variant
 from quantline.errors import Failure, StageError
 from quantline.files import MIB
-from quantline.formats.bundle.tokenizer_metadata import SPECIAL_TOKENS
 from quantline.formats.container import Container, StoredTensor
 from quantline.formats.gguf.architectures import (
     gguf_family,
@@ -28,6 +27,7 @@ from quantline.formats.gguf.architectures import (
 from quantline.formats.gguf.rope import Rope
 from quantline.formats.gguf.serve import serve_text
 from quantline.formats.gguf.settings import write_settings
+from quantline.formats.gguf.special_tokens import keys_of_more_ends, metadata_of_fields
 from quantline.formats.gguf.tensors import (
     bytes_of_tensor,
     float_type_of,
@@ -36,7 +36,7 @@ from quantline.formats.gguf.tensors import (
     values_of_tensor,
 )
 from quantline.formats.gguf.vocabulary import model_name, write_vocabulary
-from quantline.model.gguf_checkpoint import source_for_gguf
+from quantline.model.gguf_checkpoint import GgufCheckpoint, source_for_gguf
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
 from quantline.text.tokenizer import Tokenizer
@@ -44,7 +44,6 @@ from quantline.text.tokenizer import Tokenizer
 FILE = "model.gguf"
 FILES = "model*.gguf"  # that file, or those of a split model, which sort by their number
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
-TOKEN_KEYS = {"unk": "unknown", "pad": "padding"}  # where GGUF's word is not tokenizer_config's
 
 
 class GgufContainer(Container[TensorSource]):
@@ -137,17 +136,7 @@ class GgufContainer(Container[TensorSource]):
 
     def tokenizer_metadata(self, folder: Path) -> dict[str, Any]:
         """Return what the file says of its tokenizer (see Container)."""
-        fields = gguf.GGUFReader(min(folder.glob(FILES))).fields
-
-        def value(key: str) -> Any:
-            return fields[key].contents() if key in fields else None
-
-        metadata: dict[str, Any] = {}
-        for token in SPECIAL_TOKENS:
-            metadata[token] = value(f"tokenizer.ggml.{TOKEN_KEYS.get(token, token)}_token_id")
-        metadata["adds_bos"] = bool(value("tokenizer.ggml.add_bos_token"))
-        metadata["chat_template"] = value("tokenizer.chat_template")
-        return metadata
+        return metadata_of_fields(gguf.GGUFReader(min(folder.glob(FILES))).fields)
 
 
 def header_bytes(source: TensorSource, report: dict[str, Any]) -> int:
@@ -197,8 +186,12 @@ def _open_writer(
     writer = gguf.GGUFWriter(path, gguf_family(source.arch).name, split_max_size=split_bytes)
     rope = write_settings(writer, source)
     _write_provenance(writer, report, float_type)
-    if not source.converted:  # a converter's file has name and tokenizer among its settings
-        tokenizer = Tokenizer(source.folder)
+    tokenizer = Tokenizer(source.folder)
+    if isinstance(source, GgufCheckpoint):  # its file has name and tokenizer among its settings
+        for key, token_id in keys_of_more_ends(tokenizer).items():
+            if key not in source.fields:
+                writer.add_uint32(key, token_id)
+    else:
         writer.add_name(model_name(tokenizer, report["recipe"]["name"]))
         write_vocabulary(writer, tokenizer, source.shape(source.arch.embedding)[0])
     return writer, rope

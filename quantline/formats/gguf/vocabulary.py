@@ -15,8 +15,8 @@ import gguf
 from gguf import TokenType
 
 from quantline.errors import Failure, StageError
-from quantline.files import read_json
 from quantline.formats.gguf.pretokenizers import find_pre_tokenizers
+from quantline.formats.gguf.special_tokens import write_special_tokens
 from quantline.text.tokenizer import Tokenizer
 
 SPACE = "▁"  # what SentencePiece writes for a space
@@ -41,7 +41,7 @@ def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -
     Raises:
         StageError: tokenizer_mismatch, for a tokenizer that llama.cpp has no equal of.
     """
-    spec = read_json(tokenizer.folder / "tokenizer.json")
+    spec = tokenizer.spec
     model = spec["model"]
     if model["type"] != "BPE":
         raise _unsupported(f"a {model['type']} model")
@@ -56,22 +56,7 @@ def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -
         _write_byte_level(writer, spec, normalizers, merges)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    special_writers = {
-        "bos_token": writer.add_bos_token_id,
-        "eos_token": writer.add_eos_token_id,
-        "unk_token": writer.add_unk_token_id,
-        "pad_token": writer.add_pad_token_id,
-    }
-    for name, write_id in special_writers.items():
-        token_id = tokenizer.special(name)
-        if token_id is not None:
-            write_id(token_id)
-    writer.add_add_bos_token(tokenizer.bos is not None)
-    writer.add_add_eos_token(
-        tokenizer.fast.encode("a").ids[-1:] == [tokenizer.special("eos_token")]
-    )
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+    write_special_tokens(writer, tokenizer)
 
 
 def model_name(tokenizer: Tokenizer, recipe: str) -> str:
@@ -80,7 +65,7 @@ def model_name(tokenizer: Tokenizer, recipe: str) -> str:
     llama.cpp strips white space after special tokens, as Phi-3's tokenizer wants, if the name says
     phi-3, and there is no other way to make it do so. So no other model's name may say that.
     """
-    added = read_json(tokenizer.folder / "tokenizer.json").get("added_tokens", [])
+    added = tokenizer.spec.get("added_tokens", [])
     contents = {token["content"] for token in added}
     strips = any(token.get("rstrip") for token in added)
     if strips and contents.issuperset(PHI3_TOKENS):

@@ -13,13 +13,14 @@ import numpy as np
 from quantline.errors import Failure, StageError
 from quantline.formats.bundle.tokenizer_metadata import metadata_differences
 from quantline.formats.container import load_container
-from quantline.runtimes.runtime import Runtime, open_runtime
+from quantline.runtimes.runtime import Runtime, ServingRuntime, open_runtime
 from quantline.runtimes.smoke.tokenizer_parity import (
     TEXTS,
     compare_tokenizers,
     texts_with_added_tokens,
 )
 from quantline.text.tokenizer import Tokenizer
+from quantline.text.transformers_tokenizer import SAMPLES
 
 QUOTED_IDS = 12  # of each tokenizer in an error
 QUOTED_CHARACTERS = 80  # of an answer in an error
@@ -91,8 +92,7 @@ def _answer(
     tokenizer_agrees: bool,
 ) -> dict[str, Any]:
     """Answer a prompt and check the answer; return its entry in smoke.json."""
-    end_token = source.special("eos_token")
-    stop = set() if end_token is None else {end_token}
+    stop = set(source.end_tokens)
     ids = source.prompt(prompt)
     started = time.perf_counter()
     answer = engine.generate(ids, tokens, stop)
@@ -145,6 +145,7 @@ def check_tokenizer(
             Failure.TOKENIZER_MISMATCH,
             f"expected {key} {expected!r} in the bundle, found {found!r}; choose another format",
         )
+    _check_serving(engine, source)
     texts = (*prompts, *TEXTS, *texts_with_added_tokens(source))
     parity = compare_tokenizers(engine, source, texts)
     if parity.differing and exact:
@@ -162,4 +163,33 @@ def check_tokenizer(
         "texts_differing": parity.differing,
         "special_tokens": True,
         "chat_template": source.chat_template is not None,
+        "ends": source.end_tokens,
     }
+
+
+def _check_serving(engine: Runtime, source: Tokenizer) -> None:
+    """Check that the runtime by itself begins texts, and ends them, as the source does.
+
+    Raises:
+        StageError: tokenizer_mismatch.
+    """
+    if not isinstance(engine, ServingRuntime):
+        return
+    for token in source.end_tokens:
+        if not engine.stops_at(token):
+            text = source.fast.id_to_token(token)
+            raise StageError(
+                Failure.TOKENIZER_MISMATCH,
+                f"expected {engine.name} to end a text at {text!r} ({token}), as the source does, "
+                "found that it goes on; choose another format",
+            )
+    special = source.specials
+    text = next((text for text in SAMPLES if engine.encode(text)), "")
+    expected = special.begin + engine.encode(text) + special.finish
+    if engine.encode_whole(text) != expected:
+        raise StageError(
+            Failure.TOKENIZER_MISMATCH,
+            f"expected {engine.name} to put {special.begin} before and {special.finish} behind a "
+            f"text, found {engine.encode_whole(text)} in place of {expected} for {text!r}; choose "
+            "another format",
+        )

@@ -51,5 +51,6 @@ def test_metadata_differences_finds_what_was_changed(tmp_path, tiny_model, forma
     (folder / "chat_template.jinja").write_text("another")
     assert metadata_differences(container, folder, source) == {
         "eos": (0, 2),
+        "ends": ([0], [2, 0]),
         "chat_template": (source.chat_template, "another"),
     }

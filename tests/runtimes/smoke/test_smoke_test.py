@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from quantline.formats.safetensors.container import SafetensorsContainer
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.smoke import smoke_test as smoke
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.bundles import settled
 from tests.helpers.project import ROOT
 from tests.helpers.quantized import rounded
 from tests.helpers.variants import write_variant
@@ -157,9 +159,11 @@ def test_smoke_test_refuses_other_tokenizer_metadata(arguments, monkeypatch, key
 
 
 def test_smoke_test_imports_no_more_than_the_runtime_does(arguments, tmp_path):
-    source = Checkpoint(arguments["model"])
+    model = settled(shutil.copytree(arguments["model"], tmp_path / "model"))
+    source = Checkpoint(model)
     write_variant("onnx", tmp_path / "out", source, rounded(tmp_path / "q", source, bits=0))
     bundle = {"bundle": str(tmp_path / "out"), "format": "onnx", "runtime": "onnxruntime"}
+    bundle["model"] = str(model)
     done = subprocess.run(
         [sys.executable, "-c", IMPORTS, json.dumps(arguments | bundle)],
         capture_output=True,

@@ -1,0 +1,260 @@
+"""What transformers makes of a folder's tokenizer. Importing this file does not import it.
+
+transformers 5 builds the tokenizers of some classes anew from vocabulary and merges, so that
+tokenizer.json alone does not say which ids a text has. What it serves with is what counts here.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from quantline.errors import Failure, StageError
+from quantline.files import read_json
+from quantline.text.special_tokens import DEFAULT, SpecialTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONFIG = "tokenizer_config.json"
+MAP = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+GENERATION = "generation_config.json"
+SAMPLES = ("a", "0", "é", "the", "<", "\n")  # one of them is tokens in any vocabulary
+# Of a tokenizer's model, where no value and an empty one mean the same.
+EMPTY = ("continuing_subword_prefix", "end_of_word_suffix")
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+PARTS = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
+
+
+class Answer(NamedTuple):
+    """What transformers makes of a folder.
+
+    Attributes:
+        kind: Name of the tokenizer's class.
+        special: Its special tokens and templates.
+        spec: The tokenizer that it encodes with, as the content of a tokenizer.json.
+    """
+
+    kind: str
+    special: SpecialTokens
+    spec: dict[str, Any]
+
+
+def ask(folder: Path) -> Answer:
+    """Ask transformers for the tokenizer of a folder. No code from the folder is run.
+
+    Raises:
+        StageError: missing_tokenizer, if transformers refuses it; tokenizer_mismatch, for a key
+            that does not say what it should; missing_file, for a file that holds no JSON object.
+    """
+    _check_files(folder)
+    with _quiet():
+        config = _config(folder)
+        tokenizer = _open(folder, config)
+        rows = getattr(config.get_text_config(), "vocab_size", None)
+        try:
+            spec = json.loads(tokenizer.backend_tokenizer.to_str())
+            begin, finish = _surroundings(tokenizer)
+        except Exception as error:  # as many kinds as there are classes and vocabularies
+            raise _refused(folder, error) from error
+        ends, unreachable = _ends(folder, tokenizer, rows)
+    ids = _ids(folder, tokenizer, rows)
+    special = SpecialTokens(
+        tokens=dict(tokenizer.special_tokens_map),
+        ids=ids,
+        begin=begin,
+        finish=finish,
+        ends=ends,
+        unreachable=unreachable,
+        templates=_templates(folder, tokenizer),
+    )
+    return Answer(type(tokenizer).__name__, special, _without_strangers(folder, spec, rows))
+
+
+def differing_parts(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Return the parts in which two tokenizer.json differ, of those that tokens depend on."""
+    return [part for part in PARTS if _plain(ours, part) != _plain(theirs, part)]
+
+
+def _plain(spec: dict[str, Any], part: str) -> Any:
+    value = spec.get(part)
+    if part != "model" or not isinstance(value, dict):
+        return value
+    return {key: None if key in EMPTY and not item else item for key, item in value.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own remarks off the terminal; what is wrong is an exception."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what transformers would take in silence, or refuse without the file's name."""
+    for name in (CONFIG, MAP, ADDED, GENERATION, "config.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)
+    source = GENERATION if (folder / GENERATION).is_file() else "config.json"
+    if (folder / source).is_file():
+        _check_ids(folder / source, read_json(folder / source).get("eos_token_id"))
+
+
+def _check_named_tokens(folder: Path) -> None:
+    """Name the key that transformers refuses, if it is one of a special token."""
+    for name in (CONFIG, MAP):
+        stored = read_json(folder / name) if (folder / name).is_file() else {}
+        for key in NAMED:
+            value = stored.get(key)
+            if isinstance(value, dict):
+                described = isinstance(value.get("content"), str)
+                # In the map, transformers knows without being told.
+                if described and (name == MAP or value.get("__type") == "AddedToken"):
+                    continue
+            elif value is None or isinstance(value, str):
+                continue
+            raise _wrong_key(
+                folder / name, key, "a text, null, or an AddedToken with its __type", value
+            )
+
+
+def _check_ids(path: Path, value: Any) -> None:
+    ids = value if isinstance(value, list) else [value]
+    for one in ids:
+        if one is not None and (isinstance(one, bool) or not isinstance(one, int)):
+            raise _wrong_key(path, "eos_token_id", "a token's id, or a list of them", value)
+
+
+def _config(folder: Path) -> Any:
+    """Return the model's configuration, which has a say in the tokenizer's class."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if not (folder / "config.json").is_file():
+        return PreTrainedConfig()
+    settings = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        return AutoConfig.from_pretrained(folder, **settings)
+    except Exception:  # a model type that transformers does not know, as for AutoTokenizer
+        return PreTrainedConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _open(folder: Path, config: Any) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, config=config, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # each class fails in its own way; all mean that none is usable
+        _check_named_tokens(folder)
+        raise _refused(folder, error) from error
+
+
+def _surroundings(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return the ids that are put before and behind every text."""
+    found = []
+    for text in SAMPLES:
+        bare = tokenizer(text, add_special_tokens=False).input_ids
+        whole = tokenizer(text).input_ids
+        for start in range(len(whole) - len(bare) + 1):
+            if bare and whole[start : start + len(bare)] == bare:
+                found.append((whole[:start], whole[start + len(bare) :]))
+                break
+    if not found:
+        raise ValueError("it puts special tokens inside of texts, or none of them has tokens")
+    return found[0]
+
+
+def _ends(
+    folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: int | None
+) -> tuple[list[int], list[int]]:
+    """Return the ids that end a text, and those among the named ones that cannot come."""
+    from transformers import GenerationConfig
+
+    configured: Any = None
+    if (folder / GENERATION).is_file():
+        configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    elif (folder / "config.json").is_file():
+        # As AutoModel does where there is no generation_config.json.
+        configured = GenerationConfig.from_pretrained(
+            folder,
+            config_file_name="config.json",
+            _from_model_config=True,
+            local_files_only=True,
+        ).eos_token_id
+    _check_ids(folder / "config.json", configured)
+    more = configured if isinstance(configured, list) else [configured]
+    named = dict.fromkeys(token for token in (tokenizer.eos_token_id, *more) if token is not None)
+    ends = [token for token in named if token >= 0 and (rows is None or token < rows)]
+    return ends, [token for token in named if token not in ends]
+
+
+def _ids(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: int | None) -> dict[str, int]:
+    """Return the ids of the special tokens that the embedding has a row for."""
+    ids = {}
+    for name, text in tokenizer.special_tokens_map.items():
+        token = tokenizer.convert_tokens_to_ids(text)
+        if rows is None or token < rows:
+            ids[name] = token
+            continue
+        for file in (CONFIG, MAP):
+            path = folder / file
+            if path.is_file() and read_json(path).get(name):
+                raise StageError(
+                    Failure.TOKENIZER_MISMATCH,
+                    f"expected {name} {text!r} of {path} to be a token of the model, found none in "
+                    f"tokenizer.json; transformers makes it the id {token}, and the embedding has "
+                    f"{rows} rows: name a token that the model was trained with, or none",
+                )
+    return ids
+
+
+def _templates(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """Return the chat templates by their names."""
+    found = tokenizer.chat_template
+    templates = found if isinstance(found, dict) else {DEFAULT: found}
+    for name, template in templates.items():
+        if not isinstance(name, str) or not isinstance(template, str | None):
+            raise _wrong_key(
+                folder / CONFIG, "chat_template", "a text, or texts with names", template
+            )
+    return {name: template for name, template in templates.items() if template is not None}
+
+
+def _without_strangers(folder: Path, spec: dict[str, Any], rows: int | None) -> dict[str, Any]:
+    """Leave out what a class adds by default and the embedding has no row for, and cutting."""
+    path = folder / "tokenizer.json"
+    named: set[str] = set()
+    if path.is_file():
+        named = {token["content"] for token in read_json(path).get("added_tokens") or []}
+    kept = []
+    for token in spec["added_tokens"]:
+        if rows is None or token["id"] < rows or token["content"] in named:
+            kept.append(token)
+    return spec | {"added_tokens": kept, "truncation": None, "padding": None}
+
+
+def _refused(folder: Path, error: Exception) -> StageError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return StageError(
+        Failure.MISSING_TOKENIZER,
+        f"expected a tokenizer in {folder} that transformers can use, found one that it refuses: "
+        f"{reason}; copy the tokenizer.json and tokenizer_config.json that the model was trained "
+        "with into the folder",
+    )
+
+
+def _wrong_key(path: Path, key: str, expected: str, found: Any) -> StageError:
+    return StageError(
+        Failure.TOKENIZER_MISMATCH,
+        f"expected {expected} for {key} in {path}, found {found!r:.80}; mend the file, or fetch "
+        "it again",
+    )
