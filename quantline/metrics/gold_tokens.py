@@ -49,7 +49,6 @@ class ItemTokenizer:
             divisors = [len(tokens) for tokens in continuations]
         elif item.normalize == "length":
             divisors = [len(choice) for choice in choices]
-        end = tokenizer.special("eos_token")
         return TokenizedItem(
             id=item.id,
             task=item.task,
@@ -63,7 +62,7 @@ class ItemTokenizer:
             match=item.match,
             stop=item.stop,
             max_tokens=item.max_tokens or MAX_TOKENS,
-            end=[] if end is None else [end],
+            end=list(tokenizer.end_tokens),
         )
 
     def _ids(self, item: GoldItem, text: str) -> list[int]:

@@ -139,8 +139,9 @@ class Tokenizer:
         Raises:
             StageError: calibration_empty, if the text fills no sequence.
         """
-        separator = self.bos if self.bos is not None else self.special("eos_token")
         begin = self.begin
+        end = self.special("eos_token")
+        separator = begin or ([] if end is None else [end])
         room = length - len(begin)
         stream: list[int] = []
         for document in documents:
@@ -149,8 +150,7 @@ class Tokenizer:
                 stream += self.encode(piece)
                 if len(stream) >= room * sequences:
                     break
-            if separator is not None:
-                stream.append(separator)
+            stream += separator
             if len(stream) >= room * sequences:
                 break
         count = min(sequences, len(stream) // room)
