@@ -20,7 +20,7 @@ def write_files(folder: Path, **files: dict[str, Any] | str | None) -> Path:
         files: Name without its end → JSON that is merged over what is there, the text of a file,
             or None for no such file. Files of text end in .jinja, others in .json.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": ROWS}))
     for stem, content in files.items():
