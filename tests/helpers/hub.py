@@ -43,7 +43,13 @@ class Hub(ThreadingHTTPServer):
 
     def files(self) -> list[Path]:
         """Return the repository's files."""
-        return sorted(self.folder.iterdir())
+        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+
+    def describe(self, file: Path) -> dict[str, Any]:
+        """Return a file's entry in the repository's tree."""
+        content = file.read_bytes()
+        name = file.relative_to(self.folder).as_posix()
+        return {"type": "file", "path": name, "size": len(content), "oid": digest(content)}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,10 +65,11 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server
         path = self.path.split("?")[0]
         if path in (f"/api/models/{NAME}/revision/{revision}" for revision in ("main", COMMIT)):
-            siblings = [{"rfilename": file.name} for file in hub.files()]
+            names = [file.relative_to(hub.folder).as_posix() for file in hub.files()]
+            siblings = [{"rfilename": name} for name in names]
             self._send_json({"id": NAME, "sha": COMMIT, "siblings": siblings}, with_body)
         elif path.startswith(f"/api/models/{NAME}/tree/{COMMIT}"):
-            self._send_json([_describe(file) for file in hub.files()], with_body)
+            self._send_json([hub.describe(file) for file in hub.files()], with_body)
         else:
             prefix = f"/{NAME}/resolve/{COMMIT}/"
             file = hub.folder / path.removeprefix(prefix)
@@ -94,11 +101,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
-
-
-def _describe(file: Path) -> dict[str, Any]:
-    content = file.read_bytes()
-    return {"type": "file", "path": file.name, "size": len(content), "oid": digest(content)}
 
 
 @contextmanager

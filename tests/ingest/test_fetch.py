@@ -43,6 +43,10 @@ def load(project: Project, hub: Hub, **environment: str):
 
 
 def test_fetch_pins_the_revision_and_downloads_only_what_it_needs(from_hub, hub, tiny_model):
+    named = hub.folder / "additional_chat_templates"
+    named.mkdir()
+    (named / "tool_use.jinja").write_text("tools")
+    (named / "notes.txt").write_text("not needed")
     project = from_hub()
     done = load(project, hub)
     assert done.returncode == 0, done.stderr
@@ -51,7 +55,9 @@ def test_fetch_pins_the_revision_and_downloads_only_what_it_needs(from_hub, hub,
     weights = (tiny_model / "model.safetensors").read_bytes()
     assert (MODEL / "model.safetensors").read_bytes() == weights
     assert not any(path.is_symlink() for path in MODEL.iterdir())
-    assert sorted(hub.downloads) == sorted(path.name for path in tiny_model.iterdir())
+    needed = [path.name for path in tiny_model.iterdir()]
+    assert sorted(hub.downloads) == sorted([*needed, "tool_use.jinja"])
+    assert (MODEL / "additional_chat_templates/tool_use.jinja").read_text() == "tools"
 
     offline = load(project, hub, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1

@@ -145,7 +145,6 @@ def check_tokenizer(
             Failure.TOKENIZER_MISMATCH,
             f"expected {key} {expected!r} in the bundle, found {found!r}; choose another format",
         )
-    _check_serving(engine, source)
     texts = (*prompts, *TEXTS, *texts_with_added_tokens(source))
     parity = compare_tokenizers(engine, source, texts)
     if parity.differing and exact:
@@ -157,6 +156,7 @@ def check_tokenizer(
             f"instead of {source.encode(text)[:QUOTED_IDS]}; choose another format, or tokenizer: "
             "report if such text is none of yours",
         )
+    _check_serving(engine, source)
     return {
         "texts_compared": parity.compared,
         "texts_given": len(texts),

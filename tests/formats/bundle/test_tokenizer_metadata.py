@@ -1,5 +1,6 @@
 """Special tokens and chat template of a bundle are compared with the source's."""
 
+import json
 import shutil
 
 import gguf
@@ -12,6 +13,7 @@ from quantline.formats.bundle.tokenizer_metadata import (
 from quantline.formats.container import load_container
 from quantline.formats.gguf.vocabulary import write_vocabulary
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.bundles import NONE, export, loaded_model, store_of
 
 
 def test_metadata_of_tokenizer_has_ids_and_template(tiny_model):
@@ -54,3 +56,23 @@ def test_metadata_differences_finds_what_was_changed(tmp_path, tiny_model, forma
         "ends": ([0], [2, 0]),
         "chat_template": (source.chat_template, "another"),
     }
+
+
+@pytest.mark.parametrize("format", ["safetensors", "onnx", "gguf"])
+def test_every_format_keeps_named_templates_and_all_ends(tmp_path, tiny_model, format):
+    folder = shutil.copytree(tiny_model, tmp_path / "m")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    model = loaded_model(tmp_path / "loaded", folder)
+    export(tmp_path / "bundle", model, store_of(tmp_path / "store", model, NONE), format)
+    container = load_container(format)
+    source = Tokenizer(model)
+    found = container.tokenizer_metadata(tmp_path / "bundle")
+    assert found["named_templates"] == {"tool_use": "tools"}
+    assert found["chat_template"] == source.chat_template
+    assert found.get("ends", [0, 2]) == source.end_tokens == [0, 2]
+    assert metadata_differences(container, tmp_path / "bundle", source) == {}
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    kept = {"additional_chat_templates/tool_use.jinja", "special_tokens.json"}
+    assert kept <= set(manifest["files"]) or format == "gguf"

@@ -91,7 +91,9 @@ def test_smoke_test_returns_smoke_json(arguments):
         "texts_differing",
         "special_tokens",
         "chat_template",
+        "ends",
     }
+    assert tokenizer["ends"] == [0]
     assert tokenizer["texts_compared"] == tokenizer["texts_given"] > 20
     assert tokenizer["texts_differing"] == []
     assert tokenizer["special_tokens"]
@@ -118,6 +120,8 @@ def narrow_logprobs(tokens):
         ),
         ({"logprobs": narrow_logprobs}, "smoke_failed", "failed vocabulary"),
         ({"encode": lambda text: [1, 2, 3]}, "tokenizer_mismatch", "[1, 2, 3] instead of"),
+        ({"encode_whole": lambda text: [0, 68]}, "tokenizer_mismatch", "to put [] before"),
+        ({"stops_at": lambda token: False}, "tokenizer_mismatch", "'<|endoftext|>' (0)"),
     ],
 )
 def test_smoke_test_fails_where_the_runtime_misbehaves(
