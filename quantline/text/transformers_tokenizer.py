@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantline.errors import Failure, StageError
 from quantline.files import read_json
-from quantline.text.special_tokens import DEFAULT, SpecialTokens
+from quantline.text.special_tokens import DEFAULT, SpecialTokens, template_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,13 +51,15 @@ def ask(folder: Path) -> Answer:
     """
     _check_files(folder)
     with _quiet():
-        config = _config(folder)
-        tokenizer = _open(folder, config)
-        rows = getattr(config.get_text_config(), "vocab_size", None)
         try:
+            config = _config(folder)
+            tokenizer = _open(folder, config)
+            rows = getattr(config.get_text_config(), "vocab_size", None)
+            rows = rows if isinstance(rows, int) else None
             spec = json.loads(tokenizer.backend_tokenizer.to_str())
             begin, finish = _surroundings(tokenizer)
-        except Exception as error:  # as many kinds as there are classes and vocabularies
+        except Exception as error:  # each class fails in its own way; all mean that none is usable
+            _check_named_tokens(folder)
             raise _refused(folder, error) from error
         ends, unreachable = _ends(folder, tokenizer, rows)
     ids = _ids(folder, tokenizer, rows)
@@ -70,6 +72,7 @@ def ask(folder: Path) -> Answer:
         unreachable=unreachable,
         templates=_templates(folder, tokenizer),
     )
+    _check_letters(folder, special)
     return Answer(type(tokenizer).__name__, special, _without_strangers(folder, spec, rows))
 
 
@@ -100,12 +103,29 @@ def _quiet() -> Iterator[None]:
 
 def _check_files(folder: Path) -> None:
     """Refuse what transformers would take in silence, or refuse without the file's name."""
-    for name in (CONFIG, MAP, ADDED, GENERATION, "config.json"):
-        if (folder / name).is_file():
-            read_json(folder / name)
+    for name in (CONFIG, MAP, ADDED, GENERATION, "config.json", *template_files(folder)):
+        _check_file(folder / name)
+    _check_file(folder / "chat_template.jinja")
     source = GENERATION if (folder / GENERATION).is_file() else "config.json"
     if (folder / source).is_file():
         _check_ids(folder / source, read_json(folder / source).get("eos_token_id"))
+
+
+def _check_file(path: Path) -> None:
+    """Check that a file, if it is there, is text in UTF-8, and an object if it is JSON."""
+    if not path.is_file():
+        return
+    try:
+        if path.suffix == ".json":
+            read_json(path)
+        else:
+            path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise StageError(
+            Failure.TOKENIZER_MISMATCH,
+            f"expected text in UTF-8 in {path}, not nested without end, found: {error}; fetch it "
+            "again",
+        ) from None
 
 
 def _check_named_tokens(folder: Path) -> None:
@@ -149,13 +169,9 @@ def _config(folder: Path) -> Any:
 def _open(folder: Path, config: Any) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(
-            folder, config=config, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # each class fails in its own way; all mean that none is usable
-        _check_named_tokens(folder)
-        raise _refused(folder, error) from error
+    return AutoTokenizer.from_pretrained(
+        folder, config=config, trust_remote_code=False, local_files_only=True
+    )
 
 
 def _surroundings(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
@@ -240,6 +256,18 @@ def _without_strangers(folder: Path, spec: dict[str, Any], rows: int | None) -> 
         if rows is None or token["id"] < rows or token["content"] in named:
             kept.append(token)
     return spec | {"added_tokens": kept, "truncation": None, "padding": None}
+
+
+def _check_letters(folder: Path, special: SpecialTokens) -> None:
+    """Refuse half characters, which JSON can hold and UTF-8 cannot."""
+    for key, texts in (("chat_template", special.templates), ("tokens", special.tokens)):
+        for name, text in texts.items():
+            try:
+                f"{name}{text}".encode()
+            except UnicodeEncodeError as error:
+                raise _wrong_key(
+                    folder / CONFIG, key, "whole characters", f"{name}: {error}"
+                ) from None
 
 
 def _refused(folder: Path, error: Exception) -> StageError:

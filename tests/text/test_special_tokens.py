@@ -259,6 +259,13 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a number for a template": (
         {"tokenizer_config": {"chat_template": 5}, "chat_template": None}, ("chat_template",)
     ),
+    "half a character in a template": (
+        {"tokenizer_config": {"chat_template": "a \ud83d"}, "chat_template": None},
+        ("tokenizer_config.json", "chat_template", "whole characters"),
+    ),
+    "half a character in a token": (
+        config(eos_token="a \ud83d"), ("surrogates",)
+    ),
     "a list without names": (
         {"tokenizer_config": {"chat_template": [{"template": "x"}]}, "chat_template": None},
         ("tokenizer_config.json",),
@@ -282,11 +289,18 @@ def test_what_transformers_cannot_take_is_refused_with_file_and_key(name, tmp_pa
     "name",
     ["tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "tokenizer"],
 )
-@pytest.mark.parametrize("content", ["[1]", "{", "null", '"x"', "\x00\xff"])
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"null", b'"x"', b"\x00\xff", b"[" * 99_999])
 def test_files_that_are_no_json_objects_are_named(name, content, tmp_path):
     source = write_files(tmp_path / "source")
-    (source / f"{name}.json").write_text(content)
+    (source / f"{name}.json").write_bytes(content)
     with pytest.raises(StageError, match=rf"{name}\.json"):
+        Tokenizer(source)
+
+
+def test_a_template_that_is_not_utf_8_is_named(tmp_path):
+    source = write_files(tmp_path / "source")
+    (source / "chat_template.jinja").write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(StageError, match=r"chat_template\.jinja"):
         Tokenizer(source)
 
 
