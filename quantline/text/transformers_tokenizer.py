@@ -58,6 +58,8 @@ def ask(folder: Path) -> Answer:
             rows = rows if isinstance(rows, int) else None
             spec = json.loads(tokenizer.backend_tokenizer.to_str())
             begin, finish = _surroundings(tokenizer)
+        except MemoryError:
+            raise
         except Exception as error:  # each class fails in its own way; all mean that none is usable
             _check_named_tokens(folder)
             raise _refused(folder, error) from error
@@ -195,18 +197,22 @@ def _ends(
     """Return the ids that end a text, and those among the named ones that cannot come."""
     from transformers import GenerationConfig
 
+    name = GENERATION if (folder / GENERATION).is_file() else "config.json"
     configured: Any = None
-    if (folder / GENERATION).is_file():
-        configured = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
-    elif (folder / "config.json").is_file():
-        # As AutoModel does where there is no generation_config.json.
-        configured = GenerationConfig.from_pretrained(
-            folder,
-            config_file_name="config.json",
-            _from_model_config=True,
-            local_files_only=True,
-        ).eos_token_id
-    _check_ids(folder / "config.json", configured)
+    if (folder / name).is_file():
+        # As AutoModel does, also where there is no generation_config.json.
+        options = {"config_file_name": name, "local_files_only": True}
+        if name != GENERATION:
+            options["_from_model_config"] = True
+        try:
+            configured = GenerationConfig.from_pretrained(folder, **options).eos_token_id
+        except Exception as error:  # its values are checked in many places
+            raise StageError(
+                Failure.TOKENIZER_MISMATCH,
+                f"expected settings for generation in {folder / name}, found some that "
+                f"transformers refuses: {error}; mend the file, or leave it out",
+            ) from error
+    _check_ids(folder / name, configured)
     more = configured if isinstance(configured, list) else [configured]
     named = dict.fromkeys(token for token in (tokenizer.eos_token_id, *more) if token is not None)
     ends = [token for token in named if token >= 0 and (rows is None or token < rows)]

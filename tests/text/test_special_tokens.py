@@ -252,6 +252,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "true for an end's id": (
         {"generation_config": {"eos_token_id": True}}, ("generation_config.json", "eos_token_id")
     ),
+    "settings that transformers refuses": (
+        {"generation_config": {"cache_implementation": "x", "max_new_tokens": -3}},
+        ("generation_config.json",),
+    ),
     "a number for the class": (config(tokenizer_class=5), ("transformers",)),
     "a class without its tokens": (
         config(tokenizer_class="GemmaTokenizer"), ("transformers", "<unk>")
