@@ -9,6 +9,7 @@ from quantline.errors import Failure, StageError
 from quantline.formats.onnx import genai_config
 from quantline.model.checkpoint import Checkpoint
 from tests.helpers.quantized import rounded
+from tests.helpers.tensor_files import edit_json
 from tests.helpers.variants import write_variant
 
 
@@ -33,6 +34,7 @@ def test_make_config_needs_a_token_that_ends_a_text(tmp_path, tiny_model):
     folder = shutil.copytree(tiny_model, tmp_path / "m")
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "generation_config.json").unlink()
+    edit_json(folder / "config.json", eos_token_id=None)
     with pytest.raises(StageError, match="expected a token that ends a text") as caught:
         genai_config.make_config(Checkpoint(folder), "model.onnx")
     assert caught.value.failure == Failure.MISSING_TOKENIZER
