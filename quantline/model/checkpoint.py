@@ -46,8 +46,7 @@ def listing_sha256(folder: Path) -> str:
     A file that is new there, such as a chat template, makes it another checkpoint.
     """
     weights = (path.name for path in folder.glob("*.safetensors*"))
-    side = (name for name in SIDE_FILES if (folder / name).exists())
-    return sha256_json(sorted({*weights, *side}))
+    return sha256_json(sorted({*weights, *side_files(folder)}))
 
 
 def inside(folder: Path, name: str) -> Path:
