@@ -14,10 +14,13 @@ from typing import Any
 import gguf
 import numpy as np
 
+from quantline.config.texts import Limits
 from quantline.errors import Failure, StageError
 from quantline.files import sha256_file, sha256_json
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.gguf_checkpoint import FILE, GgufCheckpoint
+from quantline.run.child_process import run_watched
+from quantline.run.leash import leashed
 
 SCRIPT = "convert_hf_to_gguf.py"
 PARTS = ("conversion", "gguf-py/gguf")  # of the checkout that the script consists of
@@ -89,19 +92,17 @@ def convert(path: str, folder: Path) -> dict[str, Any]:
     output = folder / FILE
     command = [sys.executable, str(script), str(folder)]
     command += ["--outfile", str(output), "--outtype", dtype]
-    done = subprocess.run(
+    ended = run_watched(
         command,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+        Limits(seconds=None),  # the stage has limits of its own
+        "the converter",
         cwd=folder,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        preexec_fn=leashed(),
     )
-    if done.returncode or not output.is_file():
-        how = f"exit code {done.returncode}" if done.returncode else "no file written"
-        quoted = "\n".join(done.stderr.strip().splitlines()[-LAST_LINES:])
+    if ended.code or not output.is_file():
+        how = f"exit code {ended.code}" if ended.code else "no file written"
+        quoted = "\n".join(ended.errors.strip().splitlines()[-LAST_LINES:])
         raise StageError(
             Failure.CONVERTER_FAILED,
             f"expected {script} to convert the model, found {how}; take a newer checkout of "

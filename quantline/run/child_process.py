@@ -1,8 +1,8 @@
 """Calling a function in a process of its own, with limits of time and memory.
 
 What brings that process down is a named failure, and nothing of it stays. `call_in_child` starts
-`python -m quantline.run.worker <call> <answer>`, which imports the function, calls it with JSON
-arguments, and writes its JSON answer.
+`python -m quantline.run.worker <call> <answer> <pid>`, which imports the function, calls it with
+JSON arguments, and writes its JSON answer.
 """
 
 import contextlib
@@ -11,19 +11,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, cast
 
 import psutil
 
 from quantline.config.texts import Limits
-from quantline.errors import Failure, Reason, StageError
+from quantline.errors import Failure, Reason, StageError, failure_of
 from quantline.files import MIB, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
 POLL_S = 0.1  # between two looks at the memory
 TREE_POLL_S = 1.0  # between two looks for processes that the process has started
+TAIL_BYTES = 1 << 18  # of stderr that are kept
+CLOSE_S = 5.0  # to wait for the end of stderr, once the process has ended
 CRASH = "Fatal Python error"  # what faulthandler writes first; then the frames, innermost first
 
 
@@ -48,18 +51,16 @@ def call_in_child(
             runtime_unavailable.
     """
     python = python or sys.executable
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "stderr").open("w+b") as errors:
+    with tempfile.TemporaryDirectory() as folder:
         call = Path(folder) / "call.json"
         answer = Path(folder) / "answer.json"
         write_json(call, {"function": function, "arguments": arguments})
         command = [python, "-X", "faulthandler", "-m", "quantline.run.worker"]
         try:
-            process = subprocess.Popen(
-                [*command, str(call), str(answer)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
+            ended = run_watched(
+                [*command, str(call), str(answer), str(os.getpid())],
+                limits,
+                label,
                 env=_environment(Path(folder), python),
             )
         except OSError as error:
@@ -68,14 +69,8 @@ def call_in_child(
                 f"expected a Python interpreter for {label}, and {python} does not start: "
                 f"{error.strerror}; mend evaluation.pythons",
             ) from error
-        try:
-            _watch(process, limits, label)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.returncode or not answer.is_file():
-            raise _crash(process.returncode, _text(errors), label)
+        if ended.code or not answer.is_file():
+            raise _crash(ended, label)
         result = read_json(answer)
     if "failure" in result:
         reason = result.get("reason")
@@ -83,6 +78,72 @@ def call_in_child(
             Failure(result["failure"]), result["message"], Reason(reason) if reason else None
         )
     return result
+
+
+class Ended(NamedTuple):
+    """How a process has ended.
+
+    Attributes:
+        code: Its return code; negative for a signal.
+        errors: The end of what it wrote to stderr.
+    """
+
+    code: int
+    errors: str
+
+
+def run_watched(command: list[str], limits: Limits, label: str, **options: Any) -> Ended:
+    """Run a command in a session of its own, within limits, and wait for its end.
+
+    Of what it says the end of stderr is kept, however much there is. All that it has started ends
+    with it.
+
+    Args:
+        command: The program and its arguments.
+        limits: Of time and memory.
+        label: What messages call the process.
+        **options: For Popen.
+
+    Raises:
+        OSError: If the program does not start.
+        StageError: timed_out, out_of_memory.
+    """
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **options,
+    )
+    errors = _Tail(cast(IO[bytes], process.stderr))
+    try:
+        _watch(process, limits, label)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return Ended(process.returncode, errors.text())
+
+
+class _Tail(threading.Thread):
+    """Reads a pipe to its end, and keeps the last bytes."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._pipe = pipe
+        self._bytes = b""
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe as pipe:
+            while chunk := pipe.read1(TAIL_BYTES):  # type: ignore[attr-defined]
+                self._bytes = (self._bytes + chunk)[-TAIL_BYTES:]
+
+    def text(self) -> str:
+        """Return what was read, once the pipe is closed."""
+        self.join(CLOSE_S)  # whoever still holds it open is in a session of its own
+        return self._bytes.decode(errors="replace")
 
 
 def _environment(folder: Path, python: str) -> dict[str, str]:
@@ -146,19 +207,14 @@ def _resident_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
-
-
-def _crash(code: int, errors: str, label: str) -> StageError:
+def _crash(ended: Ended, label: str) -> StageError:
     """Name the failure of a process that ended without an answer.
 
     Args:
-        code: Its return code; negative for a signal.
-        errors: What it wrote to stderr.
+        ended: How it ended.
         label: What messages call it.
     """
+    code, errors = ended
     if code == -signal.SIGKILL:
         return StageError(
             Failure.OUT_OF_MEMORY,
@@ -178,8 +234,9 @@ def _crash(code: int, errors: str, label: str) -> StageError:
         how = f"signal {-code} ({names[-code]})" if -code in names else f"signal {-code}"
     else:
         how = f"exit code {code}"
+    failure = failure_of(RuntimeError("; ".join(quoted))) if code > 0 else Failure.INTERNAL_ERROR
     return StageError(
-        Failure.RUNTIME_CRASHED,
+        Failure.RUNTIME_CRASHED if failure is Failure.INTERNAL_ERROR else failure,
         f"expected {label} to end well, and it ended with {how}: "
         f"{'; '.join(quoted) or 'it wrote no error'}; try the variant in another version of its "
         "runtime, or leave it out",

@@ -1,10 +1,12 @@
 """The process that `call_in_child` starts: it calls one function and writes what that returns.
 
-python -m quantline.run.worker CALL ANSWER
+python -m quantline.run.worker CALL ANSWER PARENT
+
+It calls the function in a child of its own, and watches over that: when the stage ends, however it
+does, the child and all that it has started end with it.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -12,20 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from quantline.errors import Failure, StageError, failure_of
+from quantline.errors import ADVICE, Failure, StageError, failure_of
 from quantline.files import read_json, write_json
 from quantline.registry import load_object
-
-PR_SET_PDEATHSIG = 1  # of prctl: the signal that this process gets when its parent ends
+from quantline.run.leash import call_with_children, end_group, end_with_parent
 
 
 def main(call: Path, answer: Path) -> None:
     """Call the function that `call` names, and write its answer or its failure."""
-    # This process does not outlive the stage, however that ends.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        # Where the system runs out of memory, this process goes and not another.
-        Path("/proc/self/oom_score_adj").write_text("1000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     request = read_json(call)
     try:
@@ -33,13 +29,19 @@ def main(call: Path, answer: Path) -> None:
         result = function(**request["arguments"])
     except StageError as error:
         result = {"failure": error.failure, "message": str(error), "reason": error.reason}
-    except Exception as error:
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         failure = failure_of(error)
         if failure is Failure.INTERNAL_ERROR:
             raise
-        result = {"failure": failure, "message": f"{type(error).__name__}: {error}"}
+        advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
+        result = {"failure": failure, "message": f"{type(error).__name__}: {error}{advice}"}
     write_json(answer, result)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    signal.signal(signal.SIGTERM, end_group)
+    end_with_parent(int(sys.argv[3]), signal.SIGTERM)
+    with contextlib.suppress(OSError):
+        # Where the system runs out of memory, this process goes and not another.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    call_with_children(lambda: main(Path(sys.argv[1]), Path(sys.argv[2])))

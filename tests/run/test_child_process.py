@@ -217,9 +217,26 @@ def test_call_in_child_does_not_count_memory_that_is_mapped_and_not_touched(call
     assert call(body, memory_mib=300) == {"size": 8 << 30}
 
 
-def test_the_child_does_not_outlive_a_stage_that_is_killed(tmp_path):
+def test_call_in_child_keeps_the_end_of_any_amount_of_noise(call):
+    body = "sys.stderr.write('x\\n' * 20_000_000)\nraise KeyError('the reason')"
+    assert "KeyError: 'the reason'" in str(failure(call, body, memory_mib=400))
+
+
+def test_call_in_child_names_a_panic_of_a_library_in_rust(call):
+    body = "raise type('PanicException', (BaseException,), {})('index out of bounds')"
+    error = failure(call, body)
+    assert error.failure == Failure.RUNTIME_CRASHED
+    assert "PanicException: index out of bounds" in str(error)
+
+
+@pytest.mark.parametrize("grandchild", [False, True])
+def test_the_child_does_not_outlive_a_stage_that_is_killed(tmp_path, grandchild):
     pid_file = tmp_path / "pid"
-    write_module(tmp_path, f"Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(600)")
+    say = f"Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    if grandchild:
+        code = f"import os, time; from pathlib import Path; {say}".replace("\n", "; ")
+        say = f"subprocess.run([sys.executable, '-c', {code!r}])"
+    write_module(tmp_path, say)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     stage = subprocess.Popen([sys.executable, "-c", STAGE], env=environment)
     deadline = time.monotonic() + 60
