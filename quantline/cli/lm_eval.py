@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quantline.cli.dvc import run_dvc
-from quantline.cli.program import PAGE, app, run_module, stop
+from quantline.cli.program import PAGE, app, ends_in_one_line, run_module, stop
 from quantline.config.compose import project_root
 from quantline.errors import ConfigError
 from quantline.messages import say
@@ -56,7 +56,8 @@ def lm_eval(
         os.chdir(project_root())
     except ConfigError as error:
         raise stop(error) from None
-    failed = [name for name in variants if run_module("stages.lm_eval", name, *arguments)]
+    with ends_in_one_line():
+        failed = [name for name in variants if run_module("stages.lm_eval", name, *arguments)]
     measured = len(failed) < len(variants)
     if measured and not run_dvc("repro", "--quiet", "--single-item", "compare")[0]:
         say(f"Page: {PAGE.resolve()}")

@@ -1,21 +1,30 @@
 """The program that the commands belong to, how it ends on an error, and how it runs modules."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from typer.core import TyperGroup
 
 from quantline.errors import ADVICE, ConfigError, StageError, failure_of
 from quantline.messages import guard_libraries, say
 from quantline.paths import REPORTS
+from quantline.run.leash import is_running, leashed
+from quantline.run.signals import AGAIN, Terminated, ends_on_request
 
 PARAMS = Path("params.yaml")
 COMPARISON = REPORTS / "compression.json"
 PAGE = REPORTS / "compression.html"
+TIDY_S = 30.0  # that stages have to end
+POLL_S = 0.05  # between two looks whether they have
 
 guard_libraries()
 
@@ -61,9 +70,54 @@ def stop(error: ConfigError | StageError) -> typer.Exit:
 def run_module(module: str, *arguments: str) -> int:
     """Run a module with this Python and return its exit code.
 
-    `python` in dvc.yaml is this one too, also where .venv/ is not activated.
+    `python` in dvc.yaml is this one too, also where .venv/ is not activated. The module ends with
+    this process. If this process is asked to end, all that the module has started ends first.
     """
     folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, env=os.environ | {"PATH": path}, check=False).returncode
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"PATH": path},
+        preexec_fn=leashed(),  # noqa: PLW1509  the commands have one thread
+    )
+    try:
+        return process.wait()
+    except BaseException:
+        _end_all(process)
+        raise
+
+
+def _end_all(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all that it has started; stages get the time to tidy up."""
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.kill()  # first, so that DVC starts nothing more
+    process.wait()
+    for member in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.terminate()
+    deadline = time.monotonic() + TIDY_S
+    while time.monotonic() < deadline and any(is_running(member) for member in started):
+        time.sleep(POLL_S)
+    for member in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+@contextlib.contextmanager
+def ends_in_one_line() -> Iterator[None]:
+    """Let the block end on Ctrl-C or SIGTERM with a line that says how to go on.
+
+    Raises:
+        typer.Exit: With the exit code of the signal.
+    """
+    try:
+        with ends_on_request():
+            yield
+    except (KeyboardInterrupt, Terminated) as error:
+        how = f"asked to end ({error})" if isinstance(error, Terminated) else "stopped by Ctrl-C"
+        say(f"{how}, and nothing is running any more; {AGAIN}", error=True)
+        number = error.exit_code if isinstance(error, Terminated) else 128 + signal.SIGINT
+        raise typer.Exit(number) from None

@@ -8,7 +8,16 @@ import typer
 
 from quantline.cli.compose import compose_project
 from quantline.cli.dvc import run_dvc
-from quantline.cli.program import COMPARISON, PAGE, PARAMS, Overrides, app, run_module, stop
+from quantline.cli.program import (
+    COMPARISON,
+    PAGE,
+    PARAMS,
+    Overrides,
+    app,
+    ends_in_one_line,
+    run_module,
+    stop,
+)
 from quantline.config.compose import load_params, project_root
 from quantline.errors import ConfigError
 from quantline.files import as_json
@@ -24,7 +33,7 @@ def repro(overrides: Overrides = None) -> None:
     """Compose, run the pipeline, and show the comparison (also when a variant has failed)."""
     try:
         os.chdir(project_root())
-        with project_lock("quantline repro"):
+        with ends_in_one_line(), project_lock("quantline repro"):
             _check_tree()
             compose_project(overrides or [])
             _run_and_show()

@@ -49,6 +49,19 @@ class Model(Section):
         return self
 
 
+class StageLimits(Section):
+    """Bounds of each stage as a whole; null is no limit.
+
+    A stage that goes over one is ended with a named failure, and goes on where it stopped when it
+    is run again with another.
+    """
+
+    seconds: float | None = Field(default=172800, gt=0, description="Wall-clock time.")
+    memory_mib: float | None = Field(
+        default=None, gt=0, description="Resident memory of the stage and all that it starts."
+    )
+
+
 class Params(Section):
     """Everything that params.yaml holds."""
 
@@ -62,6 +75,7 @@ class Params(Section):
     variants: dict[Name, Variant]
     target: Target
     tracking: Tracking
+    limits: StageLimits = StageLimits()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -4,6 +4,10 @@ from quantline.errors import Failure, Reason
 from quantline.paths import EVENTS
 from quantline.run.events import read_events
 
+NO_END = (
+    "{summary}, and it never said how it ended: it was killed, or it still runs; run `quantline "
+    "repro` again, which goes on from there"
+)
 NOT_BUILT = (Failure.MISSING_FILE, "it was not built; run `quantline repro`")
 
 
@@ -15,8 +19,8 @@ def last_failure(name: str, recipe: str) -> tuple[str, str] | None:
         recipe: Of its recipe.
 
     Returns:
-        Name and message of the newest error of a stage that has not ended well since; None if
-        there is none.
+        Name and message of the newest error of a stage that has not ended well since, or of a
+        stage that has started and not ended; None if there is neither.
     """
     stages = {
         ("load", None),
@@ -31,9 +35,12 @@ def last_failure(name: str, recipe: str) -> tuple[str, str] | None:
         instance = event["payload"].get("instance")
         stage = (event["stage"], instance if isinstance(instance, str) else None)
         failed = event["severity"] in ("error", "critical")
-        if stage not in stages or not (failed or event["reason_code"] == Reason.STAGE_FINISHED):
+        told = failed or event["reason_code"] in (Reason.STAGE_STARTED, Reason.STAGE_FINISHED)
+        if stage not in stages or not told:
             continue
         failures.pop(stage, None)
+        if event["reason_code"] == Reason.STAGE_STARTED:
+            failures[stage] = (Failure.KILLED, NO_END.format(summary=event["summary"]))
         if failed:
             failure = str(event["payload"].get("failure", Failure.INTERNAL_ERROR))
             failures[stage] = (failure, event["summary"])

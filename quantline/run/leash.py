@@ -9,6 +9,8 @@ import os
 import signal
 from collections.abc import Callable
 
+import psutil
+
 PR_SET_PDEATHSIG = 1  # of prctl: the signal that this process gets when its parent ends
 _prctl = ctypes.CDLL(None).prctl  # loaded here: between fork and exec nothing may be
 
@@ -36,6 +38,14 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one whose end nobody has asked for yet has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def leashed() -> Callable[[], None]:
     """Return what Popen calls in the new process (`preexec_fn`) so that it ends with this one."""
     parent = os.getpid()
@@ -48,10 +58,11 @@ def call_with_children(call: Callable[[], None]) -> None:
     When the parent of this process ends, all processes of its group end with it: a process that is
     killed takes nothing with it, but this one is there to do it.
     """
+    parent = os.getpid()
     child = os.fork()
     if not child:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent(parent)
         call()
         return
     _, status = os.waitpid(child, 0)

@@ -21,6 +21,12 @@ FOLDER = Path(".quantline")
 HELD = "QUANTLINE_LOCK"  # in the environment of all that runs inside: the holder and its project
 
 
+def holder_pid() -> int | None:
+    """Return the process that holds the project of the working folder for this one, if any."""
+    pid, _, held = os.environ.get(HELD, "").partition(":")
+    return int(pid) if held == str(Path.cwd()) and pid.isdecimal() else None
+
+
 @contextlib.contextmanager
 def project_lock(purpose: str, wait_s: float = 0) -> Iterator[None]:
     """Hold the project of the working folder.
@@ -36,9 +42,9 @@ def project_lock(purpose: str, wait_s: float = 0) -> Iterator[None]:
         BusyError: If another run holds it.
     """
     project = str(Path.cwd())
-    pid, _, held = os.environ.get(HELD, "").partition(":")
+    pid = holder_pid()
     # The holder may have been killed, while what it started goes on.
-    if held == project and psutil.pid_exists(int(pid)):
+    if pid is not None and psutil.pid_exists(pid):
         yield
         return
     FOLDER.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import signal
 import time
 import traceback
 import uuid
@@ -29,8 +30,10 @@ from quantline.messages import redacted, say, shortened
 from quantline.paths import EVENTS
 from quantline.run.events import append_event
 from quantline.run.project_lock import project_lock
+from quantline.run.signals import AGAIN, Terminated, ends_on_request
 from quantline.run.stage_inputs import READS, StageInputs
 from quantline.run.stage_names import INSTANCES, parent_name, run_name
+from quantline.run.watchdog import watched
 from quantline.tracking.mlflow_runs import FAILED, Dataset
 from quantline.tracking.store import events_root
 from quantline.tracking.undelivered import Run, log_failure, log_or_keep
@@ -276,6 +279,21 @@ class StageRun:
             say(f"{self.label}: cannot write {EVENTS}: {error}", error=True)
         self.track_failure(failure, reason, message)
 
+    def fail_with(self, error: StageError) -> None:
+        """Write the error event of a named failure, and print it."""
+        self.fail(error.failure, str(error), error.reason)
+
+    def fail_unforeseen(self, error: BaseException) -> None:
+        """Name what no stage foresaw; what is no error, such as a test's own, is raised again."""
+        failure = failure_of(error)
+        if failure is Failure.INTERNAL_ERROR:
+            if not isinstance(error, Exception | SystemExit):
+                raise error
+            say(traceback.format_exc(), error=True)
+        advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
+        message = f"{type(error).__name__}: {error}{advice}"
+        self.fail(failure, message, traceback=traceback.format_exc())
+
     def succeed(self) -> None:
         """Write the last event and print the summary."""
         seconds = time.perf_counter() - self._timer
@@ -286,25 +304,35 @@ class StageRun:
 
 @contextlib.contextmanager
 def stage_run(stage: str, instance: str | None = None) -> Iterator[StageRun]:
-    """Run a stage: its failures become a named event, a plain message and exit code 1."""
+    """Run a stage: its failures become a named event, a plain message and exit code 1.
+
+    A stage that is asked to end says so too; its exit code is then that of the signal.
+    """
     run = StageRun(stage, instance)
-    try:
-        with project_lock(run.label, LOCK_WAIT_S):
-            run.load_params()
-            run.event("info", f"{run.label} started", Reason.STAGE_STARTED)
-            yield run
-    except ConfigError as error:
-        run.fail(error.failure, str(error), Reason.CONFIG_INVALID)
-        raise SystemExit(1) from None
-    except StageError as error:
-        run.fail(error.failure, str(error), error.reason)
-        raise SystemExit(1) from None
-    except Exception as error:  # whatever it is, it is named, and it ends the stage
-        failure = failure_of(error)
-        if failure is Failure.INTERNAL_ERROR:
-            say(traceback.format_exc(), error=True)
-        advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
-        message = f"{type(error).__name__}: {error}{advice}"
-        run.fail(failure, message, traceback=traceback.format_exc())
-        raise SystemExit(1) from None
-    run.succeed()
+    watchdog = None
+    with ends_on_request():
+        try:
+            with project_lock(run.label, LOCK_WAIT_S):
+                run.load_params()
+                run.event("info", f"{run.label} started", Reason.STAGE_STARTED)
+                with watched(run.params.limits, run.fail_with) as watchdog:
+                    yield run
+                run.succeed()
+        except ConfigError as error:
+            run.fail(error.failure, str(error), Reason.CONFIG_INVALID)
+            raise SystemExit(1) from None
+        except StageError as error:
+            run.fail_with(error)
+            raise SystemExit(1) from None
+        except Terminated as error:
+            if watchdog is not None and watchdog.breach is not None:
+                run.fail_with(watchdog.breach)
+                raise SystemExit(1) from None
+            run.fail(Failure.INTERRUPTED, f"{run.label} was asked to end ({error}); {AGAIN}")
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            run.fail(Failure.INTERRUPTED, f"{run.label} was stopped by Ctrl-C; {AGAIN}")
+            raise SystemExit(128 + signal.SIGINT) from None
+        except BaseException as error:  # whatever it is, it is named, and it ends the stage
+            run.fail_unforeseen(error)
+            raise SystemExit(1) from None

@@ -43,6 +43,20 @@ def test_last_failure_is_the_newest_that_was_not_mended(tmp_path, monkeypatch, e
     assert (found[0] if found else None) == failure
 
 
+@pytest.mark.parametrize(("ended", "failure"), [(False, "killed"), (True, None)])
+def test_last_failure_names_a_stage_that_never_said_how_it_ended(
+    tmp_path, monkeypatch, ended, failure
+):
+    monkeypatch.chdir(tmp_path)
+    started = event("evaluate", "bf16") | {"reason_code": "stage_started", "summary": "it started"}
+    failed = event("evaluate", "bf16", "disk_full")
+    write_events(failed, started, *([event("evaluate", "bf16")] if ended else []))
+    found = last_failure("bf16", "none")
+    assert (found[0] if found else None) == failure
+    if found:
+        assert found[1].startswith("it started, and it never said how it ended: it was killed")
+
+
 def test_last_failure_has_the_events_message(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_events(event("export", "bf16", "smoke_failed"))

@@ -247,3 +247,11 @@ def test_the_child_does_not_outlive_a_stage_that_is_killed(tmp_path, grandchild)
     stage.send_signal(signal.SIGKILL)
     stage.wait()
     assert ends(int(pid_file.read_text()))
+
+
+def test_a_process_whose_parent_was_gone_before_it_asked_ends_at_once():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    code = f"from quantline.run.leash import end_with_parent; end_with_parent({gone.pid}); print(1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (137, b"")
