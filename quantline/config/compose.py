@@ -1,5 +1,6 @@
 """Composing conf/ into params.yaml with Hydra, and reading params.yaml."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,11 +127,34 @@ def _plain(error: Exception) -> str:
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around texts that are numbers to other readers of YAML.
+
+    DVC and OmegaConf take 12e4567, which may be a commit, for a number; PyYAML does not.
+    """
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = None
+    for kind in (float, lambda value: int(value, 0)):
+        with contextlib.suppress(ValueError):
+            kind(text)
+            style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def to_yaml(values: Any) -> str:
+    """Return values as YAML that PyYAML, DVC and Hydra read alike."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def as_yaml(composed: dict[str, Any]) -> str:
     """Return the text of params.yaml, in the order and form in which `dvc exp run` writes it."""
-    return (
-        "# Composed from conf/ by `quantline compose`: edit conf/, not this file.\n"
-        + yaml.safe_dump(composed, sort_keys=False, allow_unicode=True)
+    return "# Composed from conf/ by `quantline compose`: edit conf/, not this file.\n" + to_yaml(
+        composed
     )
 
 

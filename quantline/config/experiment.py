@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from quantline.config.compose import compose, missing_inputs
+from quantline.config.compose import compose, missing_inputs, to_yaml
 from quantline.config.grid import suite_yaml
 from quantline.config.overrides import for_hydra
 from quantline.config.stale import differences
@@ -128,4 +126,4 @@ def _files(
 def _yaml(options: dict[str, Any]) -> str:
     if not options:
         return ""
-    return "\n" + yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+    return "\n" + to_yaml(options)

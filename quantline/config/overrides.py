@@ -31,6 +31,7 @@ PATHS = (
 COMPUTED = "conf_sha256"
 HYDRA = "hydra"
 _DOTTED = re.compile(r"(\+{0,2})([A-Za-z_][\w-]*(?:\.[\w.-]+)+)=(.*)", re.DOTALL)
+SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")  # to DVC, s3:x is no folder but an address
 _QUOTES = "'\""
 
 
@@ -87,6 +88,8 @@ def _text_for_hydra(key: str, value: str) -> str:
             raise ConfigError(f"{key}= has no value; give a path, or null")
         if value == "~" or value.startswith("~/"):
             value = _below_home(key, value)
+        elif SCHEME.match(value) and "://" not in value:
+            value = f"./{value}"
     if _is_hydras(key, value):
         return value
     # Inside quotes OmegaConf still finds interpolations.

@@ -4,9 +4,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import ruamel.yaml
 import yaml
+from omegaconf import OmegaConf
 
-from quantline.config.compose import as_yaml, compose, load_params, missing_inputs
+from quantline.config.compose import as_yaml, compose, load_params, missing_inputs, to_yaml
 from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from tests.helpers.project import ROOT
@@ -227,6 +229,17 @@ def test_load_params_says_how_to_mend_an_unreadable_file(tmp_path, content):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match="quantline compose"):
         load_params(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["12e4567", "1e5", "nan", "0o14", "12:30", "1_000", "yes", "null", "~", ".5", "a: b", "ö"],
+)
+def test_a_text_of_params_yaml_is_one_to_every_reader(text):
+    written = to_yaml({"revision": text})
+    assert yaml.safe_load(written) == {"revision": text}
+    assert ruamel.yaml.YAML(typ="safe").load(written) == {"revision": text}  # as DVC reads it
+    assert OmegaConf.create(written)["revision"] == text
 
 
 def test_missing_inputs_names_the_key_of_each_absent_path():

@@ -35,7 +35,9 @@ def read_back(override: str) -> tuple[str, object]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_is_what_was_typed(name, folder):
     (form,) = for_hydra([f"model.path={folder}{name}"], CONF)
-    assert read_back(form) == ("model.path", folder + name)
+    # DVC would take a: for an address like s3:
+    expected = f"./{name}" if not folder and name in ("a:b", "a: b") else folder + name
+    assert read_back(form) == ("model.path", expected)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
