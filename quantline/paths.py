@@ -11,3 +11,4 @@ EXPORTS = ARTIFACTS / "exports"  # one bundle per variant
 METRICS = Path("metrics")
 REPORTS = Path("reports")
 EVENTS = Path("events.jsonl")
+CHECKED = ARTIFACTS / "checked.json"  # there once the inputs were found right

@@ -140,7 +140,7 @@ def check_the_named_setting_mends_it(clone: Clone) -> None:
     rows = clone.report()
     assert set(rows) == set(VARIANTS)
     assert {row["status"] for row in rows.values()} == {"ok"}
-    expected = [("compare", None), ("quantize", "gptq-w4g128")]
+    expected = [("check", None), ("compare", None), ("quantize", "gptq-w4g128")]
     for stage in ("evaluate", "export"):
         expected += [(stage, name) for name in OF_GPTQ]
     assert sorted(clone.finished()[len(before) :], key=str) == sorted(expected, key=str)
@@ -166,7 +166,7 @@ def check_a_sweep_reruns_its_recipe_alone(clone: Clone) -> None:
         settings += ["-S", override]
     clone.dvc("exp", "run", "--name", "three-bits", *settings)
     ran = clone.finished()[len(before) :]
-    assert {stage for stage, _ in ran} == {"quantize", "export", "evaluate", "compare"}
+    assert {stage for stage, _ in ran} == {"check", "quantize", "export", "evaluate", "compare"}
     assert {name for _, name in ran} == {*OF_GPTQ, None}
     swept = clone.figures()
     assert swept["gptq-w4g128"]["mean_kld"] > figures["gptq-w4g128"]["mean_kld"]

@@ -9,6 +9,7 @@ from quantline.calibration.store import INFO
 from quantline.config.texts import Calibration
 from quantline.files import read_json, versions, write_json, write_tensors
 from quantline.model.checkpoint import Checkpoint
+from quantline.model.positions import check_length
 from quantline.text.documents import pin_revision, read_documents, sha256_documents
 from quantline.text.tokenizer import Tokenizer
 
@@ -27,8 +28,9 @@ class CalibrationRun:
         """Read and tokenize the text.
 
         Raises:
-            StageError: dataset_invalid, network_unavailable, calibration_empty.
+            StageError: dataset_invalid, network_unavailable, calibration_empty, config_invalid.
         """
+        check_length(checkpoint.arch, "calibration.length", text.length)
         self.checkpoint = checkpoint
         self.text = pin_revision(text)
         self.seed = seed

@@ -47,6 +47,12 @@ class TokenizedItem:
     max_tokens: int = MAX_TOKENS
     end: list[int] | None = None
 
+    @property
+    def longest(self) -> int:
+        """The tokens that scoring it takes: the prompt, and an answer."""
+        answers = [len(tokens) for tokens in self.continuations]
+        return len(self.prompt) + max(answers, default=self.max_tokens)
+
 
 @dataclass(frozen=True)
 class GoldResult:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from quantline.config.texts import Speed
+from quantline.files import read_json
 from quantline.metrics.quality import measure_quality
-from quantline.metrics.speed import measure_speed
+from quantline.metrics.speed import check_speed, measure_speed
 from quantline.runtimes.runtime import engine_class, open_runtime
 
 
@@ -42,7 +43,8 @@ def measure_bundle(
         {quality, items, speed, runtime_version}.
 
     Raises:
-        StageError: runtime_unavailable, runtime_crashed, tokenizer_mismatch, non_finite.
+        StageError: config_invalid, runtime_unavailable, runtime_crashed, tokenizer_mismatch,
+            non_finite.
     """
     settings = Speed(
         prompt_tokens=prompt_tokens,
@@ -50,6 +52,7 @@ def measure_bundle(
         repetitions=repetitions,
         threads=threads,
     )
+    check_speed(settings, read_json(Path(reference) / "reference.json").get("positions"))
     engine_class(runtime)  # its module is imported before the clock starts
     started = time.perf_counter()
     engine = open_runtime(runtime, Path(bundle), threads)

@@ -24,6 +24,7 @@ from quantline.metrics.scoring import score_items
 from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.output_head import FILE, OutputHead
+from quantline.model.positions import check_item_lengths, check_length, learned_positions
 from quantline.text.disjoint import Allowed, check_disjoint
 from quantline.text.documents import (
     Document,
@@ -66,10 +67,13 @@ def make_reference(
     evaluation = pin_revision(evaluation)
     checkpoint = Checkpoint(model_folder)
     arch = checkpoint.arch
+    check_length(arch, "evaluation.length", evaluation.length)
     tokenizer = Tokenizer(model_folder)
     documents = read_documents(evaluation)
     questions = load_gold(gold) if gold else []
     items = tokenize_items(questions, tokenizer)
+    labels = [question.label for question in questions]
+    check_item_lengths(arch, dict(zip(labels, (item.longest for item in items), strict=True)))
     overlaps = check_texts(calibration_folder, calibration, documents, questions, allow_overlap)
 
     tokens = tokenizer.pack(documents, evaluation.sequences, evaluation.length)
@@ -82,6 +86,7 @@ def make_reference(
         "head": arch.head,
         "logit_scale": arch.logit_scale,
         "logit_softcap": arch.logit_softcap,
+        "positions": learned_positions(arch),
         "dataset_revision": evaluation.dataset_revision,
         "tokens": int(tokens.size),
         "text_sha256": sha256_documents(documents),

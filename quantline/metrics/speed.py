@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from quantline.config.texts import Speed
+from quantline.errors import Failure, StageError
 from quantline.metrics.machine import (
     describe_machine,
     other_work,
@@ -19,6 +20,33 @@ from quantline.metrics.machine import (
 from quantline.runtimes.runtime import Runtime
 
 PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on which
+
+
+def check_speed(settings: Speed, positions: int | None) -> None:
+    """Check the lengths of a speed measurement against a model's learned positions.
+
+    A runtime without such a position stops, or reads what is not there.
+
+    Args:
+        settings: With the lengths.
+        positions: How many the model has; None if it computes them.
+
+    Raises:
+        StageError: config_invalid.
+    """
+    if positions is None:
+        return
+    found = []
+    for name in ("prompt_tokens", "new_tokens"):
+        length = getattr(settings, name)
+        if length >= positions:
+            found.append(f"evaluation.speed.{name}={length}")
+    if found:
+        raise StageError(
+            Failure.CONFIG_INVALID,
+            f"expected lengths below the model's {positions} positions, found "
+            f"{' and '.join(found)}; set {positions - 1} or less",
+        )
 
 
 def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str, Any]:

@@ -61,6 +61,52 @@ def is_70b(arch: Architecture) -> bool:
     return rule == "always"
 
 
+def compile_override(
+    pattern: str, source: TensorSource, groups: Mapping[str, list[str]]
+) -> re.Pattern[str]:
+    """Compile an override's pattern, which has to match a matrix of the file.
+
+    Args:
+        pattern: Regular expression for names in the GGUF file.
+        source: The model.
+        groups: Name in the file → the source's tensors that it consists of.
+
+    Raises:
+        StageError: config_invalid.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise StageError(
+            Failure.CONFIG_INVALID,
+            f"expected a regular expression among the overrides, found {pattern!r}: {error}; "
+            "correct it",
+        ) from None
+    matrices = [
+        gguf_name
+        for gguf_name, names in groups.items()
+        if mixes.is_quantized(gguf_name, dimensions(source, names))
+    ]
+    if not any(compiled.search(gguf_name) for gguf_name in matrices):
+        raise StageError(
+            Failure.CONFIG_INVALID,
+            f"expected the override {pattern!r} to match a matrix of the GGUF file, such as "
+            f"{matrices[0]}, found that it matches none; correct it",
+        )
+    return compiled
+
+
+def check_overrides(recipe: Recipe, source: TensorSource) -> None:
+    """Check that each override of a recipe matches a tensor.
+
+    Raises:
+        StageError: config_invalid; unsupported_architecture, as `gguf_names` does.
+    """
+    groups = group_by_gguf_name(gguf_names(source))
+    for pattern in cast(MixRecipe, recipe).overrides:
+        compile_override(pattern, source, groups)
+
+
 class TensorTypes:
     """A recipe in ggml's blocks, tensor by tensor.
 
@@ -100,32 +146,9 @@ class TensorTypes:
             has_importance=self.recipe.uses_importance,
         )
         self.overrides = [
-            (self._compile(pattern), ggml_type)
+            (compile_override(pattern, source, self.groups), ggml_type)
             for pattern, ggml_type in self.recipe.overrides.items()
         ]
-
-    def _compile(self, pattern: str) -> re.Pattern[str]:
-        """Compile an override's pattern, which has to match a matrix of the file."""
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise StageError(
-                Failure.CONFIG_INVALID,
-                f"expected a regular expression among the overrides, found {pattern!r}: {error}; "
-                "correct it",
-            ) from None
-        matrices = [
-            gguf_name
-            for gguf_name, names in self.groups.items()
-            if mixes.is_quantized(gguf_name, dimensions(self.source, names))
-        ]
-        if not any(compiled.search(gguf_name) for gguf_name in matrices):
-            raise StageError(
-                Failure.CONFIG_INVALID,
-                f"expected the override {pattern!r} to match a matrix of the GGUF file, such as "
-                f"{matrices[0]}, found that it matches none; correct it",
-            )
-        return compiled
 
     def is_overridden(self, gguf_name: str) -> bool:
         """Whether an override names a tensor of the file."""

@@ -164,6 +164,11 @@ class StageRun:
         for path in sorted({EVENTS.resolve(), events_root() / EVENTS}):
             append_event(path, redacted(event))
 
+    def warn(self, message: str) -> None:
+        """Print a warning, and write it as an event."""
+        self.event("warning", message)
+        say(f"{self.label}: warning: {message}", error=True)
+
     def output(self, target: str | Path) -> AbstractContextManager[Path]:
         """Return an output folder that appears when its block ends well."""
         return atomic_folder(Path(target))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from quantline.config.texts import Speed
-from quantline.metrics.speed import measure_speed
+from quantline.errors import Failure, StageError
+from quantline.metrics.speed import check_speed, measure_speed
 
 
 class TimedRuntime:
@@ -46,3 +47,14 @@ def test_measure_speed_takes_median_and_quartiles_after_the_warm_up(monkeypatch)
     }
     assert settings_used.items() <= speed.items()
     assert {"peak_rss_mib", "load_average", "machine"} <= set(speed)
+
+
+def test_check_speed_refuses_lengths_beyond_learned_positions():
+    settings = Speed(prompt_tokens=128, new_tokens=64, repetitions=1)
+    check_speed(settings, None)
+    check_speed(settings, 129)
+    with pytest.raises(
+        StageError, match=r"64 positions, found .*prompt_tokens=128 and .*=64"
+    ) as error:
+        check_speed(settings, 64)
+    assert error.value.failure == Failure.CONFIG_INVALID

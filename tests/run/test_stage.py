@@ -314,6 +314,7 @@ def test_stage_run_stops_at_stale_parameters_before_any_code(folder, capsys):
 
 
 def test_check_runs_as_dvc_runs_it(folder):
+    Path("demo").symlink_to(ROOT / "demo")
     command = [sys.executable, "-m", "stages.check"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run(command, env=environment, check=False).returncode == 0

@@ -8,7 +8,7 @@ import yaml
 from quantline.config.compose import load_params
 from quantline.errors import Failure, StageError, StaleError
 from quantline.files import sha256_file, write_json, write_text
-from quantline.paths import CALIBRATION, MODEL
+from quantline.paths import CALIBRATION, CHECKED, MODEL
 from quantline.run.lineage import Lineage, artifact_id, lineage_file, read_lineage, write_lineage
 from quantline.run.stage_inputs import READS, StageInputs, reads_of
 from tests.helpers.project import ROOT
@@ -25,7 +25,8 @@ def test_reads_are_those_of_dvc(stage):
     written = {name.replace("${key}", "NAME") for name in dvc_stage(stage)["params"]}
     reads = READS[stage].params
     assert {name.format(recipe="NAME", variant="NAME") for name in reads} == written
-    artifacts = [dep for dep in dvc_stage(stage)["deps"] if dep.startswith("artifacts/")]
+    deps = [dep for dep in dvc_stage(stage)["deps"] if dep != str(CHECKED)]
+    artifacts = [dep for dep in deps if dep.startswith("artifacts/")]
     named = {
         dep.removeprefix("artifacts/").replace("${key}", "NAME").replace("${item.recipe}", "RECIPE")
         for dep in artifacts

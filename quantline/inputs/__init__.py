@@ -1,0 +1,1 @@
+"""What the user supplies, checked before anything is computed."""

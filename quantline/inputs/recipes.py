@@ -1,0 +1,62 @@
+"""Recipes against the model's layers: names in overrides, and widths that groups divide."""
+
+from pathlib import Path
+
+from quantline.config.ggml_recipes import GgmlRecipe
+from quantline.config.recipes import GroupedRecipe, Recipe
+from quantline.errors import Failure, StageError
+from quantline.model.checkpoint import Checkpoint
+
+
+def check_recipe(name: str, recipe: Recipe, checkpoint: Checkpoint) -> str | None:
+    """Check a recipe against the names and shapes of a model's tensors.
+
+    Args:
+        name: Of the recipe.
+        recipe: Its options.
+        checkpoint: The model.
+
+    Returns:
+        What makes the recipe fail by itself, while the others go on; None if nothing does.
+
+    Raises:
+        StageError: config_invalid, for an override that matches no tensor; missing_file, for a file
+            that is not there.
+    """
+    if isinstance(recipe, GgmlRecipe):
+        _check_overrides(recipe, checkpoint)
+    if isinstance(recipe, GroupedRecipe) and recipe.budget is None and recipe.group_size != -1:
+        return _misfit(name, recipe.group_size, checkpoint)
+    return None
+
+
+def _check_overrides(recipe: GgmlRecipe, checkpoint: Checkpoint) -> None:
+    path = recipe.importance_path
+    if path is not None and not Path(path).is_file():
+        raise StageError(
+            Failure.MISSING_FILE,
+            f"expected an importance matrix at {path}, found no such file; correct importance_file",
+        )
+    if getattr(recipe, "overrides", None):
+        from quantline.recipes.tensor_types import check_overrides
+
+        check_overrides(recipe, checkpoint)
+
+
+def _misfit(name: str, size: int, checkpoint: Checkpoint) -> str | None:
+    """Say which layers have rows that groups of a size do not divide."""
+    widths: dict[int, str] = {}
+    for layer in checkpoint.arch.linears():
+        if f"{layer}.weight" in checkpoint:
+            widths.setdefault(checkpoint.shape(f"{layer}.weight")[-1], layer)
+    odd = sorted(width for width in widths if width % size)
+    if not odd:
+        return None
+    fitting = [group for group in (128, 64, 32) if all(width % group == 0 for width in widths)]
+    advice = f"recipes.{name}.group_size={fitting[0]}" if fitting else "group_size=-1 (whole rows)"
+    rows = ", ".join(str(width) for width in odd)
+    return (
+        f"recipes.{name} is going to fail, and the others go on: groups of {size} do not divide "
+        f"rows of {rows} weights, such as those of {widths[odd[0]]}; set {advice}, or take "
+        "suite=narrow"
+    )
