@@ -162,7 +162,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check params.yaml. Raises ConfigError."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path}: {error}; {MEND}") from error
     if not isinstance(values, dict):
         found = type(values).__name__

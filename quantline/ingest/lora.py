@@ -6,7 +6,6 @@ alpha / sqrt(r) (Kalajdzievski 2023); DoRA scales each row of the sum to a learn
 """
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, StageError, reading_foreign
 from quantline.files import read_json
 from quantline.model.checkpoint import Checkpoint, inside
 from quantline.model.safetensors_writer import SafetensorsWriter
+from quantline.run.bounded_call import pattern_begins
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -62,6 +62,7 @@ class Adapter:
         StageError: adapter_mismatch, unsafe_checkpoint, missing_file, path_escape.
     """
 
+    @reading_foreign(Failure.ADAPTER_MISMATCH, "an adapter as peft saves it")
     def __init__(self, folder: Path, base: Checkpoint) -> None:
         """Read the adapter's configuration and the names of its tensors."""
         self.folder = folder
@@ -149,7 +150,7 @@ class Adapter:
 
         def setting(patterns: dict[str, float] | None, otherwise: float) -> float:
             for pattern, value in (patterns or {}).items():
-                if re.match(rf"(.*\.)?({pattern})$", module):
+                if pattern_begins(rf"(.*\.)?({pattern})$", module):
                     return value
             return otherwise
 
@@ -159,6 +160,7 @@ class Adapter:
         alpha = setting(self.config.get("alpha_pattern"), self.config["lora_alpha"])
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
+    @reading_foreign(Failure.ADAPTER_MISMATCH, "an adapter as peft saves it")
     def merged(self, name: str, tensor: np.ndarray) -> np.ndarray:
         """Return a tensor of the base with the adapter in it.
 

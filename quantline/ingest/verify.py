@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, StageError, reading_foreign
 from quantline.files import read_json
 from quantline.model.architecture import Architecture, architecture_from_config
 from quantline.model.checkpoint import INDEX, SINGLE, Checkpoint, inside
@@ -20,6 +20,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
+@reading_foreign(Failure.UNSUPPORTED_ARCHITECTURE, "values in config.json that a model takes")
 def check_config(folder: Path, converter: str | None = None) -> Architecture:
     """Refuse what the JSON files alone forbid.
 

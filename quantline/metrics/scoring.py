@@ -1,12 +1,12 @@
 """Gold items scored by a model: by log-likelihoods in batches, or by the text that it generates."""
 
-import re
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from quantline.errors import Failure, StageError
 from quantline.metrics.gold_set import GoldResult, TokenizedItem
+from quantline.run.bounded_call import pattern_in
 
 BATCH_TOKENS = 4096
 BATCH_VALUES = 1 << 27  # log-probabilities of a batch: half a gigabyte
@@ -163,5 +163,5 @@ def _matches(item: TokenizedItem, text: str) -> bool:
     if item.match == "contains":
         return item.reference in text
     if item.match == "regex":
-        return re.search(item.reference, text) is not None
+        return pattern_in(item.reference, text)
     return text.strip() == item.reference.strip()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, StageError, reading_foreign
 from quantline.model.family import FAMILIES, ROUTER, VALUE, Block, Family, InputGroup
 from quantline.model.find_family import family_of, is_tied
 from quantline.model.inferred_family import complete_config
@@ -176,6 +176,7 @@ class Architecture:
         return groups
 
 
+@reading_foreign(Failure.UNSUPPORTED_ARCHITECTURE, "values in config.json that a model takes")
 def architecture_from_config(config: dict[str, Any]) -> Architecture:
     """Read a config.json.
 

@@ -52,7 +52,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             event = json.loads(line)
-        except ValueError:  # a torn line, or bytes that are no text
+        except (ValueError, RecursionError):  # a torn line, or bytes that are no text
             continue
         if isinstance(event, dict) and all(
             isinstance(event.get(key), kind) for key, kind in KEYS.items()

@@ -70,5 +70,5 @@ def _holder() -> str:
     try:
         holder = json.loads((FOLDER / "holder.json").read_text(encoding="utf-8"))
         return f"`{holder['for']}` (process {holder['pid']}, since {holder['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "one"

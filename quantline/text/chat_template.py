@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from quantline.errors import Failure, StageError
+from quantline.run.bounded_call import BoundedCall
 
 # Templates that write today's date give the same prompt every day: that of this day.
 TODAY = datetime(2024, 7, 26, 12, 0, 0)
@@ -21,6 +22,8 @@ def render(
 ) -> str:
     """Render messages as `apply_chat_template(messages, tokenize=False)` does on the day TODAY.
 
+    It is done within bounds of time and memory.
+
     Args:
         template: In Jinja.
         messages: Each with role and content.
@@ -28,8 +31,22 @@ def render(
         tokens: Special tokens by name, which are variables of the template.
 
     Raises:
-        StageError: dataset_invalid, if the template is broken or refuses the messages.
+        StageError: dataset_invalid, if the template is broken or refuses the messages; timed_out,
+            out_of_memory.
     """
+    # Here, so that the copy of this process which renders has it as well.
+    import transformers.utils.chat_template_utils  # noqa: F401
+
+    return _bounded(template, messages, generation_prompt, tokens)
+
+
+def _render(
+    template: str,
+    messages: list[dict[str, Any]],
+    generation_prompt: bool,
+    tokens: dict[str, str],
+) -> str:
+    """Render messages; arguments and errors are as for `render`."""
     from jinja2.exceptions import TemplateSyntaxError
     from transformers.utils.chat_template_utils import _alias_reasoning_fields
 
@@ -55,6 +72,9 @@ def render(
             Failure.DATASET_INVALID,
             f"the chat template refuses these messages: {reason}; change them to what it takes",
         ) from None
+
+
+_bounded = BoundedCall(_render, "the chat template")
 
 
 @lru_cache(maxsize=8)
