@@ -205,14 +205,14 @@ def test_a_template_that_fails_is_named(name, tmp_path):
     assert words in str(caught.value)
 
 
-def test_the_clock_of_transformers_still_goes():
-    """Only our own copy of a compiled template has the standing clock."""
+def test_our_clock_stands_and_that_of_transformers_goes(monkeypatch):
     from transformers.utils import chat_template_utils
 
-    template = "{{ strftime_now('%Y') }}"
-    chat_template.render(template, CHAT, False, {})
-    original = chat_template_utils._compile_jinja_template(template)
-    assert original.environment.globals["strftime_now"] != chat_template.TODAY.strftime
+    monkeypatch.setattr(StandingClock, "now", classmethod(lambda cls: cls(1999, 12, 31)))
+    template = "{{ strftime_now('%d %B %Y') }}"
+    assert chat_template.render(template, CHAT, False, {}) == "26 July 2024"
+    theirs = chat_template_utils._compile_jinja_template(template)
+    assert theirs.render() == "31 December 1999"
 
 
 @pytest.fixture(scope="module")

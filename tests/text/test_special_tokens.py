@@ -64,6 +64,7 @@ def assert_transformers_answer(folder: Path, source: Path, rows: int = ROWS) -> 
         assert ours.begin + ours.encode(text) + ours.specials.finish == whole
         assert ours.prompt(text) == whole[: len(whole) - len(ours.specials.finish)]
         assert ours.decode(whole) == expected.decode(whole)
+    assert max(ours.fast.get_vocab().values()) < rows
     named = [expected.eos_token_id, *generation_ends(source)]
     reachable = dict.fromkeys(end for end in named if end is not None and 0 <= end < rows)
     assert ours.end_tokens == list(reachable)
