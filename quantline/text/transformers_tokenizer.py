@@ -278,11 +278,15 @@ def _check_letters(folder: Path, special: SpecialTokens) -> None:
 
 def _refused(folder: Path, error: Exception) -> StageError:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    kind = None
+    if (folder / CONFIG).is_file():
+        kind = read_json(folder / CONFIG).get("tokenizer_class")
+    named = f" (tokenizer_class {kind!r:.80} in {CONFIG})" if kind is not None else ""
     return StageError(
         Failure.MISSING_TOKENIZER,
-        f"expected a tokenizer in {folder} that transformers can use, found one that it refuses: "
-        f"{reason}; copy the tokenizer.json and tokenizer_config.json that the model was trained "
-        "with into the folder",
+        f"expected a tokenizer in {folder} that transformers can use, found one that it refuses"
+        f"{named}: {reason}; copy the tokenizer.json and tokenizer_config.json that the model was "
+        "trained with into the folder",
     )
 
 

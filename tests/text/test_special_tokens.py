@@ -257,7 +257,10 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"generation_config": {"cache_implementation": "x", "max_new_tokens": -3}},
         ("generation_config.json",),
     ),
-    "a number for the class": (config(tokenizer_class=5), ("transformers",)),
+    "a number for the class": (
+        config(tokenizer_class=5),
+        ("transformers", "tokenizer_class 5 in tokenizer_config.json"),
+    ),
     "a class without its tokens": (
         config(tokenizer_class="GemmaTokenizer"), ("transformers", "<unk>")
     ),
