@@ -228,7 +228,7 @@ def alternating(tmp_path_factory) -> tuple[Tokenizer, Any]:
     return Tokenizer(source), transformers_tokenizer(source)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     turns=st.lists(
         st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=20)), min_size=1
