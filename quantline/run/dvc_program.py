@@ -45,7 +45,7 @@ class KeepRefusals(logging.Handler):
         if isinstance(error, KeyboardInterrupt):
             return
         if not isinstance(error, ReproductionError):
-            said = [record.getMessage(), *_messages(error)]
+            said = dict.fromkeys([record.getMessage(), *_messages(error)])
             self.refusals.append((None, ": ".join(part for part in said if part)))
             return
         errors = self._errors or [error.__cause__ or error]
