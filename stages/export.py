@@ -30,6 +30,8 @@ def export(run: StageRun) -> None:
     with run.output(EXPORTS / name) as folder:
         manifest = export_bundle(name, variant, MODEL, quantized, folder, smoke, run.run_id)
         run.inputs.record(folder)
+    for limit in manifest["limits"]:
+        run.event("warning", f"{name}: {limit}")
     run.track(
         **variant_run(manifest),
         metrics={key: manifest[key] for key in LOGGED},

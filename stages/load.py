@@ -15,7 +15,9 @@ def load(run: StageRun) -> None:
     with run.output(MODEL) as folder:
         loaded = load_model(model, folder)
         run.inputs.record(folder, loaded.files_read)
-    manifest, linked_by = loaded
+    manifest, linked_by, notes = loaded
+    for note in notes:
+        run.event("warning", note)
     size = folder_bytes(MODEL, "*.safetensors")
     run.track(
         key=f"model:{sha256_json(manifest['files'])}",

@@ -6,6 +6,7 @@ from quantline.cli.program import PARAMS, Overrides, app, stop
 from quantline.config.compose import as_yaml, compose, load_params, missing_inputs, project_root
 from quantline.config.stale import differences
 from quantline.config.validation import validate
+from quantline.config.watched import broken_links
 from quantline.errors import ConfigError
 from quantline.files import write_text
 from quantline.messages import say
@@ -33,7 +34,7 @@ def compose_project(overrides: list[str]) -> None:
     composed = compose(overrides)
     params = validate(composed)
     check_metrics(params)
-    if missing := missing_inputs(params):
+    if missing := [*missing_inputs(params), *broken_links(params)]:
         raise ConfigError("\n".join(missing))
     try:
         changes = differences(load_params(PARAMS), params)

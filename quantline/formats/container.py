@@ -102,6 +102,13 @@ class Container(ABC, Generic[Source]):
     def serve(self, manifest: dict[str, Any]) -> str:
         """Return the section "## Serve it" of a bundle's README, in Markdown."""
 
+    def limits(self, source: Source) -> list[str]:
+        """Return sentences on where the bundle is another model than the source.
+
+        Such as beyond a length. They become warnings of the export, and stand in its README.
+        """
+        return []
+
     @abstractmethod
     def tokenizer_metadata(self, folder: Path) -> dict[str, Any]:
         """Return what a bundle says of its tokenizer.

@@ -6,10 +6,21 @@ from typing import Any
 
 from quantline.config.params import Model
 from quantline.errors import Failure, StageError
-from quantline.files import read_json
 from quantline.ingest import verify
 from quantline.links import link
-from quantline.model.checkpoint import INDEX, SINGLE, inside, is_side_file, side_files
+from quantline.model.checkpoint import (
+    INDEX,
+    SIDE_FILES,
+    SINGLE,
+    inside,
+    is_sharded,
+    is_side_file,
+    read_index,
+    side_files,
+)
+from quantline.model.configuration import CONFIG
+
+NAMED = 3  # folders in a message
 
 
 def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
@@ -29,15 +40,34 @@ def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
         return fetch_from_hub(model.id, model.revision, model.converter)
     folder = Path(model.path or "")
     if not (folder / "config.json").is_file():
-        found = "none in it" if folder.is_dir() else "no folder"
         raise StageError(
             Failure.MISSING_FILE,
-            f"expected a Hugging Face folder with config.json at {folder}, found {found}; "
-            "check model.path",
+            f"expected a Hugging Face folder with config.json at {folder}, found "
+            f"{what_is_there(folder)}; check model.path",
         )
     verify.check_config(folder, model.converter)
     verify.check_listing(str(folder), [path.name for path in folder.iterdir()])
     return folder, {"kind": model.source, "path": model.path, "revision": None}
+
+
+def what_is_there(folder: Path) -> str:
+    """Say what a folder is that has no config.json."""
+    if not folder.is_dir():
+        return "no folder"
+    if (folder / CONFIG).is_symlink():
+        return f"a link to {(folder / CONFIG).readlink()}, where there is nothing"
+    names = sorted(path.name for path in folder.iterdir())
+    other_case = [name for name in names if name.lower() == CONFIG]
+    if other_case:
+        return f"{other_case[0]}, whose case is another"
+    if "adapter_config.json" in names:
+        return "an adapter (name its base as model.path, and this folder as model.adapter)"
+    inner = [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"snapshots/*/{CONFIG}")]
+    if inner:
+        paths = sorted(str(path.parent.relative_to(folder)) for path in inner)
+        return f"none in it, but one in {', '.join(paths[:NAMED])}"
+    files = [name for name in names if name.endswith((".gguf", ".pth"))]
+    return f"none in it, but {files[0]}, which is another format" if files else "none in it"
 
 
 def fetch_from_hub(
@@ -64,7 +94,8 @@ def fetch_from_hub(
             info = HfApi().model_info(name, revision=revision)
             commit = info.sha or revision
             listing = [sibling.rfilename for sibling in info.siblings or []]
-            side = [file for file in listing if is_side_file(file) or file == INDEX]
+            index = [] if SINGLE in listing else [INDEX]
+            side = [file for file in listing if is_side_file(file) or file in index]
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=side))
         verify.check_config(folder, converter)
         verify.check_listing(name, listing)
@@ -88,13 +119,21 @@ def fetch_from_hub(
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the safetensors files of a checkpoint. Raises StageError(path_escape)."""
-    if not (folder / INDEX).is_file():
-        return [SINGLE]
-    names = read_json(folder / INDEX).get("weight_map") or {}
-    for name in names.values():
+    """Return the safetensors files of a checkpoint.
+
+    Raises:
+        StageError: path_escape; missing_shard, for an index that names none.
+    """
+    sharded = is_sharded(folder)
+    try:
+        files = read_index(folder) if (folder / INDEX).is_file() else {}
+    except StageError:
+        if sharded:
+            raise
+        files = {}  # left over, and of no use to anyone
+    for name in files.values():  # also of an index that does not count: who made it meant harm
         inside(folder, name)
-    return sorted(set(names.values()))
+    return sorted(set(files.values())) if sharded else [SINGLE]
 
 
 def bring(folder: Path, target: Path) -> tuple[list[str], str]:
@@ -104,11 +143,19 @@ def bring(folder: Path, target: Path) -> tuple[list[str], str]:
         All names, and how the weights are linked.
 
     Raises:
-        StageError: path_escape.
+        StageError: path_escape; missing_file, for a link that leads nowhere.
     """
-    side = side_files(folder)
-    if (folder / INDEX).is_file():
-        side.append(INDEX)
+    index = [INDEX] if is_sharded(folder) else []
+    for name in (*SIDE_FILES, *index):
+        path = folder / name
+        if path.is_symlink() and not path.exists():
+            raise StageError(
+                Failure.MISSING_FILE,
+                f"expected the file {path}, found a link to {path.readlink()}, where there is "
+                "none; fetch the checkpoint again, or remove the link if the model has no such "
+                "file",
+            )
+    side = [*side_files(folder), *index]
     for name in side:
         copy = target / name
         copy.parent.mkdir(exist_ok=True)

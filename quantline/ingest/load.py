@@ -1,5 +1,6 @@
 """Bringing a trained model in: fetch or link it, check it, pin it, merge its adapter."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,13 @@ from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
 from quantline.ingest.fetch import bring, fetch
 from quantline.ingest.settle_tokenizer import settle_tokenizer
-from quantline.model.checkpoint import Checkpoint, listing_sha256
+from quantline.model.checkpoint import INDEX, SINGLE, Checkpoint, listing_sha256
+from quantline.model.configuration import (
+    CONFIG,
+    read_config,
+    without_code_choices,
+    write_configuration,
+)
 from quantline.model.family import FAMILIES
 
 PACKAGES = ("transformers", "optimum", "safetensors", "huggingface-hub")
@@ -21,10 +28,12 @@ class LoadedModel(NamedTuple):
     Attributes:
         manifest: The content of the folder's manifest.json.
         linked_by: How the weights share the source's bytes.
+        notes: Sentences on what was there and does not count.
     """
 
     manifest: dict[str, Any]
     linked_by: str
+    notes: tuple[str, ...] = ()
 
     @property
     def files_read(self) -> dict[str, str]:
@@ -44,6 +53,29 @@ class LoadedModel(NamedTuple):
         return hashes
 
 
+def drop_code_choices(folder: Path) -> list[dict[str, Any]]:
+    """Take out of a folder's config.json what chooses code; return the step, if there was any."""
+    config, dropped = without_code_choices(read_config(folder))
+    if not dropped:
+        return []
+    write_json(folder / CONFIG, config)
+    return [{"step": "drop_config_keys", "keys": sorted(dropped)}]
+
+
+def notes_on(origin: Path, model: Model, manifest: dict[str, Any]) -> Iterator[str]:
+    """Say what lies in a checkpoint's folder and does not count."""
+    if (origin / SINGLE).is_file() and (origin / INDEX).is_file():
+        yield (
+            f"{SINGLE} is the model, as for transformers; the shards of {INDEX} beside it are left "
+            "out"
+        )
+    if (origin / lora.CONFIG).is_file() and model.adapter is None:
+        yield f"the adapter beside the model is left out; to merge it, set model.adapter={origin}"
+    for step in manifest["transforms"]:
+        if step["step"] == "drop_config_keys":
+            yield f"{CONFIG} may not choose code: left out {', '.join(step['keys'])}"
+
+
 def load(model: Model, folder: Path) -> LoadedModel:
     """Put a checked checkpoint into a folder, with a manifest of where it comes from.
 
@@ -58,7 +90,9 @@ def load(model: Model, folder: Path) -> LoadedModel:
     description = verify.check_checkpoint(origin)
     names, linked_by = bring(origin, folder)
     files = describe_files(origin, names)
-    transforms = settle_tokenizer(origin, folder)
+    transforms = drop_code_choices(folder)
+    write_configuration(folder)
+    transforms += settle_tokenizer(origin, folder)
     verify.check_tokenizer(folder)
     if model.adapter:
         adapter = Path(model.adapter)
@@ -79,4 +113,4 @@ def load(model: Model, folder: Path) -> LoadedModel:
 
         manifest["converted"] = convert(model.converter, folder)
     write_json(folder / "manifest.json", manifest)
-    return LoadedModel(manifest, linked_by)
+    return LoadedModel(manifest, linked_by, tuple(notes_on(origin, model, manifest)))

@@ -11,12 +11,21 @@ from quantline.errors import Failure, StageError, reading_foreign
 from quantline.files import read_json
 from quantline.model.architecture import Architecture, architecture_from_config
 from quantline.model.checkpoint import INDEX, SINGLE, Checkpoint, inside
+from quantline.model.configuration import (
+    CONFIG,
+    read_config,
+    read_configuration,
+    refusal,
+    transformers_config,
+)
+from quantline.model.configuration_limits import check_numbers
 from quantline.model.family import FAMILIES
 from quantline.text.tokenizer import SLOW_FILES, Tokenizer
 
 CHECKED_TOKENS = 32
 LOGIT_TOLERANCE = 1e-4  # of the greatest logit
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WITH_CODE = (CONFIG, "tokenizer_config.json", "generation_config.json")
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -31,24 +40,32 @@ def check_config(folder: Path, converter: str | None = None) -> Architecture:
     Raises:
         StageError: custom_code, unsupported_architecture, path_escape, missing_file.
     """
-    for name in ("config.json", "tokenizer_config.json"):
-        if (folder / name).is_file() and "auto_map" in read_json(inside(folder, name)):
+    inside(folder, CONFIG)
+    config = read_config(folder)
+    for name in WITH_CODE:
+        if (folder / name).is_file() and _has_key(read_json(inside(folder, name)), "auto_map"):
             raise StageError(
                 Failure.CUSTOM_CODE,
                 f"{folder / name} asks for the checkpoint's own code (auto_map), which is never "
                 "run; use a model that transformers knows by itself",
             )
-    config = read_json(folder / "config.json")
-    if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "unnamed")
-        raise StageError(
-            Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected a trained model, found one that is quantized already ({method}); start "
-            "from its full-precision source",
-        )
+    for key in ("quantization_config", "compression_config"):
+        settings = config.get(key)
+        if settings:
+            known = settings if isinstance(settings, dict) else {}
+            method = known.get("quant_method", "unnamed")
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected a trained model, found {key} ({method}) in {CONFIG}: it is quantized "
+                "already; start from its full-precision source",
+            )
+    named = config.get("transformers_weights")
+    if named not in (None, SINGLE, INDEX):
+        raise refusal("transformers_weights", f"{SINGLE} or {INDEX}", repr(named))
+    check_numbers(config)
     check_task(config)
     model_type = config.get("model_type")
-    if not converter and model_type not in FAMILIES:
+    if not isinstance(model_type, str) or (not converter and model_type not in FAMILIES):
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"expected model_type among {', '.join(FAMILIES)}, found {model_type!r} in "
@@ -58,8 +75,26 @@ def check_config(folder: Path, converter: str | None = None) -> Architecture:
     return architecture_from_config(config)
 
 
+def _has_key(value: Any, key: str) -> bool:
+    """Whether a JSON value has a key, at any depth."""
+    if isinstance(value, dict):
+        return key in value or any(_has_key(inner, key) for inner in value.values())
+    return isinstance(value, list) and any(_has_key(inner, key) for inner in value)
+
+
+def class_name(config: dict[str, Any]) -> str:
+    """Return the class that a config.json names, or else transformers' own for its model_type."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = config.get("architectures")
+    if names in (None, []):
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")), "none")
+        return name if isinstance(name, str) else name[0]
+    return str(names[0]) if isinstance(names, list) else str(names)
+
+
 def check_task(config: dict[str, Any]) -> str:
-    """Return the task that optimum detects from `architectures`, which has to be text generation.
+    """Return the task that optimum detects from the class, which has to be text generation.
 
     Raises:
         StageError: unsupported_architecture.
@@ -67,9 +102,11 @@ def check_task(config: dict[str, Any]) -> str:
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    names = config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else "none"
-    model_class = getattr(transformers, name, None)
+    name = class_name(config)
+    try:
+        model_class = getattr(transformers, name, None)
+    except Exception:  # modules that transformers imports for a name can fail in any way
+        model_class = None
     task = "unknown to transformers"
     if isinstance(model_class, type):
         try:
@@ -97,9 +134,20 @@ def check_listing(where: str, names: Iterable[str]) -> None:
             f"expected safetensors in {where}, found only {pickles[0]}, a pickle, which can run "
             "code when it is opened; convert it to safetensors",
         )
+    others = [name for name in names if name.endswith(".safetensors")]
+    advice = "fetch the checkpoint again"
+    if others:
+        known = {SINGLE, INDEX}
+        other_case = [name for name in names if name.lower() in known]
+        advice = (
+            f"rename {other_case[0]}, whose case is another"
+            if other_case
+            else f"it has {', '.join(others[:3])}: a variant, shards without their index, or "
+            "another layout; rename it or convert it to what transformers loads by itself"
+        )
     raise StageError(
         Failure.MISSING_SHARD,
-        f"expected {SINGLE} or {INDEX} in {where}, found neither; fetch the checkpoint again",
+        f"expected {SINGLE} or {INDEX} in {where}, found neither; {advice}",
     )
 
 
@@ -143,12 +191,12 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
         parameters[dtype] = parameters.get(dtype, 0) + count
     usual = max(sorted(parameters), key=lambda dtype: parameters[dtype])
     return {
-        "architecture": checkpoint.config["architectures"][0],
+        "architecture": class_name(checkpoint.config),
         "model_type": arch.model_type,
         "task": check_task(checkpoint.config),
         "parameters": sum(parameters.values()),
         "dtype": DTYPES[usual],
-        "sizes": normalized_sizes(folder, arch),
+        "sizes": normalized_sizes(checkpoint.config, arch),
     }
 
 
@@ -160,6 +208,14 @@ def check_fit(checkpoint: Checkpoint) -> None:
     """
     from quantline.model.empty_model import empty_model
 
+    blocks = {checkpoint.arch.layer_index(name) for name in checkpoint.names} - {None}
+    # Before the model is built, which takes time and memory for every block.
+    if checkpoint.arch.layers > len(blocks):
+        raise StageError(
+            Failure.MISSING_SHARD,
+            f"expected {checkpoint.arch.layers} blocks, as config.json asks, found tensors of "
+            f"{len(blocks)} in {checkpoint.folder}; fetch the checkpoint again",
+        )
     parameters = empty_model(checkpoint.folder).named_parameters()
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters}
     absent = sorted(set(wanted) - set(checkpoint.names))
@@ -190,8 +246,9 @@ def check_fit(checkpoint: Checkpoint) -> None:
     if not np.array_equal(checkpoint.raw(head), checkpoint.raw(checkpoint.arch.embedding)):
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
-            f"config.json ties the head to the embedding, found a {head} that differs; set "
-            "tie_word_embeddings to false if the head is its own",
+            f"expected {checkpoint.arch.embedding} and {head} to be equal, since config.json ties "
+            "them, found that they differ; set tie_word_embeddings to false if the head is its own "
+            "(transformers takes it so, and warns)",
         )
 
 
@@ -244,7 +301,7 @@ def check_tokenizer(folder: Path) -> None:
     Raises:
         StageError: missing_tokenizer, tokenizer_mismatch.
     """
-    rows = architecture_from_config(read_json(folder / "config.json")).vocab_size
+    rows = read_configuration(folder)["vocab_size"]
     highest = max(Tokenizer(folder).fast.get_vocab(with_added_tokens=True).values())
     if not highest < rows:
         raise StageError(
@@ -254,14 +311,12 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
-def normalized_sizes(folder: Path, arch: Architecture) -> dict[str, int]:
+def normalized_sizes(config: dict[str, Any], arch: Architecture) -> dict[str, int]:
     """Return the sizes by optimum's names, which are one for what families call differently."""
     from optimum.utils import NormalizedConfigManager
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     normalized_class = NormalizedConfigManager.get_normalized_config_class(arch.normalized)
-    normalized = normalized_class(config)
+    normalized = normalized_class(transformers_config(config))
     return {
         "hidden": normalized.hidden_size,
         "layers": normalized.num_layers,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantline.errors import Failure, StageError, reading_foreign
+from quantline.model.configuration import complete, refusal
 from quantline.model.family import FAMILIES, ROUTER, VALUE, Block, Family, InputGroup
 from quantline.model.find_family import family_of, is_tied
-from quantline.model.inferred_family import complete_config
 
 # What config.json calls a size; the first name that it has counts.
 USUAL_KEYS = {
@@ -154,7 +154,7 @@ class Architecture:
 
     def layer_index(self, name: str) -> int | None:
         """Return the decoder block of a tensor or module; None for what is around the blocks."""
-        found = re.match(rf"{re.escape(self.family.blocks)}\.(\d+)\.", name)
+        found = re.match(rf"{re.escape(self.family.blocks)}\.(\d{{1,9}})\.", name)
         return int(found[1]) if found else None
 
     def input_groups(self, layer: int) -> list[InputGroup]:
@@ -178,33 +178,77 @@ class Architecture:
 
 @reading_foreign(Failure.UNSUPPORTED_ARCHITECTURE, "values in config.json that a model takes")
 def architecture_from_config(config: dict[str, Any]) -> Architecture:
-    """Read a config.json.
+    """Ask transformers what a config.json means, and read the sizes.
 
     Raises:
         StageError: unsupported_architecture, for a family that neither we nor transformers know,
-            or a config.json that lacks a size.
+            or a value that cannot be taken.
     """
-    name = config.get("model_type")
+    family = known_family(config)
+    return architecture_of(complete(config), family)
+
+
+def known_family(config: dict[str, Any]) -> Family:
+    """Return the family that a config.json names. Raises StageError: unsupported_architecture."""
     family = family_of(config)
     if family is None:
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"expected model_type among {', '.join(FAMILIES)}, or a decoder without experts that "
-            f"transformers has, found {name!r} in config.json; take another model",
+            f"transformers has, found {config.get('model_type')!r} in config.json; take another "
+            "model",
         )
-    if name not in FAMILIES:
-        config = complete_config(config)
+    return family
+
+
+def architecture_of(configuration: dict[str, Any], family: Family) -> Architecture:
+    """Read the sizes from a completed configuration.
+
+    Raises:
+        StageError: unsupported_architecture, for a size that is missing or cannot be.
+    """
+    name = configuration.get("model_type")
     try:
-        return _read(str(name), family, config)
+        arch = _read(str(name), family, configuration)
     except KeyError as error:
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"config.json lacks {error}, which {name} needs; fetch the checkpoint again, or add it",
         ) from None
+    _check_sizes(arch, family)
+    return arch
+
+
+def _check_sizes(arch: Architecture, family: Family) -> None:
+    """Refuse sizes that no model can have, which transformers does not look at."""
+    sizes = ["hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "head_dim"]
+    sizes += ["vocab_size", "max_positions"]
+    if arch.sparse_layers:
+        sizes += ["experts", "experts_used", "expert_size"]
+    for size in sizes:
+        value = getattr(arch, size)
+        key = family.keys.get(size, USUAL_KEYS[size][0])
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise refusal(key, "a whole number above 0", repr(value))
+    if arch.heads % arch.kv_heads:
+        key = family.keys.get("kv_heads", USUAL_KEYS["kv_heads"][0])
+        raise refusal(key, f"a divisor of the {arch.heads} heads", str(arch.kv_heads))
+    eps = arch.norm_eps
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1:
+        key = family.keys.get("norm_eps", USUAL_KEYS["norm_eps"][0])
+        raise refusal(key, "a number from 0 to below 1", repr(eps))
+
+
+def _number(config: dict[str, Any], key: str, value: Any, zero: bool = False) -> Any:
+    """Return a value that is computed with. Raises StageError if it is no number above 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (value >= 0 if zero else value > 0):
+        raise refusal(key, "a number", f"{config.get(key, value)!r:.80}")
+    return value
 
 
 def _read(name: str, family: Family, config: dict[str, Any]) -> Architecture:
-    """Read the sizes. Raises KeyError for one that config.json lacks; StageError as its caller."""
+    """Read the sizes. Raises KeyError for one that is not there; StageError as its caller."""
 
     def key(size: str) -> str:
         """Return what this config.json calls a size, or would."""
@@ -219,18 +263,19 @@ def _read(name: str, family: Family, config: dict[str, Any]) -> Architecture:
             f"{activation!r} in config.json; take another model",
         )
     rope = config.get("rope_parameters") or {}
+    rope = rope.get("full_attention") or rope  # some families have one for each kind of layer
     unscaled = ("rope_theta", "partial_rotary_factor")
-    scaling = config.get("rope_scaling") or {
-        setting: value for setting, value in rope.items() if setting not in unscaled
-    }
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    heads = config[key("heads")]
-    hidden = config[key("hidden_size")]
-    head_dim = config.get(key("head_dim")) or hidden // heads
+    scaling = {setting: value for setting, value in rope.items() if setting not in unscaled}
+    kind = scaling.get("rope_type", "default")
+    heads = _number(config, key("heads"), config[key("heads")])
+    hidden = _number(config, key("hidden_size"), config[key("hidden_size")])
+    head_dim = _number(config, key("head_dim"), config.get(key("head_dim")) or hidden // heads)
     share = rope.get("partial_rotary_factor", config.get(key("rotary_share"), family.rotary_share))
+    share = _number(config, key("rotary_share"), share, zero=True)
     width = config.get(key("intermediate_size")) or family.widening * hidden
     theta = rope.get("rope_theta", config.get(key("rope_theta"), 10000.0))
-    layers = config[key("layers")]
+    theta = _number(config, key("rope_theta"), theta)
+    layers = _number(config, key("layers"), config[key("layers")])
     sparse: dict[str, Any] = {}
     if family.sparse:
         dense = config.get("mlp_only_layers") or ()
@@ -254,7 +299,7 @@ def _read(name: str, family: Family, config: dict[str, Any]) -> Architecture:
         rope_theta=float(theta),
         rope_scaling=scaling if kind != "default" else None,
         rotary_dim=int(head_dim * share),
-        tied=is_tied(config),
+        tied=is_tied(config, family),
         logit_softcap=config.get("final_logit_softcapping"),
         logit_scale=config.get("logit_scale", 1.0),
         **sparse,

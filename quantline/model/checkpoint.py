@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, sha256_json, stamp
-from quantline.model.architecture import Architecture, architecture_from_config
+from quantline.model.architecture import Architecture, architecture_of, known_family
+from quantline.model.configuration import CONFIG, read_config, read_configuration
 from quantline.model.find_family import family_of, tied_head
 
 INDEX = "model.safetensors.index.json"
@@ -67,9 +68,18 @@ def inside(folder: Path, name: str) -> Path:
             "trusted",
         )
     home = folder.resolve()
-    if home.parent.name == "snapshots" and (home.parent.parent / "blobs").is_dir():
-        home = home.parent.parent
-    target = (folder / name).resolve()
+    for parent in home.parents:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            home = parent.parent
+            break
+    try:
+        target = (folder / name).resolve()
+    except RuntimeError:  # a circle of links
+        raise StageError(
+            Failure.PATH_ESCAPE,
+            f"expected a file {name} in {folder}, found links that lead in a circle; put the file "
+            "itself there",
+        ) from None
     if not target.is_relative_to(home):
         raise StageError(
             Failure.PATH_ESCAPE,
@@ -93,41 +103,30 @@ def side_files(folder: Path) -> list[str]:
     return names
 
 
+def is_sharded(folder: Path) -> bool:
+    """Whether a checkpoint's index counts: transformers takes model.safetensors where there is one.
+
+    An index beside it may be left over from before.
+    """
+    return not (folder / SINGLE).is_file() and (folder / INDEX).is_file()
+
+
 def weight_map(folder: Path) -> dict[str, Path]:
     """Return tensor name → the safetensors file that holds it.
 
     Raises:
-        StageError: missing_shard, for a file that is absent or cut short; path_escape, for one
-            outside the folder.
+        StageError: missing_shard, for a file that is absent or cut short, or two that hold one
+            tensor; path_escape, for one outside the folder.
     """
-    indexed = (folder / INDEX).is_file()
-    if indexed:
-        listed = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise StageError(
-                Failure.MISSING_SHARD,
-                f"expected a weight_map in {folder / INDEX}, found none; fetch the checkpoint "
-                "again",
-            )
-        files = {name: inside(folder, file) for name, file in listed.items()}
-    else:
-        files = {SINGLE: inside(folder, SINGLE)}
+    listed = read_index(folder) if is_sharded(folder) else {}
+    files = {name: inside(folder, file) for name, file in listed.items()}
     tensors: dict[str, Path] = {}
-    for path in sorted(set(files.values())):
-        if not path.is_file():
-            raise StageError(
-                Failure.MISSING_SHARD,
-                f"expected {path.name} in {folder}, found no such file; fetch the whole "
-                "checkpoint again",
-            )
-        try:
-            with safe_open(path, "np") as file:
-                tensors |= dict.fromkeys(file.keys(), path)
-        except SafetensorError as error:
-            raise StageError(
-                Failure.MISSING_SHARD, f"{path} is damaged or cut short ({error}); fetch it again"
-            ) from None
-    absent = sorted(set(files) - set(tensors)) if indexed else []
+    for path in sorted(set(files.values())) or [inside(folder, SINGLE)]:
+        for name in _names_in(path):
+            if name in tensors:
+                _check_same(name, tensors[name], path)
+            tensors[name] = path
+    absent = sorted(set(files) - set(tensors))
     if absent:
         raise StageError(
             Failure.MISSING_SHARD,
@@ -135,6 +134,49 @@ def weight_map(folder: Path) -> dict[str, Path]:
             "fetch the checkpoint again",
         )
     return tensors
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Return tensor name → file name, as the index has them. Raises StageError: missing_shard."""
+    listed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise StageError(
+            Failure.MISSING_SHARD,
+            f"expected a weight_map in {folder / INDEX}, found none; fetch the checkpoint again",
+        )
+    return listed
+
+
+def _names_in(path: Path) -> list[str]:
+    """Return the names of the tensors of a file."""
+    if not path.is_file():
+        leads = f"a link to {path.readlink()}, where there is none" if path.is_symlink() else "none"
+        raise StageError(
+            Failure.MISSING_SHARD,
+            f"expected the file {path.name} in {path.parent}, found {leads}; fetch the whole "
+            "checkpoint again",
+        )
+    try:
+        with safe_open(path, "np") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise StageError(
+            Failure.MISSING_SHARD, f"{path} is damaged or cut short ({error}); fetch it again"
+        ) from None
+
+
+def _check_same(name: str, first: Path, second: Path) -> None:
+    """Refuse a tensor that two files hold with different values."""
+    values = []
+    for path in (first, second):
+        with safe_open(path, "np") as file:
+            values.append(file.get_tensor(name))
+    if values[0].dtype != values[1].dtype or not np.array_equal(values[0], values[1]):
+        raise StageError(
+            Failure.MISSING_SHARD,
+            f"expected {name} in one shard, found it in {first.name} and in {second.name} with "
+            "other values; fetch the whole checkpoint again",
+        )
 
 
 class Checkpoint:
@@ -150,20 +192,31 @@ class Checkpoint:
 
     converted = False
 
-    def __init__(self, folder: Path | str) -> None:
-        """Read the names of all tensors."""
+    def __init__(self, folder: Path | str, configuration: dict[str, Any] | None = None) -> None:
+        """Read the names of all tensors.
+
+        Args:
+            folder: The checkpoint.
+            configuration: What its config.json means, if that is known already.
+        """
         self.folder = Path(folder)
         files = weight_map(self.folder)
-        config = self.config if (self.folder / "config.json").is_file() else {}
-        self.family = family_of(config)
-        self.tied_head = tied_head(config)
+        if configuration is not None:
+            self.configuration = configuration
+        described = (self.folder / CONFIG).is_file()
+        self.family = family_of(self.config) if described else None
+        self.tied_head = tied_head(self.configuration, self.family) if self.family else None
         first = f"{self.family.blocks.partition('.')[0]}." if self.family else ""
         bare = not any(name.startswith(first) for name in files)
+        embedding = self._tied_embedding()
         # The name of a tensor here → its name in its file.
         self.keys = {}
         for key in files:
             name = first + key if bare and key != self.tied_head else key
             self.keys[name] = key
+        # Some checkpoints store a tensor that is both under the name of the head alone.
+        if self.tied_head in self.keys and embedding and embedding not in self.keys:
+            self.keys[embedding] = self.keys.pop(self.tied_head)
         self.files = {name: files[key] for name, key in self.keys.items()}
         self.names = sorted(
             name
@@ -171,15 +224,27 @@ class Checkpoint:
             if not name.endswith(COMPUTED_BUFFERS) and name != self.tied_head
         )
 
+    def _tied_embedding(self) -> str | None:
+        """Return the embedding's name where the head is the same tensor."""
+        if self.family is None or self.tied_head is None:
+            return None
+        return f"{self.family.outside['token_embd']}.weight"
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return read_json(self.folder / "config.json")
+        return read_config(self.folder)
+
+    @cached_property
+    def configuration(self) -> dict[str, Any]:
+        """What config.json means, with transformers' defaults; see configuration.py."""
+        return read_configuration(self.folder)
 
     @cached_property
     def arch(self) -> Architecture:
         """Sizes and names. Raises StageError(unsupported_architecture) for an unknown family."""
-        return architecture_from_config(self.config)
+        family = self.family or known_family(self.config)
+        return architecture_of(self.configuration, family)
 
     def stamp(self) -> dict[str, list[int]]:
         """Return size and time of change of the weight files."""

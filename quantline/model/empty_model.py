@@ -6,17 +6,17 @@ nn.Linear of its own, with its weight as [out, in].
 
 from pathlib import Path
 
-import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from quantline.errors import Failure, StageError
-from quantline.files import read_json
+from quantline.model.configuration import read_config
 from quantline.model.device import device
 from quantline.model.experts import split_experts
 from quantline.model.find_family import family_of
+from quantline.model.meta_model import meta_model
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
@@ -24,18 +24,19 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
     transformers builds it from its own code, never from code of the checkpoint. Buffers that are
     not stored (the frequencies of the rotary embedding) are real.
+
+    Raises:
+        StageError: unsupported_architecture.
     """
-    family = family_of(read_json(folder / "config.json"))
+    config = read_config(folder)
+    family = family_of(config)
     if family is None:
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"expected a model in {folder} that transformers knows, found none; take another model",
         )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model = meta_model(config)
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
         replace_conv1d(model)
         split_experts(model, family.expert_names)
     model.tie_weights()

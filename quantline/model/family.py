@@ -99,6 +99,10 @@ class GgufFamily:
             hidden size over heads; it scales all others' by the head's width.
         heads_fill_hidden: Whether heads times their width has to be the hidden size.
         rms_norm: Whether norms are RMS norms.
+        biases: Which linear layers of a block may have a bias: "some" of them, "none", or "all",
+            which then have to.
+        partial_rotary: Whether part of a head can be rotated.
+        own_head: Whether the head has to be a tensor of its own.
         all_blocks_sparse: Whether every block has to have experts.
         counts_as_70b: Which models of 80 layers llama.cpp's mixes treat as "70B".
     """
@@ -115,6 +119,9 @@ class GgufFamily:
     layers_of_hidden_scale: int | None = None
     heads_fill_hidden: bool = False
     rms_norm: bool = True
+    biases: Literal["some", "none", "all"] = "some"
+    partial_rotary: bool = False
+    own_head: bool = False
     all_blocks_sparse: bool = False
     counts_as_70b: Literal["never", "with shared keys", "always"] = "never"
 

@@ -9,21 +9,21 @@ from quantline.model.inferred_family import infer_family
 def family_of(config: dict[str, Any]) -> Family | None:
     """Return the family that config.json names; None if neither we nor transformers know it."""
     name = config.get("model_type")
-    if not name:
+    if not name or not isinstance(name, str):
         return None
     return FAMILIES[name] if name in FAMILIES else infer_family(config)
 
 
-def is_tied(config: dict[str, Any]) -> bool:
-    """Whether the head is the embedding; the family decides where config.json does not say."""
-    family = family_of(config)
-    return bool(config.get("tie_word_embeddings", family.tied if family else False))
+def is_tied(configuration: dict[str, Any], family: Family | None) -> bool:
+    """Whether the head is the embedding; the family decides where nothing is said of it."""
+    default = family.tied if family else False
+    return bool(configuration.get("tie_word_embeddings", default))
 
 
-def tied_head(config: dict[str, Any]) -> str | None:
+def tied_head(configuration: dict[str, Any], family: Family | None) -> str | None:
     """Return the tensor of a head that is the embedding; None where the head is its own.
 
     A checkpoint may hold such a tensor a second time.
     """
-    family = family_of(config)
-    return f"{family.outside['output']}.weight" if family and is_tied(config) else None
+    tied = is_tied(configuration, family)
+    return f"{family.outside['output']}.weight" if family and tied else None

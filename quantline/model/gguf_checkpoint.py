@@ -56,6 +56,11 @@ class GgufCheckpoint:
         """The content of the checkpoint's config.json."""
         return self.checkpoint.config
 
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What the checkpoint's config.json means."""
+        return self.checkpoint.configuration
+
     @cached_property
     def arch(self) -> Architecture:
         """The checkpoint's sizes, with llama.cpp's names."""

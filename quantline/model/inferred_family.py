@@ -14,15 +14,6 @@ from quantline.model.family import Block, Family, InputGroup
 if TYPE_CHECKING:
     from torch import nn
 
-NORM_EPS = (
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "layer_norm_epsilon",
-    "norm_eps",
-    "norm_epsilon",
-    "layernorm_epsilon",
-)
-
 
 def infer_family(config: dict[str, Any]) -> Family | None:
     """Infer the family of a config.json.
@@ -30,53 +21,26 @@ def infer_family(config: dict[str, Any]) -> Family | None:
     Returns:
         None for a model that transformers does not know, or whose decoder is not embeddings,
         blocks of equal parts without experts, and one norm.
+
+    Raises:
+        StageError: unsupported_architecture, for values that transformers cannot take.
     """
     return _infer(json.dumps(config, sort_keys=True, default=str))
 
 
-def complete_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config.json with transformers' defaults, and sizes under their usual names."""
-    known = _known_config(config)
-    completed = known.to_dict() | config
-    for usual in known.attribute_map:
-        if hasattr(known, usual):
-            completed[usual] = getattr(known, usual)
-    named_eps = [completed[name] for name in NORM_EPS if completed.get(name) is not None]
-    completed.setdefault("rms_norm_eps", named_eps[0] if named_eps else 0.0)
-    completed.setdefault("intermediate_size", 4 * completed.get("hidden_size", 0))
-    if "logits_scaling" in completed:  # Granite divides
-        completed["logit_scale"] = 1 / completed["logits_scaling"]
-    return completed
-
-
-def _known_config(config: dict[str, Any]) -> Any:
-    """Return transformers' configuration, from its own classes alone.
-
-    Raises:
-        ValueError: If it does not know the model_type.
-    """
-    from transformers import AutoConfig
-
-    values = {key: value for key, value in config.items() if key != "auto_map"}
-    return AutoConfig.for_model(**values)
-
-
 @cache
 def _infer(text: str) -> Family | None:
-    import torch
-    from accelerate import init_empty_weights
     from torch import nn
-    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from quantline.model.configuration import transformers_config
+    from quantline.model.meta_model import meta_model
 
     config = json.loads(text)
-    try:
-        known = _known_config(config)
-        with init_empty_weights():
-            model = AutoModelForCausalLM.from_config(
-                known, dtype=torch.float32, trust_remote_code=False
-            )
-    except (ValueError, TypeError, KeyError):  # no such model, or not with these values
+    if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return None
+    known = transformers_config(config)
+    model = meta_model(config)
     names = {module: name for name, module in model.named_modules()}
     decoder = model.get_decoder()
     head = model.get_output_embeddings()

@@ -18,6 +18,10 @@ DTYPE_NAMES = {
     np.dtype(np.float32): "F32",
     np.dtype(np.int32): "I32",
     np.dtype(np.uint8): "U8",
+    # Of buffers that old checkpoints store, such as masks.
+    np.dtype(np.bool_): "BOOL",
+    np.dtype(np.int64): "I64",
+    np.dtype(np.float64): "F64",
 }
 ENTRY_BYTES = 128  # of the header for each tensor, besides its name
 ALIGNMENT = 8

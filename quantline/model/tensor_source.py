@@ -31,6 +31,10 @@ class TensorSource(Protocol):
         """The content of config.json."""
 
     @property
+    def configuration(self) -> dict[str, Any]:
+        """What config.json means, with transformers' defaults."""
+
+    @property
     def arch(self) -> Architecture:
         """Sizes and names of the model, with the names of this source."""
 

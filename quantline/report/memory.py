@@ -6,8 +6,9 @@ from typing import Any
 from quantline.config.runtimes import RUNTIMES
 from quantline.config.targets import Target
 from quantline.errors import Failure, StageError
-from quantline.files import MIB, read_json
-from quantline.model.architecture import Architecture, architecture_from_config
+from quantline.files import MIB
+from quantline.model.architecture import Architecture, architecture_of, known_family
+from quantline.model.configuration import CONFIG, read_config, read_configuration
 from quantline.report.variant import VariantRow
 from quantline.run.lineage import make_again
 
@@ -20,12 +21,11 @@ def read_architecture(model: Path) -> Architecture | None:
     Raises:
         StageError: missing_file or artifact_changed, for a file that no stage wrote.
     """
-    config = model / "config.json"
+    config = model / CONFIG
     if not config.is_file():
         return None
-    values = read_json(config)
     try:
-        return architecture_from_config(values)
+        return architecture_of(read_configuration(model), known_family(read_config(model)))
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StageError(
             Failure.ARTIFACT_CHANGED,

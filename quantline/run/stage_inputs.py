@@ -83,7 +83,7 @@ WATCHED = ("model.watch", "model.adapter_watch", "calibration.watch")
 # Stage → the files that its lineage hashes; all of them where it is not named. The weights of a
 # model are the user's files, and a bundle's manifest has the hashes of the others.
 HASHED: dict[str, tuple[str, ...]] = {
-    "load": ("config.json", "manifest.json"),
+    "load": ("config.json", "configuration.json", "manifest.json"),
     "export": ("README.md", "manifest.json", "smoke.json"),
 }
 

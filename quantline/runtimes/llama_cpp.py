@@ -20,6 +20,9 @@ KV_TYPE = 0  # ggml's F32: the cache is in full precision, so that figures show 
 BATCH_TOKENS = 512  # run at once, which is what llama.cpp computes at once
 PARALLEL_CONTEXTS = 2  # each runs batches of its own where sequences are short
 CELL_STEP = 256  # llama.cpp gives each sequence a multiple of so many places in the cache
+ERROR_LEVEL = 4  # ggml's GGML_LOG_LEVEL_ERROR
+CONTINUED_LEVEL = 5  # GGML_LOG_LEVEL_CONT: the line before goes on
+QUOTED_LINES = 2  # of llama.cpp's errors: the last is often only that it failed
 
 register_runtime(
     RuntimeInfo(
@@ -33,21 +36,51 @@ register_runtime(
 )
 
 
+class Log:
+    """What llama.cpp last said at the level of errors; all else that it says is dropped.
+
+    What goes wrong is seen in return values, and why it did stands in the log alone.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._lines: deque[str] = deque(maxlen=20)
+        self._level = 0
+
+    def hear(self, level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        """Take a part of the log, as llama_log_set's callback."""
+        if level != CONTINUED_LEVEL:
+            self._level = level
+        if self._level != ERROR_LEVEL:
+            return
+        said = text.decode(errors="replace")
+        if level == CONTINUED_LEVEL and self._lines:
+            self._lines[-1] += said
+        else:
+            self._lines.append(said)
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        self._lines.clear()
+
+    def reason(self) -> str:
+        """Return llama.cpp's own last words, for a message."""
+        lines = [line.strip() for line in self._lines if line.strip()]
+        return "; ".join(lines[-QUOTED_LINES:]) or "it gave no reason"
+
+
+LOG = Log()
+
+
 @cache
 def _load_library() -> tuple[ModuleType, Any]:
-    """Import llama_cpp with its log switched off; return it and the callback, which has to live.
-
-    What goes wrong is seen in return values.
-    """
+    """Import llama_cpp with its log led to LOG; return it and the callback, which has to live."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
-    def drop(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
-        pass
-
-    llama_cpp.llama_log_set(drop, ctypes.c_void_p())
+    callback = llama_cpp.llama_log_callback(LOG.hear)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p())
     llama_cpp.llama_backend_init()
-    return llama_cpp, drop
+    return llama_cpp, callback
 
 
 class Context:
@@ -74,7 +107,7 @@ class Context:
             batch: Tokens that are run at once.
 
         Raises:
-            StageError: out_of_memory.
+            StageError: out_of_memory, or runtime_crashed where llama.cpp names another reason.
         """
         llama = self.llama
         needed = (sequences, -(-length // CELL_STEP) * CELL_STEP, batch)
@@ -91,13 +124,10 @@ class Context:
             settings.type_k = KV_TYPE
             settings.type_v = KV_TYPE
             settings.flash_attn_type = 0
+            LOG.clear()
             self.handle = llama.llama_init_from_model(self.model, settings)
             if not self.handle:
-                raise StageError(
-                    Failure.OUT_OF_MEMORY,
-                    f"expected llama.cpp to make a context of {settings.n_ctx} tokens, found no "
-                    f"memory for it; {ADVICE[Failure.OUT_OF_MEMORY]}",
-                )
+                raise _no_context(settings.n_ctx)
         llama.llama_set_n_threads(self.handle, threads, threads)
         llama.llama_memory_clear(llama.llama_get_memory(self.handle), True)
 
@@ -138,18 +168,33 @@ class Context:
             seq_id=pointer(addresses, ctypes.POINTER(llama.llama_seq_id)),
             logits=pointer(outputs, ctypes.c_int8),
         )
+        LOG.clear()
         status = llama.llama_decode(self.handle, batch)
         if status:
             raise StageError(
                 Failure.RUNTIME_CRASHED,
-                f"expected llama_decode to return 0 for {ids.size} tokens, found {status}; try "
-                "another version of llama-cpp-python, or leave the variant out",
+                f"expected llama_decode to return 0 for {ids.size} tokens, found {status} "
+                f"(llama.cpp says: {LOG.reason()}); mend that, or leave the variant out",
             )
         columns = len(range(count)[wanted])
         if not columns:
             return np.empty((sequences, 0, self.vocabulary), np.float32)
         shape = (sequences, columns, self.vocabulary)
         return np.ctypeslib.as_array(llama.llama_get_logits(self.handle), shape)
+
+
+def _no_context(tokens: int) -> StageError:
+    """Return the error for a context that llama.cpp does not make."""
+    reason = LOG.reason()
+    # It names no cause of its own where the system gives it no memory.
+    is_memory = "alloc" in reason or "memory" in reason or reason == Log().reason()
+    failure = Failure.OUT_OF_MEMORY if is_memory else Failure.RUNTIME_CRASHED
+    advice = ADVICE[Failure.OUT_OF_MEMORY] if is_memory else "mend that, or leave the variant out"
+    return StageError(
+        failure,
+        f"expected llama.cpp to make a context of {tokens} tokens, found that it refuses "
+        f"(llama.cpp says: {reason}); {advice}",
+    )
 
 
 class Engine:
@@ -169,10 +214,14 @@ class Engine:
         settings = self.llama.llama_model_default_params()
         settings.n_gpu_layers = 0
         path = min(bundle.glob("model*.gguf"), default=bundle / "model.gguf")
+        LOG.clear()
         self.model = self.llama.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:
             raise StageError(
-                Failure.RUNTIME_CRASHED, f"llama.cpp cannot load {path}; export it again"
+                Failure.RUNTIME_CRASHED,
+                f"expected llama.cpp to load {path}, found that it refuses (llama.cpp says: "
+                f"{LOG.reason()}); export the variant again if the file is damaged, else take "
+                "another format",
             )
         self.tokens = self.llama.llama_model_get_vocab(self.model)
         self.vocabulary = self.llama.llama_vocab_n_tokens(self.tokens)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
-from quantline.errors import Failure, StageError
-from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily
+from quantline.errors import ADVICE, Failure, StageError
+from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily, one_line
 from quantline.runtimes.without_links import without_links
 
 register_runtime(
@@ -53,7 +53,9 @@ class Engine:
         except Exception as error:  # its exceptions have no class in common
             raise StageError(
                 Failure.RUNTIME_CRASHED,
-                f"onnxruntime cannot load {path}: {error}; export it again",
+                f"expected onnxruntime to load {path}, found that it refuses (onnxruntime says: "
+                f"{one_line(error)}); export the variant again if the file is damaged, else take "
+                "another format",
             ) from error
         self.tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
         self.tokenizer.no_truncation()
@@ -68,7 +70,11 @@ class Engine:
         _, self.kv_heads, _, self.head_dim = cached[0].shape
 
     def _run(self, tokens: np.ndarray, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
-        """Return logits [b, n, vocabulary] and the grown cache for tokens [b, n] after `past`."""
+        """Return logits [b, n, vocabulary] and the grown cache for tokens [b, n] after `past`.
+
+        Raises:
+            StageError: out_of_memory, runtime_crashed.
+        """
         batch, length = tokens.shape
         if past is None:
             empty = np.zeros((batch, self.kv_heads, 0, self.head_dim), np.float32)
@@ -80,7 +86,19 @@ class Engine:
             "position_ids": np.ascontiguousarray(np.tile(positions, (batch, 1))),
             "attention_mask": np.ones((batch, before + length), np.int64),
         }
-        return self.session.run(None, inputs | dict(zip(self.cached, past, strict=True)))
+        inputs |= dict(zip(self.cached, past, strict=True))
+        try:
+            return self.session.run(None, inputs)
+        except Exception as error:  # its exceptions have no class in common
+            words = one_line(error)
+            full = "allocate" in words.lower() or "bad_alloc" in words
+            failure = Failure.OUT_OF_MEMORY if full else Failure.RUNTIME_CRASHED
+            raise StageError(
+                failure,
+                f"expected onnxruntime to run {batch} sequences of {length} tokens, found that it "
+                f"stops (onnxruntime says: {words}); "
+                f"{ADVICE.get(failure, 'take another format')}",
+            ) from error
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         """Return log-probabilities (see Runtime)."""

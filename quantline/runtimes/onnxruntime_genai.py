@@ -9,7 +9,7 @@ import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
-from quantline.runtimes.runtime import decode_greedily
+from quantline.runtimes.runtime import decode_greedily, one_line
 from quantline.runtimes.without_links import without_links
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ class Engine:
         except Exception as error:  # its exceptions have no class in common
             raise StageError(
                 Failure.RUNTIME_CRASHED,
-                f"onnxruntime-genai cannot load {bundle}: {error}; export it again",
+                f"expected onnxruntime-genai to load {bundle}, found that it refuses (it says: "
+                f"{one_line(error)}); export the variant again if a file is damaged, else take "
+                "runtime onnxruntime",
             ) from error
         self.tokenizer.update_options(add_special_tokens="false", skip_special_tokens="false")
 

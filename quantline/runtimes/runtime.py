@@ -116,6 +116,11 @@ def _unavailable(name: str, error: ImportError) -> StageError:
     )
 
 
+def one_line(error: Exception) -> str:
+    """Return a library's own words in one line, for a message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def logit_chunks(
     runtime: Runtime, tokens: np.ndarray, first: int, end: int
 ) -> Iterator[LogitChunk]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quantline.ingest import verify
-from quantline.model.find_family import is_tied
+from quantline.model.find_family import family_of, is_tied
 
 
 def test_check_checkpoint_finds_what_config_json_asks_for(family):
@@ -38,4 +38,4 @@ def test_check_checkpoint_finds_what_config_json_asks_for(family):
     ],
 )
 def test_is_tied_is_as_transformers_takes_it(config, tied):
-    assert is_tied(config) is tied
+    assert is_tied(config, family_of(config)) is tied

@@ -8,6 +8,7 @@ from typing import Any
 from quantline.config.recipes import parse_recipe
 from quantline.formats.bundle.export import export_bundle
 from quantline.model.checkpoint import Checkpoint
+from quantline.model.configuration import write_configuration
 from quantline.quantized.store import QuantizedModel
 from quantline.text.special_tokens import write_special_tokens
 from quantline.text.transformers_tokenizer import ask
@@ -20,8 +21,9 @@ TRACE = {"passed": True}
 
 
 def loaded_model(folder: Path, checkpoint: Path) -> Path:
-    """Copy a checkpoint and put load's manifest beside it."""
+    """Copy a checkpoint, with the manifest and the configuration that load puts beside it."""
     shutil.copytree(checkpoint, folder)
+    write_configuration(folder)
     manifest = {
         "source": {"kind": "local", "path": "m", "revision": None, "adapter": None},
         "transforms": [{"step": "convert_tokenizer", "class": "X"}],

@@ -7,7 +7,8 @@ from typing import Any
 from quantline.config.compose import load_params
 from quantline.config.targets import Gate, Optimize, Target
 from quantline.files import sha256_file, write_json, write_text
-from quantline.model.architecture import architecture_from_config
+from quantline.model.architecture import architecture_of
+from quantline.model.family import FAMILIES
 from quantline.paths import EVENTS, EXPORTS, METRICS
 from quantline.report.build import Report
 from quantline.report.gates import check_gate
@@ -29,7 +30,7 @@ CONFIG = {
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-6,
 }
-ARCH = architecture_from_config(CONFIG)
+ARCH = architecture_of(CONFIG, FAMILIES["llama"])
 TARGET = Target(
     name="laptop",
     formats=["gguf", "onnx"],

@@ -2,76 +2,150 @@
 
 import json
 import shutil
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from quantline.errors import StageError
+from quantline.errors import Failure, StageError
 from quantline.ingest.lora import CONFIG, WEIGHTS, Adapter, merge
 from quantline.model.checkpoint import Checkpoint
 from tests.helpers.tensor_files import edit_json, write_tensors
 
 MODEL = Path("artifacts/model")
+EMBEDDING = "base_model.model.model.embed_tokens"
 Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
 def adapt(tiny_narrow, tmp_path_factory):
-    """adapt(**options) → (adapter folder, merged tensors by peft) on the narrow float32 model."""
+    """adapt(base, save, **options) → (adapter folder, the model that peft merges).
+
+    The base is the narrow float32 model if none is named; `save` are options of save_pretrained.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    def make(**options) -> tuple[Path, dict[str, np.ndarray]]:
+    def make(
+        base: Path | None = None, save: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[Path, Checkpoint]:
         folder = tmp_path_factory.mktemp("adapter")
         settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "down_proj"]}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tied embeddings, and of copies that are saved
             torch.manual_seed(3)
-            base = AutoModelForCausalLM.from_pretrained(tiny_narrow, dtype=torch.float32)
-            model = get_peft_model(base, LoraConfig(**settings | options))
+            model = AutoModelForCausalLM.from_pretrained(base or tiny_narrow, dtype=torch.float32)
+            model = get_peft_model(model, LoraConfig(**settings | options))
             with torch.no_grad():
                 for tensor in model.parameters():
                     if tensor.requires_grad:  # as after training: B is zero before it
                         tensor.add_(0.05 * torch.randn_like(tensor))
-        model.save_pretrained(folder)
-        merged = model.merge_and_unload().state_dict()
-        return folder, {name: tensor.numpy() for name, tensor in merged.items()}
+            model.save_pretrained(folder / "adapter", **save or {})
+            model.merge_and_unload().save_pretrained(folder / "merged")
+        return folder / "adapter", Checkpoint(folder / "merged")
 
     return make
 
 
+@pytest.fixture(scope="module")
+def bases(make_model, tmp_path_factory):
+    """bases(family, **sizes): a small float32 model of a family, made once."""
+    import torch
+
+    made: dict[str, Path] = {}
+
+    def base(family: str, **sizes: Any) -> Path:
+        key = json.dumps([family, sizes])
+        if key not in made:
+            usual = {"hidden_size": 32, "intermediate_size": 48, "tie_word_embeddings": False}
+            folder = tmp_path_factory.mktemp("base") / family
+            made[key] = make_model(folder, family, dtype=torch.float32, **usual | sizes)
+        return made[key]
+
+    return base
+
+
 # Kind of adapter → peft's options, and how many tensors of the base it changes.
-OPTIONS = {
+OPTIONS: dict[str, tuple[dict[str, Any], int]] = {
     "plain": ({}, 4),
     "rank-stabilized": ({"use_rslora": True}, 4),
     "patterns": (
         {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 40}},
         4,
     ),
+    "patterns-with-signs": (
+        {"rank_pattern": {r"layers\.[01]\.mlp\..*": 2, "proj": 9}, "alpha_pattern": {"^q": 4}},
+        4,
+    ),
     "dora": ({"use_dora": True}, 4),
     "complete-modules": ({"modules_to_save": ["lm_head"]}, 5),
+    "complete-norms": ({"modules_to_save": ["norm"]}, 9),
+    "head": ({"target_modules": ["lm_head", "q_proj"]}, 3),
+    "embedding": ({"target_modules": ["embed_tokens", "q_proj"]}, 3),
+    "embedding-and-head": ({"target_modules": ["embed_tokens", "lm_head"], "use_rslora": True}, 2),
+    "rows": ({"trainable_token_indices": [7, 3]}, 5),
+    "rows-of-both": ({"trainable_token_indices": {"embed_tokens": [7, 3], "lm_head": [9]}}, 6),
+    "copies": ({"save": {"save_embedding_layers": True}}, 4),
+}
+# The same on other families: the family and its sizes, peft's options, and the tensors.
+OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
+    "biases": ("qwen2", {}, {"bias": "all"}, 10),
+    "biases-of-lora": ("qwen2", {}, {"bias": "lora_only"}, 6),
+    "bias-of-b": ("qwen2", {}, {"lora_bias": True, "target_modules": ["q_proj"]}, 4),
+    "other-way": ("gpt2", {}, {"target_modules": ["c_attn"], "fan_in_fan_out": True}, 2),
+    "dora-other-way": ("gpt2", {}, {"target_modules": ["c_attn"], "use_dora": True}, 2),
+    "renamed-head": ("gpt_neox", {}, {"target_modules": ["lm_head", "dense"]}, 3),
+    "router": ("mixtral", {}, {"target_modules": ["gate", "v_proj"]}, 4),
+    "tied-copies": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"save": {"save_embedding_layers": True}},
+        4,
+    ),
+    "tied-rows": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"trainable_token_indices": [7, 3]},
+        5,
+    ),
 }
 
 
-@pytest.mark.parametrize("case", OPTIONS)
-def test_merge_equals_peft(case, adapt, tiny_narrow, tmp_path):
-    options, count = OPTIONS[case]
-    folder, expected = adapt(**options)
-    shutil.copytree(tiny_narrow, tmp_path / "merged")
-    base = Checkpoint(tiny_narrow)
-    step = merge(base, folder, tmp_path / "merged")
-    merged = Checkpoint(tmp_path / "merged")
+def check_merged(source: Path, adapted: tuple[Path, Checkpoint], count: int, folder: Path) -> None:
+    """Merge an adapter and compare every tensor with what peft makes of it."""
+    shutil.copytree(source, folder)
+    base = Checkpoint(source)
+    adapter, expected = adapted
+    step = merge(base, adapter, folder)
+    merged = Checkpoint(folder)
+    assert merged.names == expected.names
     changed = []
     for name in merged.names:
         if not np.array_equal(merged.raw(name), base.raw(name)):
             changed.append(name)
         np.testing.assert_allclose(
-            merged.raw(name), expected[name], rtol=1e-5, atol=1e-6, err_msg=name
+            merged.raw(name), expected.raw(name), rtol=1e-5, atol=1e-6, err_msg=name
         )
     assert len(changed) == step["tensors"] == count
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_merge_equals_peft(case, adapt, tiny_narrow, tmp_path):
+    options, count = OPTIONS[case]
+    check_merged(tiny_narrow, adapt(**options), count, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_merge_equals_peft_on_other_families(case, adapt, bases, tmp_path):
+    family, sizes, options, count = OTHERS[case]
+    base = bases(family, **sizes)
+    check_merged(base, adapt(base, **options), count, tmp_path / "merged")
 
 
 def test_load_merges_into_shards_and_leaves_the_source_alone(project, adapt, make_model, tmp_path):
@@ -160,6 +234,46 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "layer_replication",
     ),
     "wrong-rank": (edit_config(r=8), MISMATCH, "rank 8"),
+    "rank-as-text": (edit_config(r="4"), MISMATCH, "a whole number above 0 for r"),
+    "alpha-infinite": (edit_config(lora_alpha=float("inf")), MISMATCH, "lora_alpha"),
+    "pattern-as-text": (edit_config(rank_pattern="down_proj"), MISMATCH, "rank_pattern"),
+    "pattern-of-text": (edit_config(alpha_pattern={"q_proj": "9"}), MISMATCH, "alpha_pattern"),
+    "pattern-broken": (edit_config(alpha_pattern={"(": 9}), MISMATCH, "alpha_pattern"),
+    "unknown-option": (edit_config(use_tomorrow={"x": 1}), MISMATCH, "use_tomorrow"),
+    "rows-without-numbers": (
+        change_adapter(
+            lambda tensors: tensors.update(
+                {f"{EMBEDDING}.token_adapter.trainable_tokens_delta": np.ones((2, 64), np.float32)}
+            )
+        ),
+        MISMATCH,
+        "trainable_token_indices",
+    ),
+    "resized": (
+        change_adapter(
+            lambda tensors: tensors.update({f"{EMBEDDING}.weight": np.ones((390, 64), np.float32)})
+        ),
+        MISMATCH,
+        "its vocabulary was resized",
+    ),
+    "other-base": (
+        change_adapter(
+            lambda tensors: tensors.update(
+                {f"{Q_PROJ}.base_layer.weight": np.ones((64, 64), np.float32)}
+            )
+        ),
+        MISMATCH,
+        "name the base model",
+    ),
+    "stacked-experts": (
+        change_adapter(
+            lambda tensors: tensors.update(
+                {"base_model.model.model.layers.0.mlp.experts.lora_A.weight": np.ones((4, 64))}
+            )
+        ),
+        MISMATCH,
+        "does not have",
+    ),
     "half-a-pair": (
         change_adapter(lambda tensors: tensors.pop(f"{Q_PROJ}.lora_B.weight")),
         MISMATCH,
@@ -203,6 +317,18 @@ def test_adapter_refuses_a_tied_embedding(tiny_model, tmp_path):
     (tmp_path / CONFIG).write_text(json.dumps(config))
     embedding = np.zeros((384, 256), np.float32)
     write_tensors(tmp_path / WEIGHTS, {"base_model.model.model.embed_tokens.weight": embedding})
-    words = r"share between embedding and head, found .*; merge this one with peft first"
+    words = r"share between embedding and head, found .*; untie the base first"
     with pytest.raises(StageError, match=words):
         Adapter(tmp_path, Checkpoint(tiny_model))
+
+
+def test_adapter_config_bounds_the_time_of_patterns(adapt, tiny_narrow, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(adapt()[0], tmp_path / "adapter"))
+    edit_json(folder / CONFIG, rank_pattern={r"(([a-z_.0-9])+)+!": 2})
+    monkeypatch.setattr("quantline.run.bounded_call.SECONDS", 0.5)
+    started = time.monotonic()
+    shutil.copytree(tiny_narrow, tmp_path / "merged")
+    with pytest.raises(StageError, match="regular expression to end within") as caught:
+        merge(Checkpoint(tiny_narrow), folder, tmp_path / "merged")
+    assert caught.value.failure == Failure.TIMED_OUT
+    assert time.monotonic() - started < 5

@@ -41,6 +41,16 @@ def point_index_at(file: str) -> Callable[[Path], None]:
     return spoil
 
 
+def only_index(spoil: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Take away the file that would count before an index."""
+
+    def change(folder: Path) -> None:
+        spoil(folder)
+        (folder / WEIGHTS).unlink()
+
+    return change
+
+
 def set_one_weight(value: float) -> Callable[[Path], None]:
     def change(name: str, tensor: np.ndarray) -> np.ndarray:
         if name == UP_PROJ:
@@ -117,11 +127,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "broken-config": (write("config.json", "{"), "missing_file", "JSON object"),
     "no-weights": (remove(WEIGHTS), "missing_shard", "found neither"),
     "missing-shard": (
-        point_index_at("model-00001-of-00002.safetensors"),
+        only_index(point_index_at("model-00001-of-00002.safetensors")),
         "missing_shard",
         "model-00001-of-00002.safetensors",
     ),
-    "empty-index": (write(INDEX, "{}"), "missing_shard", "weight_map"),
+    "empty-index": (only_index(write(INDEX, "{}")), "missing_shard", "weight_map"),
     "cut-short": (cut_short, "missing_shard", "cut short"),
     "missing-tensor": (drop_final_norm, "missing_shard", NORM),
     "no-tokenizer": (remove("tokenizer.json"), "missing_tokenizer", "tokenizer.json"),

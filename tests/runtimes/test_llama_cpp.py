@@ -5,6 +5,7 @@ import pytest
 
 from quantline.errors import Failure, StageError
 from quantline.formats.gguf.container import FILE
+from quantline.runtimes.llama_cpp import Log
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.gguf import write_unquantized
 from tests.helpers.quantized import torch_logprobs, torch_model
@@ -28,6 +29,41 @@ def test_engine_names_a_file_that_is_cut_short(tmp_path, tiny_model):
     written = write_unquantized(tmp_path, tiny_model, None)
     path = written.bundle / FILE
     path.write_bytes(path.read_bytes()[:-5000])
-    with pytest.raises(StageError, match="cannot load") as caught:
+    with pytest.raises(
+        StageError, match=r"llama\.cpp says: .*not within the file bounds"
+    ) as caught:
         open_runtime("llama.cpp", written.bundle, 1)
     assert caught.value.failure == Failure.RUNTIME_CRASHED
+
+
+def test_engine_quotes_the_reason_for_which_llama_cpp_refuses_a_file(tmp_path, tiny_model):
+    """The reason of this file, also after another file was refused for another one."""
+    written = write_unquantized(tmp_path, tiny_model, None)
+    path = written.bundle / FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5000])
+    with pytest.raises(StageError):
+        open_runtime("llama.cpp", written.bundle, 1)
+    path.write_bytes(whole.replace(b"output_norm.weight", b"output_norm.weighx"))
+    with pytest.raises(StageError, match=r"tensor 'output_norm.weight' not found") as caught:
+        open_runtime("llama.cpp", written.bundle, 1)
+    assert "bounds" not in str(caught.value)
+    path.write_bytes(whole)
+    open_runtime("llama.cpp", written.bundle, 1)
+
+
+def test_log_keeps_the_last_errors_and_nothing_else():
+    log = Log()
+    assert log.reason() == "it gave no reason"
+    for level, text in (
+        (2, b"info\n"),
+        (4, b"first\n"),
+        (4, b"half "),
+        (5, b"a line\n"),
+        (3, b"w"),
+    ):
+        log.hear(level, text, None)
+    log.hear(5, b"more of the warning", None)
+    assert log.reason() == "first; half a line"
+    log.clear()
+    assert log.reason() == "it gave no reason"

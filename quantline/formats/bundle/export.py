@@ -73,6 +73,7 @@ def export_bundle(
         "transforms": transforms(source, loaded, quantized, variant, substituted),
         "tensors": tensors,
         "layers": report.get("layers", report.get("tensors", {})),
+        "limits": container.limits(source),
         "substituted_share": sum(pair["share"] for pair in substituted),
         "bits_per_weight": 8 * tensor_bytes / weights,
         "size_bytes": sum(file["bytes"] for file in files.values()),

@@ -13,7 +13,7 @@ What was done to it, step by step, is in manifest.json; what it answers, in smok
 
     artifact sha256  {sha256}
 
-{serve}"""
+{limits}{serve}"""
 
 
 def bundle_readme(manifest: dict[str, Any], serve_text: str) -> str:
@@ -23,7 +23,9 @@ def bundle_readme(manifest: dict[str, Any], serve_text: str) -> str:
         manifest: The content of its manifest.json.
         serve_text: The section "## Serve it", which its container writes.
     """
+    limits = "".join(f"* {sentence}\n" for sentence in manifest.get("limits", ()))
     return TEMPLATE.format(
+        limits=f"## Limits\n\n{limits}\n" if limits else "",
         serve=serve_text,
         variant=manifest["variant"],
         recipe=manifest["recipe"],

@@ -48,7 +48,11 @@ def gguf_names(source: TensorSource) -> dict[str, str]:
         return {name: name for name in source.names}
     arch = source.arch
     family = gguf_family(arch)
-    for problem in _differences(family, arch, source.config):
+    problems = [
+        *_shape_differences(family, source),
+        *_differences(family, arch, source.configuration),
+    ]
+    for problem in problems:
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"llama.cpp knows {family.name} only with {problem}; choose another format",
@@ -120,6 +124,24 @@ def norm_offset(arch: Architecture, name: str) -> np.float32:
     Checkpoints of some families store the weights of norms less one; GGUF files never do.
     """
     return np.float32(arch.family.norm_offset if name.endswith("norm.weight") else 0)
+
+
+def _shape_differences(family: GgufFamily, source: TensorSource) -> Iterator[str]:
+    """Yield tensors that llama.cpp does not read or misses, as "expected, found ..."."""
+    arch = source.arch
+    linears = [f"{linear}.bias" for linear in arch.linears()]
+    present = [bias for bias in linears if bias in source]
+    if family.biases == "none" and present:
+        yield f"linear layers without biases, found {present[0]}"
+    if family.biases == "all" and len(present) < len(linears):
+        absent = next(bias for bias in linears if bias not in source)
+        yield f"a bias in every linear layer, found no {absent}"
+    if family.own_head and arch.tied:
+        yield "a head of its own, found one that is the embedding"
+    rope = source.configuration.get("rope_parameters") or {}
+    share = rope.get("partial_rotary_factor") or 1.0
+    if not family.partial_rotary and share != 1:
+        yield f"heads that are rotated whole, found partial_rotary_factor {share}"
 
 
 def _differences(family: GgufFamily, arch: Architecture, config: dict[str, Any]) -> Iterator[str]:

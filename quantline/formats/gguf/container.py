@@ -26,7 +26,7 @@ from quantline.formats.gguf.architectures import (
 )
 from quantline.formats.gguf.rope import Rope
 from quantline.formats.gguf.serve import serve_text
-from quantline.formats.gguf.settings import write_settings
+from quantline.formats.gguf.settings import limits, write_settings
 from quantline.formats.gguf.special_tokens import keys_of_more_ends, metadata_of_fields
 from quantline.formats.gguf.tensors import (
     bytes_of_tensor,
@@ -133,6 +133,10 @@ class GgufContainer(Container[TensorSource]):
     def serve(self, manifest: dict[str, Any]) -> str:
         """Return the section "## Serve it" of a bundle's README."""
         return serve_text(manifest)
+
+    def limits(self, source: TensorSource) -> list[str]:
+        """Say where llama.cpp computes another model (see Container)."""
+        return limits(source)
 
     def tokenizer_metadata(self, folder: Path) -> dict[str, Any]:
         """Return what the file says of its tokenizer (see Container)."""

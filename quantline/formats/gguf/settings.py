@@ -25,7 +25,7 @@ def write_settings(writer: gguf.GGUFWriter, source: TensorSource) -> Rope:
         source.write_fields(writer)
         return Rope({})
     arch = source.arch
-    config = source.config
+    config = source.configuration
     family = gguf_family(arch)
     rope = rope_of(config, arch, family)
     writer.add_context_length(context_length(family, arch, config))
@@ -59,11 +59,34 @@ def write_settings(writer: gguf.GGUFWriter, source: TensorSource) -> Rope:
     return rope
 
 
+def limits(source: TensorSource) -> list[str]:
+    """Say where llama.cpp computes another model than the checkpoint's: beyond which length."""
+    if source.converted:
+        return []
+    arch = source.arch
+    family = gguf_family(arch)
+    said = []
+    length = context_length(family, arch, source.configuration)
+    if length < arch.max_positions:
+        said.append(
+            f"llama.cpp has no sliding window for {arch.model_type}: the file states a context of "
+            f"{length} tokens, the window, instead of {arch.max_positions}, and is another model "
+            "beyond it"
+        )
+    if arch.rope_scaling and arch.rope_scaling.get("rope_type") == "longrope":
+        original = arch.rope_scaling.get("original_max_position_embeddings")
+        said.append(
+            "llama.cpp takes the rotary factors for long contexts as soon as it is started with a "
+            f"context of more than {original} tokens, transformers once a text is longer"
+        )
+    return said
+
+
 def window_pattern(config: dict[str, Any], layers: int, period: int) -> list[bool]:
     """Return for each layer whether its attention has a sliding window.
 
     Args:
-        config: The content of config.json.
+        config: The completed configuration.
         layers: How many layers there are.
         period: Every how many layers one has no window, where config.json does not say.
     """

@@ -11,6 +11,7 @@ from quantline.formats.bundle.hugging_face import HuggingFaceContainer, copy_sid
 from quantline.formats.bundle.unquantized import unquantized_values
 from quantline.formats.container import StoredTensor
 from quantline.formats.onnx import genai_config
+from quantline.formats.onnx.rope import check_rope, limits
 from quantline.formats.onnx.serve import serve_text
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel
@@ -30,8 +31,9 @@ class OnnxContainer(HuggingFaceContainer):
             Source tensor → the type that was asked for.
 
         Raises:
-            StageError: unsupported_width, missing_tokenizer.
+            StageError: unsupported_width, missing_tokenizer, unsupported_architecture.
         """
+        check_rope(source.arch)
         from quantline.formats.onnx.graph import trace
         from quantline.formats.onnx.model_file import FILE, write_model
 
@@ -60,6 +62,10 @@ class OnnxContainer(HuggingFaceContainer):
         if layer in quantized.linears:
             return quantized.linear(layer).dequantize()
         return unquantized_values(source, quantized, name)
+
+    def limits(self, source: Checkpoint) -> list[str]:
+        """Say where the graph is another model (see Container)."""
+        return limits(source.arch)
 
     def serve(self, manifest: dict[str, Any]) -> str:
         """Return the section "## Serve it" of a bundle's README."""

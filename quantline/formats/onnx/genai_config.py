@@ -6,6 +6,7 @@ Its keys: https://onnxruntime.ai/docs/genai/reference/config.html
 from typing import Any
 
 from quantline.errors import Failure, StageError
+from quantline.formats.onnx.rope import longest
 from quantline.model.tensor_source import TensorSource
 from quantline.text.tokenizer import Tokenizer
 
@@ -43,7 +44,7 @@ def make_config(source: TensorSource, graph: str) -> dict[str, Any]:
         "model": {
             "type": "decoder",  # any model that predicts the next token with a key-value cache
             "vocab_size": arch.vocab_size,
-            "context_length": arch.max_positions,
+            "context_length": longest(arch),
             "bos_token_id": end_tokens[0] if begin_token is None else begin_token,
             "eos_token_id": end_tokens,
             "pad_token_id": padding,
@@ -73,7 +74,7 @@ def make_config(source: TensorSource, graph: str) -> dict[str, Any]:
         # buffer.
         "search": {
             "do_sample": False,
-            "max_length": arch.max_positions,
+            "max_length": longest(arch),
             "past_present_share_buffer": False,
         },
     }

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 
 from quantline.model.architecture import Architecture
 from quantline.model.checkpoint import Checkpoint
+from quantline.model.configuration import transformers_config
 from quantline.model.empty_model import empty_model
 
 OPSET = 18  # the newest that torch's tracing exporter writes without converting
@@ -138,9 +139,8 @@ def _example_inputs(checkpoint: Checkpoint, arch: Architecture) -> tuple[torch.T
         DummyTextInputGenerator,
         NormalizedConfigManager,
     )
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    config = transformers_config(checkpoint.config)
     normalized = NormalizedConfigManager.get_normalized_config_class(arch.normalized)(config)
     task = "text-generation"
     text_generator = DummyTextInputGenerator(

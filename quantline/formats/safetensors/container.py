@@ -57,7 +57,7 @@ class SafetensorsContainer(HuggingFaceContainer):
 
     def read_back(self, folder: Path, source: Checkpoint) -> dict[str, StoredTensor]:
         """Return what the folder holds, under the source's names."""
-        checkpoint = Checkpoint(folder)
+        checkpoint = Checkpoint(folder, source.configuration)
         quantization = checkpoint.config.get("quantization_config")
         stored = {}
         for name in source.names:

@@ -49,6 +49,7 @@ GPT2 = Family(
         },
         heads_fill_hidden=True,
         rms_norm=False,
+        biases="all",
     ),
 )
 

@@ -42,6 +42,9 @@ GPT_NEOX = Family(
         settings={"add_parallel_residual": ("use_parallel_residual", True)},
         heads_fill_hidden=True,
         rms_norm=False,
+        biases="all",
+        partial_rotary=True,
+        own_head=True,
     ),
 )
 

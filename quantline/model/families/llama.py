@@ -47,8 +47,9 @@ LLAMA = Family(
 QWEN2_GGUF = GgufFamily(
     "qwen2", ignores_window=True, heads_fill_hidden=True, counts_as_70b="always"
 )
+QWEN3_GGUF = GgufFamily("qwen3", ignores_window=True, biases="none")
 
 register_family("llama", LLAMA)
 register_family("mistral", LLAMA)
 register_family("qwen2", replace(LLAMA, gguf=QWEN2_GGUF))
-register_family("qwen3", replace(LLAMA, gguf=GgufFamily("qwen3", ignores_window=True)))
+register_family("qwen3", replace(LLAMA, gguf=QWEN3_GGUF))

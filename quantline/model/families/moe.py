@@ -20,6 +20,7 @@ QWEN3_MOE = Family(
         "qwen3moe",
         required={"norm_topk_prob": (True, False)},
         ignores_window=True,
+        biases="none",
         all_blocks_sparse=True,
     ),
 )

@@ -38,6 +38,9 @@ PHI = Family(
         required={"qk_layernorm": (False, False)},
         heads_fill_hidden=True,
         rms_norm=False,
+        biases="all",
+        partial_rotary=True,
+        own_head=True,
     ),
 )
 # One matrix for queries, keys and values, and one for gate and up: nothing is folded into a part
@@ -64,6 +67,8 @@ PHI3 = Family(
         settings={"add_sliding_window": ("sliding_window", 0)},
         ignores_window=True,
         longrope=True,
+        biases="none",
+        partial_rotary=True,
         heads_fill_hidden=True,
     ),
 )

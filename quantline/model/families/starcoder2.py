@@ -31,7 +31,9 @@ STARCODER2 = Family(
     activations=("gelu_pytorch_tanh",),
     tied=True,
     normalized="llama",
-    gguf=GgufFamily("starcoder2", ignores_window=True, heads_fill_hidden=True, rms_norm=False),
+    gguf=GgufFamily(
+        "starcoder2", ignores_window=True, heads_fill_hidden=True, rms_norm=False, biases="all"
+    ),
 )
 
 register_family("starcoder2", STARCODER2)

@@ -27,6 +27,7 @@ KEYS = {
     "transforms",
     "tensors",
     "layers",
+    "limits",
     "substituted_share",
     "bits_per_weight",
     "size_bytes",

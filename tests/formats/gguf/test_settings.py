@@ -6,7 +6,7 @@ import pytest
 
 from quantline.errors import Failure, StageError
 from quantline.formats.gguf.architectures import gguf_family
-from quantline.formats.gguf.settings import context_length, window_pattern
+from quantline.formats.gguf.settings import context_length, limits, window_pattern
 from quantline.model.checkpoint import Checkpoint
 from tests.helpers.gguf import write_unquantized
 from tests.helpers.variants import GEMMA
@@ -60,12 +60,12 @@ REFUSED = {
             "rope_parameters": LONGROPE | {"long_factor": [1.0]},
             "original_max_position_embeddings": 64,
         },
-        "expected 32 numbers for rope_factors_long.weight, found 1",
+        "rope_parameters.*must have length 32, got 1",
     ),
     "a scaling without its factor": (
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
-        "expected 'factor' for the rope scaling linear",
+        "rope_parameters in config.json, found .*Missing required keys.*factor",
     ),
 }
 
@@ -103,3 +103,53 @@ def test_context_length_ends_at_a_window_that_llama_cpp_ignores(tiny_model):
     ignored = {"sliding_window": 64, "use_sliding_window": False}
     assert context_length(family, arch, ignored) == arch.max_positions
     assert context_length(family, arch, {}) == arch.max_positions
+
+
+UNTIED = {"tie_word_embeddings": False, "query_pre_attn_scalar": 16}
+# A shape that llama.cpp cannot hold → the family, its sizes, and words of the error.
+SHAPES = {
+    "qwen3 with biases": (
+        "qwen3",
+        {"attention_bias": True},
+        "without biases, found model.layers.0",
+    ),
+    "qwen3_moe with biases": (
+        "qwen3_moe",
+        FEW_EXPERTS | {"attention_bias": True, "norm_topk_prob": True},
+        "without biases, found",
+    ),
+    "gemma2 with biases": ("gemma2", GEMMA | {"attention_bias": True}, "without biases, found"),
+    "gemma3 with biases": ("gemma3_text", GEMMA | {"attention_bias": True}, "without biases"),
+    "starcoder2 without biases": ("starcoder2", {"use_bias": False}, "found no model.layers.0"),
+    "gpt_neox without biases": ("gpt_neox", {"attention_bias": False}, "found no gpt_neox.layers"),
+    "gpt_neox tied": ("gpt_neox", {"tie_word_embeddings": True}, "a head of its own"),
+    "phi tied": ("phi", {"tie_word_embeddings": True}, "a head of its own"),
+    "gemma2 untied": ("gemma2", GEMMA | UNTIED, "lm_head.weight"),
+    "qwen2 with wide heads": ("qwen2", {"hidden_size": 48}, "heads that fill the hidden size"),
+    "llama rotated in part": (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor 0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_write_refuses_shapes_that_llama_cpp_cannot_hold(name, tmp_path, make_model):
+    family, sizes, words = SHAPES[name]
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 4}
+    source = make_model(tmp_path / "model", family, **small | sizes)
+    if name == "qwen2 with wide heads":
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(config | {"head_dim": 32}))
+    with pytest.raises(StageError, match=words) as caught:
+        write_unquantized(tmp_path, source, "float32")
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    assert not (tmp_path / "bundle").exists() or not list((tmp_path / "bundle").iterdir())
+
+
+def test_limits_say_that_the_window_is_missing(tmp_path, make_model):
+    small = {"hidden_size": 64, "intermediate_size": 96}
+    windowed = Checkpoint(make_model(tmp_path / "a", "mistral", sliding_window=16, **small))
+    assert "a context of 16 tokens, the window, instead of 256" in limits(windowed)[0]
+    assert limits(Checkpoint(make_model(tmp_path / "b", "llama", **small))) == []
