@@ -130,7 +130,7 @@ def test_bring_copies_what_the_links_of_a_cache_snapshot_lead_to(project, tiny_m
     project.compose(f"model.path={snapshot}")
     project.stage("load")
     loaded = list(MODEL.iterdir())
-    made = {"manifest.json", "lineage.json", "configuration.json"}
+    made = {"manifest.json", "lineage.json", "configuration.json", "special_tokens.json"}
     assert {path.name for path in loaded} == {path.name for path in tiny_model.iterdir()} | made
     assert not any(path.is_symlink() for path in loaded)
 

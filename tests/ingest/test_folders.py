@@ -109,7 +109,7 @@ def test_load_leaves_out_what_no_stage_needs(folder, tied):
     (folder / "consolidated.safetensors").write_bytes(b"another layout")
     (folder / "adapter_config.json").write_text("{}")
     checkpoint, notes = loaded(folder)
-    made = {"manifest.json", "configuration.json"}
+    made = {"manifest.json", "configuration.json", "special_tokens.json"}
     kept = {path.name for path in checkpoint.folder.iterdir()}
     assert kept == {path.name for path in tied.iterdir()} | made
     assert "model.adapter" in notes[0]
