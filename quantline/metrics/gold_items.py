@@ -6,6 +6,7 @@ decoding gives its answer: token by token, or, with `match`, `stop` or `max_toke
 that is generated.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,6 +47,9 @@ RESERVED_TASKS = (
 TASK_LENGTH = 100  # characters; MLflow takes 250 for the name of a metric
 
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+PATTERN_LENGTH = 2000  # characters
+MOST_REPETITIONS = 10_000
 
 
 class Strict(BaseModel):
@@ -111,9 +115,21 @@ class GoldItem(Strict):
         elif self.normalize != "tokens":
             raise ValueError("normalize goes with choices")
         if self.match == "regex":
+            if len(self.answer) > PATTERN_LENGTH:
+                raise ValueError(
+                    f"a regular expression has {PATTERN_LENGTH} characters at most, found "
+                    f"{len(self.answer)}"
+                )
+            # Engines write counted repetitions out, and those of repetitions fill the memory.
+            counts = [int(count[:9]) for count in re.findall(r"[{,](\d+)(?=[,}])", self.answer)]
+            if math.prod(max(1, count) for count in counts) > MOST_REPETITIONS:
+                raise ValueError(
+                    "the counts of a regular expression's repetitions multiply to "
+                    f"{MOST_REPETITIONS:,} at most"
+                )
             try:
                 re.compile(self.answer)
-            except re.error as error:
+            except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(f"the answer is no regular expression: {error}") from None
         self._check_task()
         return self

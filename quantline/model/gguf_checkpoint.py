@@ -31,6 +31,20 @@ REWRITTEN = (
 )
 
 
+def _open(path: Path) -> gguf.GGUFReader:
+    """Return a reader of a file. Raises StageError: missing_shard, if it is damaged."""
+    try:
+        reader = gguf.GGUFReader(path)
+        reader.fields["general.architecture"].contents()
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        raise StageError(
+            Failure.MISSING_SHARD,
+            f"expected the converter's GGUF file in {path}, found one that is damaged or cut "
+            f"short ({error}); run load again",
+        ) from None
+    return reader
+
+
 class GgufCheckpoint:
     """A checkpoint folder with a converter's file in it, as a TensorSource."""
 
@@ -41,7 +55,7 @@ class GgufCheckpoint:
         """Read the header of the file."""
         self.folder = Path(folder)
         self.checkpoint = Checkpoint(folder)
-        reader = gguf.GGUFReader(self.folder / FILE)
+        reader = _open(self.folder / FILE)
         self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.names = sorted(self.tensors)
         self.fields = {

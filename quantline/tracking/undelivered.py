@@ -125,11 +125,18 @@ def kept() -> Iterator[tuple[Path, Run]]:
         folder = path.parent
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            values["files"] = [folder / FILES / name for name in values["files"]]
+            values["files"] = [_copy_of(folder, name) for name in values["files"]]
             values["datasets"] = [Dataset(**dataset) for dataset in values["datasets"]]
             yield folder, Run(**values)
         except (OSError, ValueError, TypeError, KeyError):
             continue  # none of ours
+
+
+def _copy_of(folder: Path, name: str) -> Path:
+    """Return the copy of a run's file. Raises ValueError for a name that leads elsewhere."""
+    if name != Path(name).name:
+        raise ValueError(f"expected the name of a file, found {name!r}")
+    return folder / FILES / name
 
 
 def deliver(tracking: Tracking) -> Delivery:

@@ -60,9 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     absent = [key for key in ("artifact_sha256", "files", "variant") if key not in manifest]
     files = manifest.get("files")
-    are_described = isinstance(files, dict) and all(
-        isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys() for entry in files.values()
-    )
+    are_described = isinstance(files, dict) and all(map(_describes_a_file, files.values()))
     if absent or not are_described:
         raise StageError(
             Failure.ARTIFACT_CHANGED,
@@ -70,6 +68,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{', '.join(absent) or 'a table of files'}; {AGAIN}",
         )
     return manifest
+
+
+def _describes_a_file(entry: object) -> bool:
+    """Whether an entry of a manifest has a hash and a size."""
+    if not isinstance(entry, dict):
+        return False
+    return isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
 
 
 def check_files(folder: Path, manifest: dict[str, Any], again: str = AGAIN) -> None:
