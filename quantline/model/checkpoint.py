@@ -61,7 +61,12 @@ def inside(folder: Path, name: str) -> Path:
         StageError: path_escape, if the name is absolute or leads out of the folder.
     """
     parts = PurePosixPath(name) if isinstance(name, str) else PurePosixPath()
-    if parts.is_absolute() or ".." in parts.parts or "\\" in str(name) or not parts.parts:
+    if (
+        parts.is_absolute()
+        or ".." in parts.parts
+        or {"\\", "\0"} & set(str(name))
+        or not parts.parts
+    ):
         raise StageError(
             Failure.PATH_ESCAPE,
             f"expected a file name inside {folder}, found {name!r}; the checkpoint cannot be "

@@ -65,6 +65,13 @@ class Engine:
             for value in self.session.get_inputs()
             if value.name.startswith("past_key_values.")
         ]
+        if not cached or any(len(value.shape) != 4 for value in cached):
+            names = ", ".join(value.name for value in self.session.get_inputs()) or "none"
+            raise StageError(
+                Failure.RUNTIME_CRASHED,
+                f"expected a graph with inputs past_key_values.* of four dimensions in {path}, "
+                f"found the inputs {names}; export the variant again",
+            )
         self.cached = [value.name for value in cached]
         self.vocabulary = self.session.get_outputs()[0].shape[-1]
         _, self.kv_heads, _, self.head_dim = cached[0].shape
