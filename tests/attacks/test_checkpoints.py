@@ -218,12 +218,9 @@ PENDING = (
     "weights that are a link to themselves",
     "attention from a hub",
     "experts from a hub",
-    "a type that is a list",
     "10**9 layers",
     "no heads",
     "a width that is a text",
-    "a rope that is a text",
-    "a quantization that is a text",
 )
 
 

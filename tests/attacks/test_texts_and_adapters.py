@@ -16,7 +16,8 @@ from quantline.metrics import scoring
 from quantline.metrics.gold_items import load_gold
 from quantline.metrics.gold_set import TokenizedItem
 from quantline.model.checkpoint import Checkpoint
-from tests.helpers.attacks import HARMLESS, outcome, pending, safetensors_file
+from quantline.run import bounded_call
+from tests.helpers.attacks import HARMLESS, outcome, safetensors_file
 
 ITEM = {"id": "a", "prompt": "2 + 2 =", "answer": "4"}
 
@@ -68,7 +69,7 @@ def test_load_gold_takes_no_harm_from(name, tmp_path):
 
 
 def test_a_pattern_that_never_ends_is_stopped(monkeypatch):
-    monkeypatch.setattr(scoring, "PATTERN_S", 0.2)
+    monkeypatch.setattr(bounded_call, "SECONDS", 0.5)
     values = dict.fromkeys(("id", "task", "text", "reference"), "(a+)+$")
     question = TokenizedItem(**values, kind="generated", prompt=[], continuations=[], answer=0,
                              divisors=[], match="regex")  # fmt: skip
@@ -145,17 +146,8 @@ ADAPTERS = {
 # What nobody reads, or a tensor's own shape decides, may be passed over.
 ALLOWED = ("a kind that runs code", "a rank of 10**12", "a pattern that never ends")
 
-# Refused, but without a name of its own yet, or not within seconds.
-PENDING = (
-    "an alpha that is a list",
-    "no alpha",
-    "a pattern that never ends",
-    "a pattern that is none",
-    "a pattern that is a list",
-)
 
-
-@pytest.mark.parametrize("name", pending(ADAPTERS, PENDING))
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_merge_takes_no_harm_from_an_adapter_with(name, checkpoint, tmp_path):
     folder = tmp_path / "adapter"
     folder.mkdir()
