@@ -8,6 +8,7 @@ from quantline.errors import Failure, Reason, StageError
 from quantline.metrics.gold_items import GoldItem, load_gold
 from quantline.metrics.gold_tokens import tokenize_items
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.checkpoint_files import write_files
 from tests.helpers.tensor_files import edit_json
 from tests.helpers.tokenizers import SENTENCEPIECE, write_byte_level, write_sentencepiece
 
@@ -155,3 +156,11 @@ def test_tokenize_items_refuses_an_answer_that_joins_the_prompts_last_token(toke
         else:
             with pytest.raises(StageError, match="joins its beginning"):
                 tokenize_items([item], tokenizer)
+
+
+def test_tokenize_items_ends_answers_wherever_the_model_stops(tmp_path):
+    ends = {"generation_config": {"eos_token_id": [2, 7]}}
+    folder = write_files(tmp_path / "model", **ends)
+    item = GoldItem(id="1", prompt="ada met", answer=" hugo", max_tokens=4)
+    (tokenized,) = tokenize_items([item], Tokenizer(folder))
+    assert tokenized.end == [0, 2, 7]
