@@ -100,16 +100,11 @@ class InputCheck:
         model = self.params.model
         if model.source == "hub":
             return None  # the stage `load` checks the configuration before it fetches the weights
-        folder = Path(model.path or "")
-        if (folder / "config.json").is_file():
-            return folder
-        self.findings.problems.append(
-            StageError(
-                Failure.MISSING_FILE,
-                f"model.path: expected a Hugging Face folder with config.json at {folder}, found "
-                f"{'none in it' if folder.is_dir() else 'no folder'}; correct the path",
-            )
-        )
+        from quantline.ingest.fetch import fetch
+
+        # The same refusals, in the same words, as when the stage `load` brings it in.
+        with self.findings.collecting():
+            return fetch(model)[0]
         return None
 
     @cached_property

@@ -72,9 +72,19 @@ def test_check_inputs_lists_all_problems_at_once(project, texts, tmp_path):
 
 def test_check_inputs_of_one_problem_raises_it_as_it_is(project, tmp_path):
     project.compose(f"model.path={tmp_path / 'gone'}")
-    with pytest.raises(StageError, match=r"model\.path: .* found no folder") as caught:
+    with pytest.raises(StageError, match=r"found no folder; check model\.path") as caught:
         check_inputs(load_params(), print)
     assert caught.value.failure == Failure.MISSING_FILE
+
+
+def test_check_refuses_a_checkpoint_by_the_name_that_load_has_for_it(project, tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    (found,) = messages(findings_of(project, f"model.path={model}"))
+    assert found.startswith("unsafe_checkpoint: ")
+    edit_json(model / "config.json", auto_map={"AutoModelForCausalLM": "mine.Mine"})
+    (found,) = messages(findings_of(project, f"model.path={model}"))
+    assert found.startswith("custom_code: ")
 
 
 def test_check_names_lengths_beyond_learned_positions(project, gpt2, texts, tmp_path):
