@@ -66,7 +66,7 @@ def prepare(config: Any, argv: list[str]) -> None:
     params = validate(composed)
     arguments = _arguments(argv)
     if arguments is not None:
-        check_sweep(_present(), composed, _asked(arguments))
+        check_sweep(present_params(), composed, _asked(arguments))
     if missing := missing_inputs(params):
         raise ConfigError("\n".join(missing))
     if getattr(arguments, "queue", False) or getattr(arguments, "tmp_dir", False):
@@ -94,7 +94,7 @@ def _asked(arguments: Any) -> list[str]:
     return list(overrides.get("params.yaml", []))
 
 
-def _present() -> dict[str, Any]:
+def present_params() -> dict[str, Any]:
     """Return the content of params.yaml; nothing if there is none that could be read."""
     try:
         values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantline.config.compose import compose
@@ -40,6 +40,7 @@ def test_a_path_is_what_was_typed(name, folder):
     assert read_back(form) == ("model.path", expected)
 
 
+@settings(max_examples=40)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
 def test_any_text_is_what_was_typed(text):
     (form,) = for_hydra([f"model.path=/x{text}y"], CONF)

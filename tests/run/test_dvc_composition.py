@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from quantline.run.dvc_composition import register_for_dvc
+from quantline.run.dvc_composition import present_params, register_for_dvc
 from tests.helpers.command_line import quantline, write_empty_project
 
 
@@ -52,7 +53,7 @@ def event() -> dict[str, Any]:
 
 def test_a_sweep_does_not_leave_the_projects_model_unasked(folder, monkeypatch, capsys):
     assert quantline("compose", "model=local", "model.path=../größe").exit_code == 0
-    for options in (["-S", "seed=3"], [], ["-S", 'model.path="../größe"'], ["-S", "suite=quick"]):
+    for options in ([], ["-S", 'model.path="../größe"']):
         with pytest.raises(SystemExit):
             dvc_composes(monkeypatch, *options)
         said = capsys.readouterr().err
@@ -89,23 +90,27 @@ def test_a_sweep_starts_from_what_init_has_kept(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [None, "", "- 3\n", "a: [\n"])
-def test_a_sweep_without_a_readable_params_yaml_is_on_what_it_says(folder, monkeypatch, content):
+def test_a_params_yaml_that_cannot_be_read_has_nothing_to_keep(folder, content):
     if content is not None:
         Path("params.yaml").write_text(content)
-    assert dvc_composes(monkeypatch, "-S", "seed=3")["seed"] == 3
+    assert present_params() == {}
 
 
-@pytest.mark.parametrize("option", ["--temp", "--queue"])
-def test_a_copy_finds_inputs_that_git_does_not_have(folder, monkeypatch, option):
-    for path, expected in (
-        ("../größe", str(folder.parent / "größe")),
-        ("models/mine", str(folder / "models/mine")),
-        ("demo/model", "demo/model"),
-    ):
-        named = ["-S", "model=local", "-S", f'model.path="{path}"']
-        model = dvc_composes(monkeypatch, option, *named)["model"]
-        assert [model["path"], model["watch"], model["adapter_watch"]] == [expected] * 3
-        assert dvc_composes(monkeypatch, *named)["model"]["path"] == path  # in the workspace
+@pytest.mark.parametrize(
+    ("option", "path", "expected"),
+    [
+        ("--temp", "../größe", "{root}/../größe"),
+        ("--queue", "models/mine", "{root}/models/mine"),
+        ("--temp", "demo/model", "demo/model"),
+        ("--force", "../größe", "../größe"),  # in the workspace
+    ],
+)
+def test_a_copy_finds_inputs_that_git_does_not_have(folder, monkeypatch, option, path, expected):
+    named = ["-S", "model=local", "-S", f'model.path="{path}"', "-S", "suite=quick"]
+    model = dvc_composes(monkeypatch, option, *named)["model"]
+    whole = os.path.normpath(expected.format(root=folder))
+    assert model["path"] in (whole, expected)
+    assert model["watch"] == model["adapter_watch"] == model["path"]
 
 
 def test_a_copy_does_not_find_a_folder_of_which_git_has_a_part(folder, monkeypatch):
