@@ -14,7 +14,7 @@ from quantline.config.params import Model
 from quantline.ingest.load import load
 from quantline.model.checkpoint import INDEX, SINGLE
 from tests.attacks.conftest import PRIVATE
-from tests.helpers.attacks import HARMLESS, outcome, pending, safetensors_file
+from tests.helpers.attacks import HARMLESS, outcome, safetensors_file
 
 CODE = "import os, pathlib; pathlib.Path(os.environ['MARK']).touch()"
 
@@ -213,17 +213,6 @@ CONFIGURATIONS = {
 }
 
 
-# Refused, but without a name of its own yet, or not within seconds.
-PENDING = (
-    "weights that are a link to themselves",
-    "attention from a hub",
-    "experts from a hub",
-    "10**9 layers",
-    "no heads",
-    "a width that is a text",
-)
-
-
 def load_attacked(attack: Callable[[Path], None], folder: Path) -> str:
     """Return the outcome of loading; what was loaded holds nothing from outside."""
     attack(folder)
@@ -246,12 +235,12 @@ def test_load_refuses_a_header_with(name, checkpoint):
     assert load_attacked(HEADERS[name], checkpoint) != HARMLESS
 
 
-@pytest.mark.parametrize("name", pending(FILES, PENDING))
+@pytest.mark.parametrize("name", FILES)
 def test_load_takes_no_harm_from(name, checkpoint):
     harmless = name in ("pickles beside the weights", "code beside the weights")
     assert (load_attacked(FILES[name], checkpoint) == HARMLESS) is harmless
 
 
-@pytest.mark.parametrize("name", pending(CONFIGURATIONS, PENDING))
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_load_takes_no_harm_from_a_configuration_with(name, checkpoint):
     load_attacked(CONFIGURATIONS[name], checkpoint)

@@ -4,11 +4,9 @@ import contextlib
 import json
 import signal
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from quantline.errors import ConfigError, Failure, StageError, failure_of
 
@@ -70,10 +68,3 @@ def safetensors_file(header: bytes | dict[str, Any], data: bytes = b"", size: in
     """Return a file of safetensors with a header of one's own; `size` is what it claims to be."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if size < 0 else size) + text + data
-
-
-def pending(names: Iterable[str], waiting: Iterable[str]) -> list[Any]:
-    """Return names as parameters; those that wait for a mend are not run."""
-    mark = pytest.mark.xfail(run=False, reason="no failure names it yet")
-    wait = set(waiting)
-    return [pytest.param(name, marks=mark) if name in wait else name for name in names]
