@@ -42,7 +42,7 @@ from tests.helpers.project import ROOT
 from tests.helpers.tensor_files import write_tensors
 
 EXAMPLES = int(os.environ.get("QUANTLINE_FUZZ", "25"))
-MANY = 1000
+MANY = int(os.environ.get("QUANTLINE_FUZZ", "1000"))
 EXECUTIONS: Counter[str] = Counter()
 DEEP = b"[" * 100_000
 SCALARS = (

@@ -45,8 +45,8 @@ STAGES = [
 IDS = [stage for stage, _, _ in STAGES]
 LIMITS = (1, 100, 1000, 3000, 10_000, 40_000)  # bytes at which a write is cut off
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EMFILE)
-KILLS = 3  # of the moments of a stage that are tried by default
-FAILING = 2
+KILLS = 2  # of the moments of a stage that are tried by default
+FAILING = 1
 RESULTS = ("artifacts", "metrics", "reports")
 
 

@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,22 +81,31 @@ def import_everything() -> None:
         importlib.import_module(name)
 
 
-def run_stage(root: Path, stage: str, instance: str | None, moment: Moment | None) -> Outcome:
-    """Run a stage in a project, in a forked child."""
-    record = root.parent / f"{root.name}.record"
-    record.unlink(missing_ok=True)
+def run_stage(
+    root: Path,
+    stage: str,
+    instance: str | None,
+    moment: Moment | None,
+    prepare: Callable[[], None] | None = None,
+) -> Outcome:
+    """Run a stage in a project, in a forked child, which calls `prepare` before."""
+    reading, record = os.pipe()  # no limit on the size of files holds for a pipe
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if not child:
         try:
+            if prepare is not None:
+                prepare()
             os._exit(_in_child(root, stage, instance, moment or Moment(), record))
         except BaseException:
             traceback.print_exc()
             os._exit(99)
+    os.close(record)
+    with os.fdopen(reading, errors="replace") as pipe:
+        text = pipe.read()
     _, status = os.waitpid(child, 0)
     outcome = Outcome(os.waitstatus_to_exitcode(status))
-    text = record.read_text(errors="replace") if record.exists() else ""
     for line in text.splitlines():
         kind, _, value = line.partition(" ")
         if kind == "OPERATION":
@@ -108,9 +117,8 @@ def run_stage(root: Path, stage: str, instance: str | None, moment: Moment | Non
     return outcome
 
 
-def _in_child(root: Path, stage: str, instance: str | None, moment: Moment, record: Path) -> int:
+def _in_child(root: Path, stage: str, instance: str | None, moment: Moment, descriptor: int) -> int:
     os.chdir(root)
-    descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
