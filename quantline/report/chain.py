@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantline.config.params import Params
-from quantline.errors import StageError
+from quantline.errors import Failure, StageError
 from quantline.files import known_sha256
+from quantline.metrics.results import ResultFiles
 from quantline.model.checkpoint import listing_sha256
-from quantline.paths import EXPORTS, METRICS
+from quantline.paths import METRICS
 from quantline.run.lineage import (
     Lineage,
+    artifact_folder,
     artifact_id,
     check_contents,
     lineage_file,
@@ -71,11 +73,11 @@ def stale_links(variant: str, params: Params) -> list[StaleLink]:
         advice = make_again(measured)
         reason = f"nothing says what its figures were measured on; {advice}"
         return [StaleLink(stage_of(measured), reason)]
-    for shown in ("model", "reference", f"{EXPORTS.name}/{variant}"):
-        check_contents(shown)
-    check_contents(measured)
     links = []
     for artifact in chain_of(variant, params):
+        if _has_lost_lineage(artifact, whole):
+            reason = f"nothing says any more what {artifact} was made from; {make_again(artifact)}"
+            links.append(StaleLink(stage_of(artifact), reason))
         if name := _contradiction(whole, read_lineage(artifact)):
             reason = f"its lineage and that of {artifact} do not agree on {name}"
             links.append(StaleLink(stage_of(measured), reason))
@@ -84,7 +86,30 @@ def stale_links(variant: str, params: Params) -> list[StaleLink]:
         difference = _difference(stage, instance, here or whole, params)
         if difference:
             links.append(StaleLink(stage_of(artifact), difference))
+    if not links:
+        _check_figures_are_named(variant, whole)
+        for artifact in chain_of(variant, params):
+            check_contents(artifact)
     return links
+
+
+def _check_figures_are_named(variant: str, lineage: Lineage) -> None:
+    """Check that the lineage of figures has the hashes of all. Raises artifact_changed."""
+    files = ResultFiles.of(METRICS, variant)
+    for path in (files.quality, files.speed, files.answers):
+        if path.relative_to(METRICS).as_posix() not in lineage.contents:
+            measured = f"{METRICS.name}/{variant}"
+            raise StageError(
+                Failure.ARTIFACT_CHANGED,
+                f"expected the hash of {path} in {lineage_file(measured)}, found none; "
+                f"{make_again(measured)}",
+            )
+
+
+def _has_lost_lineage(artifact: str, whole: Lineage) -> bool:
+    """Whether an artifact is here without the lineage file that the figures know."""
+    known = whole.artifacts.get(artifact) is not None
+    return known and artifact_folder(artifact).is_dir() and not lineage_file(artifact).is_file()
 
 
 def _contradiction(whole: Lineage, part: Lineage | None) -> str | None:

@@ -7,15 +7,16 @@ lineage file.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from quantline.errors import Failure, StageError
 from quantline.files import known_sha256, read_json, write_json
-from quantline.paths import ARTIFACTS, METRICS
+from quantline.paths import ARTIFACTS, EXPORTS, METRICS, MODEL
 
 LINEAGE = "lineage.json"
+WEIGHTS = ".safetensors"
 # Kind of artifact → the stage that makes it.
 STAGES = {
     "model": "load",
@@ -111,7 +112,7 @@ def read_lineage(artifact: str) -> Lineage | None:
         return None
     try:
         lineage = Lineage(**read_json(path))
-        if all(isinstance(part, dict) for part in asdict(lineage).values()):
+        if all(isinstance(getattr(lineage, part.name), dict) for part in fields(lineage)):
             return lineage
         error: Exception = TypeError("its parts are no tables")
     except (StageError, TypeError) as caught:
@@ -123,8 +124,13 @@ def read_lineage(artifact: str) -> Lineage | None:
     )
 
 
-def check_contents(artifact: str) -> None:
+def check_contents(artifact: str, thorough: bool = True) -> None:
     """Check an artifact's files against the hashes that its stage wrote.
+
+    Args:
+        artifact: Its name; one that is not here, or has no lineage, passes.
+        thorough: Whether to hash the model's weights too, which takes as long as reading them, and
+            to look for files that the stage did not write.
 
     Raises:
         StageError: artifact_changed.
@@ -132,14 +138,28 @@ def check_contents(artifact: str) -> None:
     lineage = read_lineage(artifact)
     if lineage is None:
         return
+    folder = artifact_folder(artifact)
     for name, expected in sorted(lineage.contents.items()):
-        path = artifact_folder(artifact) / name
+        if artifact == MODEL.name and name.endswith(WEIGHTS) and not thorough:
+            continue
+        path = folder / name
         found = known_sha256(path) if path.is_file() else None
         if found != expected:
             raise StageError(
                 Failure.ARTIFACT_CHANGED,
                 f"{path} is not what its stage wrote: expected sha256 {expected[:12]}…, found "
                 f"{'no such file' if found is None else found[:12] + '…'}; {make_again(artifact)}",
+            )
+    # Figures of all variants share a folder, and a bundle's other files are in its manifest.
+    if not thorough or folder in (METRICS, EXPORTS / folder.name):
+        return
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in lineage.contents and name != LINEAGE:
+            raise StageError(
+                Failure.ARTIFACT_CHANGED,
+                f"expected in {folder} what its stage wrote, found {name} too; remove it, or "
+                f"{make_again(artifact)}",
             )
 
 
