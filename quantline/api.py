@@ -229,6 +229,7 @@ def export(
         StageError: As the container does; readback_mismatch, smoke_failed, tokenizer_mismatch.
     """
     from quantline.formats.bundle.export import export_bundle
+    from quantline.metrics.source_answers import answer_prompts
 
     recorded = weights.report["recipe"]
     name = recorded["name"]
@@ -249,8 +250,9 @@ def export(
             "model": str(model.folder),
             "format": variant.format,
             "runtime": variant.runtime,
-            "prompts": list(prompts),
+            "answers": answer_prompts(model, list(prompts), new_tokens),
             "tokens": new_tokens,
+            "exact": recipe.storage == "none",
             "rows": rows,
             "exact_tokenizer": variant.tokenizer == "exact",
         }

@@ -80,6 +80,7 @@ REASON_OF_STAGE = {
     "check": Reason.CONFIG_INVALID,
     "load": Reason.LOAD_REJECTED,
     "calibrate": Reason.CALIBRATION_FAILED,
+    "answer": Reason.REFERENCE_FAILED,
     "reference": Reason.REFERENCE_FAILED,
     "quantize": Reason.EXPORT_QUANTIZATION_FAILED,
     "export": Reason.EXPORT_RUN_FAILED,

@@ -6,6 +6,7 @@ ARTIFACTS = Path("artifacts")
 MODEL = ARTIFACTS / "model"
 CALIBRATION = ARTIFACTS / "calibration"
 REFERENCE = ARTIFACTS / "reference"
+ANSWERS = ARTIFACTS / "answers"  # of the unquantized model to the smoke prompts
 QUANTIZED = ARTIFACTS / "quantized"  # one folder per recipe
 EXPORTS = ARTIFACTS / "exports"  # one bundle per variant
 METRICS = Path("metrics")

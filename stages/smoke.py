@@ -9,18 +9,16 @@ from typing import Any
 
 from quantline.formats.bundle.manifest import check_bundle
 from quantline.formats.container import load_container
-from quantline.paths import EXPORTS, MODEL
+from quantline.paths import ANSWERS, EXPORTS, MODEL
 from quantline.run.child_process import call_in_child
 from quantline.run.stage import StageRun, stage_run
+from quantline.runtimes.smoke.answers import read_answers
 
 
 def try_bundle(run: StageRun, folder: Path, rows: int) -> dict[str, Any]:
-    """Run the smoke test in a process of its own; return the content of smoke.json.
+    """Try the bundle of a variant in a process of its own; return the content of smoke.json.
 
-    Args:
-        run: Of a stage whose instance is the variant.
-        folder: The bundle.
-        rows: Rows of the model's embedding.
+    `rows` is the height of the model's embedding.
     """
     variant = run.params.variants[run.name]
     evaluation = run.params.evaluation
@@ -29,8 +27,9 @@ def try_bundle(run: StageRun, folder: Path, rows: int) -> dict[str, Any]:
         "model": str(MODEL),
         "runtime": variant.runtime,
         "format": variant.format,
-        "prompts": evaluation.smoke_prompts,
+        "answers": read_answers(ANSWERS),
         "tokens": evaluation.smoke_tokens,
+        "exact": run.params.recipes[variant.recipe].storage == "none",
         "threads": evaluation.speed.threads,
         "exact_tokenizer": variant.tokenizer == "exact",
         "rows": rows,

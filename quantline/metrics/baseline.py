@@ -19,6 +19,44 @@ Row = tuple[int, ...]  # token ids
 Job = tuple[Row, int, frozenset[int]]
 
 
+def run_rows(checkpoint: Checkpoint, rows: list[Row], label: str) -> np.ndarray:
+    """Return final hidden states float32 [rows, longest, D] of rows padded on the right."""
+    longest = max(len(row) for row in rows)
+    padded = np.array([row + (0,) * (longest - len(row)) for row in rows], np.int32)
+    return final_hidden_states(checkpoint, padded, label)
+
+
+def generate(
+    checkpoint: Checkpoint, head: OutputHead, jobs: set[Job], label: str
+) -> dict[Job, list[int]]:
+    """Decode greedily, a token of all jobs in each pass; return the new tokens of each.
+
+    Args:
+        checkpoint: The unquantized model.
+        head: Its output head.
+        jobs: What to generate.
+        label: Of the progress bar.
+    """
+    ordered = sorted(jobs, key=lambda job: (job[0], job[1], sorted(job[2])))
+    generated: dict[Job, list[int]] = {job: [] for job in ordered}
+    unfinished = ordered
+    while unfinished:
+        rows = [job[0] + tuple(generated[job]) for job in unfinished]
+        states = run_rows(checkpoint, rows, label)
+        remaining = []
+        for job, row, hidden in zip(unfinished, rows, states, strict=True):
+            last = hidden[len(row) - 1 : len(row)]
+            token = int(head.logprobs(last)[0].argmax())
+            _prompt, max_tokens, end = job
+            if token in end:
+                continue
+            generated[job].append(token)
+            if len(generated[job]) < max_tokens:
+                remaining.append(job)
+        unfinished = remaining
+    return generated
+
+
 class UnquantizedModel:
     """The unquantized model as scoring needs it (see ScoringModel).
 
@@ -49,35 +87,9 @@ class UnquantizedModel:
         rows = sorted(sequences)
         self.hidden: dict[Row, np.ndarray] = {}
         if rows:
-            self.hidden = dict(zip(rows, self._run(rows, "gold set"), strict=True))
-        self.generated = self._generate_all(jobs)
-
-    def _run(self, rows: list[Row], label: str) -> np.ndarray:
-        """Return final hidden states float32 [rows, longest, D] of rows padded on the right."""
-        longest = max(len(row) for row in rows)
-        padded = np.array([row + (0,) * (longest - len(row)) for row in rows], np.int32)
-        return final_hidden_states(self.checkpoint, padded, label)
-
-    def _generate_all(self, jobs: set[Job]) -> dict[Job, list[int]]:
-        """Decode greedily, a token of all jobs in each pass; return the new tokens of each."""
-        ordered = sorted(jobs, key=lambda job: (job[0], job[1], sorted(job[2])))
-        generated: dict[Job, list[int]] = {job: [] for job in ordered}
-        unfinished = ordered
-        while unfinished:
-            rows = [job[0] + tuple(generated[job]) for job in unfinished]
-            states = self._run(rows, "gold set, generating")
-            remaining = []
-            for job, row, hidden in zip(unfinished, rows, states, strict=True):
-                last = hidden[len(row) - 1 : len(row)]
-                token = int(self.head.logprobs(last)[0].argmax())
-                _prompt, max_tokens, end = job
-                if token in end:
-                    continue
-                generated[job].append(token)
-                if len(generated[job]) < max_tokens:
-                    remaining.append(job)
-            unfinished = remaining
-        return generated
+            states = run_rows(checkpoint, rows, "gold set")
+            self.hidden = dict(zip(rows, states, strict=True))
+        self.generated = generate(checkpoint, head, jobs, "gold set, generating")
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         """Return log-probabilities float32 [b, n, V] of sequences that were run.

@@ -46,6 +46,7 @@ def chain_of(variant: str, params: Params) -> dict[str, tuple[str, str | None]]:
     recipe = params.variants[variant].recipe
     return {
         "model": ("load", None),
+        "answers": ("answer", None),
         "calibration": ("calibrate", None),
         "reference": ("reference", None),
         f"quantized/{recipe}": ("quantize", recipe),

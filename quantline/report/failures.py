@@ -24,6 +24,7 @@ def last_failure(name: str, recipe: str) -> tuple[str, str] | None:
     """
     stages = {
         ("load", None),
+        ("answer", None),
         ("calibrate", None),
         ("reference", None),
         ("quantize", recipe),

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # value.
 ROOMS: dict[str, tuple[str, ...]] = {
     "load": ("ingest", "model", "text"),
+    "answer": ("metrics", "model", "runtimes/smoke", "text"),
     "calibrate": ("calibration", "model", "text"),
     "reference": ("calibration", "metrics", "model", "text"),
     "quantize": (

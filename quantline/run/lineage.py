@@ -20,6 +20,7 @@ WEIGHTS = ".safetensors"
 # Kind of artifact → the stage that makes it.
 STAGES = {
     "model": "load",
+    "answers": "answer",
     "calibration": "calibrate",
     "reference": "reference",
     "quantized": "quantize",
@@ -69,8 +70,8 @@ def artifact_folder(artifact: str) -> Path:
     """Return the folder with the files of an artifact.
 
     Args:
-        artifact: "model", "calibration", "reference", "quantized/<recipe>", "exports/<variant>", or
-            "metrics/<variant>".
+        artifact: "model", "answers", "calibration", "reference", "quantized/<recipe>",
+            "exports/<variant>", or "metrics/<variant>".
     """
     kind = artifact.partition("/")[0]
     return METRICS if kind == METRICS.name else ARTIFACTS / artifact

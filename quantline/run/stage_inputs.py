@@ -41,6 +41,7 @@ class Reads(NamedTuple):
 # In the order in which they run.
 READS = {
     "load": Reads(("model",)),
+    "answer": Reads(("evaluation.smoke_prompts", "evaluation.smoke_tokens"), artifacts=("model",)),
     "calibrate": Reads(("calibration", "seed"), ("calibration.path",), ("model",)),
     "reference": Reads(
         (
@@ -71,7 +72,7 @@ READS = {
             "evaluation.smoke_prompts",
             "evaluation.smoke_tokens",
         ),
-        artifacts=("model", "quantized/{recipe}"),
+        artifacts=("model", "answers", "quantized/{recipe}"),
     ),
     "evaluate": Reads(
         ("variants.{variant}", "evaluation.pythons", "evaluation.speed"),

@@ -13,6 +13,7 @@ INSTANCES = {
 }
 # Stage → the stage whose result it continues.
 UPSTREAM = {
+    "answer": "load",
     "calibrate": "load",
     "reference": "calibrate",
     "quantize": "calibrate",

@@ -52,6 +52,7 @@ class Project:
         """Run a stage in this process. Raises SystemExit(1) if it fails, as a command would."""
         from quantline.run.stage import stage_run
 
+        self._answer_before(name)
         module = importlib.import_module(f"stages.{name}")
         with stage_run(name, instance) as run:
             return getattr(module, name)(run)
@@ -60,6 +61,7 @@ class Project:
         self, name: str, *arguments: str, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Run `python -m stages.<name>` in a process of its own."""
+        self._answer_before(name)
         return subprocess.run(
             [sys.executable, "-m", f"stages.{name}", *arguments],
             capture_output=True,
@@ -68,6 +70,13 @@ class Project:
             cwd=self.root,
             env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         )
+
+    def _answer_before(self, name: str) -> None:
+        """Let the unquantized model answer the smoke prompts, which an export needs."""
+        artifacts = self.root / "artifacts"
+        is_loaded = (artifacts / "model/config.json").exists()
+        if name == "export" and is_loaded and not (artifacts / "answers").exists():
+            self.stage("answer")
 
     def events(self) -> list[dict[str, Any]]:
         """Return what events.jsonl holds."""

@@ -43,7 +43,8 @@ def test_every_stage_that_makes_an_artifact_is_listed():
 
 def test_reads_of_an_export_names_the_recipe_of_its_variant(project):
     params = load_params()
-    assert reads_of("export", "gguf-q4_k_m", params).artifacts == ("model", "quantized/q4_k_m")
+    artifacts = ("model", "answers", "quantized/q4_k_m")
+    assert reads_of("export", "gguf-q4_k_m", params).artifacts == artifacts
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quantline.paths import EXPORTS, MODEL, REFERENCE
+from quantline.paths import ANSWERS, EXPORTS, MODEL, REFERENCE
+from quantline.runtimes.smoke.answers import read_answers
 from tests.helpers.project import ROOT, Project
 
 HEAVY = {
@@ -18,6 +19,9 @@ HEAVY = {
 }  # fmt: skip
 # Stage → the heavy modules that its script imports before it knows what it has to do.
 IMPORTED = {
+    "answer": {
+        "accelerate", "huggingface_hub", "jinja2", "scipy", "tokenizers", "torch", "transformers",
+    },
     "calibrate": {"tokenizers"},
     "check": set(),
     "compare": {"jinja2"},
@@ -71,7 +75,7 @@ def test_every_stage_is_listed():
 @pytest.fixture
 def quantized(project) -> Project:
     """The project with everything in place that exporting a GGUF variant needs."""
-    for stage in ("load", "calibrate", "reference"):
+    for stage in ("load", "answer", "calibrate", "reference"):
         project.stage(stage)
     project.stage("quantize", "q4_k_m")
     return project
@@ -91,7 +95,7 @@ def test_gguf_is_exported_and_measured_without_torch_numba_and_transformers(quan
         "model": str(MODEL),
         "format": "gguf",
         "runtime": "llama.cpp",
-        "prompts": ["ada met hugo"],
+        "answers": read_answers(ANSWERS),
         "tokens": 4,
         "rows": 384,
     }

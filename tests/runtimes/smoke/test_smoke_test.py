@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from quantline.errors import StageError
+from quantline.files import write_json
 from quantline.formats.safetensors.container import SafetensorsContainer
+from quantline.metrics.source_answers import MOST_TOKENS, answer_prompts
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.smoke import smoke_test as smoke
 from quantline.text.tokenizer import Tokenizer
@@ -21,7 +24,15 @@ from tests.helpers.quantized import rounded
 from tests.helpers.variants import write_variant
 
 PROMPTS = ["ada met hugo", "the river"]
-CHECKS = ("finite", "non_empty", "tokenizer_parity", "repeatable", "vocabulary")
+CHECKS = (
+    "finite",
+    "non_empty",
+    "varied",
+    "like_source",
+    "tokenizer_parity",
+    "repeatable",
+    "vocabulary",
+)
 COUNTER = itertools.count()
 IMPORTS = """
 import json
@@ -42,8 +53,9 @@ def arguments(tiny_model):
         "model": str(tiny_model),
         "format": "safetensors",
         "runtime": "transformers",
-        "prompts": PROMPTS,
+        "answers": answer_prompts(Checkpoint(tiny_model), PROMPTS, 4),
         "tokens": 4,
+        "exact": True,
         "rows": 384,
         "threads": 1,
     }
@@ -79,7 +91,18 @@ def test_smoke_test_returns_smoke_json(arguments):
     assert (trace["runtime"], trace["passed"]) == ("transformers", True)
     assert [entry["prompt"] for entry in trace["prompts"]] == PROMPTS
     for entry in trace["prompts"]:
-        assert set(entry) == {"prompt", "output", "token_ids", "seconds", "checks", "passed"}
+        assert set(entry) == {
+            "prompt",
+            "output",
+            "token_ids",
+            "source_output",
+            "source_distance",
+            "seconds",
+            "checks",
+            "passed",
+        }
+        assert entry["output"] == entry["source_output"]
+        assert entry["source_distance"] < 0.1
         assert len(entry["token_ids"]) == 4
         assert entry["seconds"] > 0
         assert entry["passed"]
@@ -132,6 +155,56 @@ def test_smoke_test_fails_where_the_runtime_misbehaves(
         smoke.smoke_test(**arguments)
     assert caught.value.failure == failure
     assert words in str(caught.value)
+
+
+def silent_model(tiny_model, folder) -> tuple[Path, list[dict]]:
+    """Return a model whose first token after each prompt is an end, and its answers."""
+    shutil.copytree(tiny_model, folder)
+    spoken = answer_prompts(Checkpoint(tiny_model), PROMPTS, 1)
+    ends = sorted({0, *(answer["token_ids"][0] for answer in spoken)})
+    write_json(folder / "generation_config.json", {"eos_token_id": ends})
+    return folder, answer_prompts(Checkpoint(folder), PROMPTS, 4)
+
+
+def test_a_model_that_answers_nothing_passes(arguments, monkeypatch, tiny_model, tmp_path):
+    folder, answers = silent_model(tiny_model, tmp_path / "silent")
+    assert [answer["token_ids"] for answer in answers] == [[], []]
+    assert all(answer["ended"] in answer["end"] for answer in answers)
+    arguments |= {"bundle": str(folder), "model": str(folder), "answers": answers}
+    trace = smoke.smoke_test(**arguments)
+    assert [entry["output"] for entry in trace["prompts"]] == ["", ""]
+    # A quantized variant may say something where the unquantized model says nothing.
+    break_runtime(monkeypatch, generate=lambda ids, count, stop: [5, 6])
+    assert smoke.smoke_test(**arguments | {"exact": False})["passed"]
+
+
+def test_an_end_that_is_as_likely_as_a_token_may_come_first(arguments, monkeypatch):
+    break_runtime(monkeypatch, generate=lambda ids, count, stop: [])
+    for answer in arguments["answers"]:
+        answer["end_gap"] = 0.9 * smoke.NEAR
+    assert smoke.smoke_test(**arguments)["passed"]
+    for gap in (1.1 * smoke.NEAR, None):
+        arguments["answers"][1]["end_gap"] = gap
+        with pytest.raises(StageError, match="it answers nothing, where the unquantized model"):
+            smoke.smoke_test(**arguments)
+
+
+def test_one_token_again_and_again_is_right_where_the_source_says_it(arguments, monkeypatch):
+    break_runtime(monkeypatch, generate=lambda ids, count, stop: [7] * count)
+    arguments |= {"tokens": MOST_TOKENS, "exact": False}
+    with pytest.raises(StageError, match="failed varied"):
+        smoke.smoke_test(**arguments)
+    for answer in arguments["answers"]:
+        answer["token_ids"] = [9] * MOST_TOKENS
+    assert smoke.smoke_test(**arguments)["passed"]
+
+
+def test_weights_that_are_not_rounded_have_to_agree_with_the_source(arguments, monkeypatch):
+    for answer in arguments["answers"]:
+        answer["token_ids"] = [(token + 7) % 384 for token in answer["token_ids"]]
+    with pytest.raises(StageError, match="failed like_source"):
+        smoke.smoke_test(**arguments)
+    assert smoke.smoke_test(**arguments | {"exact": False})["passed"]
 
 
 def test_smoke_test_reports_a_tokenizer_that_may_differ(arguments, monkeypatch, tiny_model):
