@@ -29,6 +29,8 @@ def quantize(run: StageRun) -> None:
         report = quantize_model(name, recipe, source, calibration, folder)
         run.inputs.record(folder)
     summary = summarize(report, recipe)
+    for layer, how in summary.fell_back.items():
+        run.event("warning", f"{layer}: {how}", payload={"layer": layer})
     run.track(
         key=f"recipe:{name}:{sha256_json(report)}",
         name=f"quantize {name}",

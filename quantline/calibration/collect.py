@@ -80,6 +80,7 @@ def collect_statistics(
         states.put(0, run.hidden)
     run.forward("calibrating", inputs.watch, after, start, find_undercalibrated=True)
     check_coverage(arch, inputs.layers, tokens.size)
+    check_finite_states(run, inputs.layers)
     keep_final_states(run, tokens.size, folder)
     if seed is not None:
         _collect_gradients(run, states, folder, seed, inputs.layers)
@@ -126,6 +127,25 @@ def check_coverage(arch: Architecture, layers: dict[str, dict[str, Any]], tokens
                     f"expected {arch.prefix(layer)}{module} to see {wanted} tokens, found {seen}; "
                     "the model does not run its layers as they are listed: please report it",
                 )
+
+
+def check_finite_states(run: BlockRun, layers: dict[str, dict[str, Any]]) -> None:
+    """Check that the model does not overflow on the whole text.
+
+    Single tokens, or a sequence, are left out of the statistics (see InputMoments).
+
+    Raises:
+        StageError: non_finite.
+    """
+    if any(bool(batch.isfinite().all(-1).any()) for batch in run.hidden):
+        return
+    order = list(layers)
+    first = next((name for name in order if layers[name].get("not_finite")), "the last layer")
+    raise StageError(
+        Failure.NON_FINITE,
+        f"expected finite inputs of {first}, found NaN or infinity, and none of the text's tokens "
+        "without them at the end of the model; it overflows on the calibration text",
+    )
 
 
 def _collect_gradients(

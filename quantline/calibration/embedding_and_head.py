@@ -47,6 +47,8 @@ def keep_final_states(run: "BlockRun", tokens: int, folder: Path) -> None:
             rows = batch.reshape(-1, batch.shape[-1])[::stride]
             parts.append(norm(rows.to(device())).cpu())
     states = torch.cat(parts)
+    if not states.isfinite().all():  # of a sequence on which the model overflows
+        states = states[states.isfinite().all(1)]
     peak = states.abs().amax(0)
     shares = states / peak.clamp(min=torch.finfo(torch.float32).tiny)
     write_tensors(folder / FINAL, {"peak": peak.numpy(), "sample": shares.half().numpy()})

@@ -20,7 +20,8 @@ class InputMoments:
     float32 sums would lose the small channels beside the large ones.
 
     Attributes:
-        layers: Linear layer → {moments: the layer whose sum it shares, tokens: how many it saw}.
+        layers: Linear layer → {moments: the layer whose sum it shares, tokens: how many it saw},
+            with {not_finite: how many} of them whose inputs are NaN or infinite, and do not count.
     """
 
     def __init__(self, tokens: int, keep: Callable[..., None]) -> None:
@@ -39,6 +40,7 @@ class InputMoments:
         self._sums: dict[str, torch.Tensor] = {}  # XᵀX on and above the diagonal
         self._peaks: dict[str, torch.Tensor] = {}
         self._samples: dict[str, list[torch.Tensor]] = {}
+        self._dropped: dict[str, int] = {}
         # Inputs of this batch; they are held, so that none takes another's address.
         self._seen: list[tuple[torch.Tensor, str]] = []
 
@@ -70,7 +72,11 @@ class InputMoments:
     def _hand_over(self, layer: str) -> None:
         """Finish the sum of an input and drop it."""
         total = symmetric_from_upper(self._sums.pop(layer))
-        hessian = total.div_(self.layers[layer]["tokens"]).float()
+        dropped = self._dropped.pop(layer)
+        if dropped:
+            self._note_dropped(layer, dropped)
+        counted = self.layers[layer]["tokens"] - dropped
+        hessian = total.div_(max(counted, 1)).float()
         peak = self._peaks.pop(layer)
         shares = torch.cat(self._samples.pop(layer)) / peak.clamp(min=SMALLEST_PEAK)
         self.keep(
@@ -79,6 +85,12 @@ class InputMoments:
             peak=peak.cpu().numpy(),
             sample=shares.half().cpu().numpy(),
         )
+
+    def _note_dropped(self, layer: str, dropped: int) -> None:
+        """Write down how many inputs of the layers that share a sum are not finite."""
+        for entry in self.layers.values():
+            if entry["moments"] == layer:
+                entry["not_finite"] = dropped
 
     def _record(self, layer: str, inputs: torch.Tensor) -> None:
         """Add the inputs [batch, length, in] that a layer is about to read."""
@@ -94,6 +106,13 @@ class InputMoments:
     def _add(self, layer: str, rows: torch.Tensor) -> None:
         width = rows.shape[1]
         peak = rows.abs().amax(0)
+        dropped = 0
+        if not peak.isfinite().all():
+            finite = rows.isfinite().all(1)
+            dropped = int((~finite).sum())
+            rows = rows[finite]
+            peak = rows.abs().amax(0) if len(rows) else torch.zeros_like(peak)
+        self._dropped[layer] = self._dropped.get(layer, 0) + dropped
         if layer not in self._sums:
             self._sums[layer] = rows.new_zeros((width, width), dtype=torch.float64)
             self._peaks[layer] = peak

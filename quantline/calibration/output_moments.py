@@ -66,6 +66,7 @@ def shrink(
     Returns:
         G [blocks, n, n], and the intensity of the shrinkage [blocks].
     """
+    count = max(count, 1)
     sample = products / count
     level = sample.diagonal(dim1=-2, dim2=-1).mean(-1)
     squares = sample.square().sum((1, 2))
@@ -119,8 +120,13 @@ class OutputMoments:
         """Add gradients [..., out] at a layer's output."""
         width = gradient.shape[-1]
         size = widest_divisor(width, self.limit)
-        rows = gradient.reshape(-1, width // size, size).transpose(0, 1)
+        flat = gradient.reshape(-1, width)
+        rows = flat.reshape(-1, width // size, size).transpose(0, 1)
         product = (rows.transpose(1, 2) @ rows).double()
+        if not product.isfinite().all():
+            flat = flat[flat.isfinite().all(1)]  # a sequence on which the model overflows
+            rows = flat.reshape(-1, width // size, size).transpose(0, 1)
+            product = (rows.transpose(1, 2) @ rows).double()
         fourth_powers = rows.square().sum(-1).double().square().sum(1)
         count = rows.shape[1]
         if layer in self._sums:

@@ -1,7 +1,8 @@
 """The statistics on disk: written one decoder block at a time, read one layer at a time."""
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import safe_open
@@ -13,6 +14,17 @@ from quantline.files import read_json, write_tensors
 INFO = "calibration.json"
 INPUTS = "inputs"  # second moments of the layers' inputs
 OUTPUTS = "outputs"  # second moments of the gradients at the layers' outputs
+# Of the mean diagonal of second moments that methods compute with.
+SMALLEST = 1e-30
+LARGEST = 1e20
+Problem = Literal["zero", "not finite"]
+# What is said of a layer whose moments are of no use, by their kind.
+PROBLEMS: dict[tuple[str, str], str] = {
+    (INPUTS, "zero"): "no input reached it",
+    (INPUTS, "not finite"): "its inputs are not finite",
+    (OUTPUTS, "zero"): "no gradient reached it",
+    (OUTPUTS, "not finite"): "the gradients at its outputs are not finite",
+}
 
 
 def block_file(kind: str, block: int) -> str:
@@ -20,24 +32,17 @@ def block_file(kind: str, block: int) -> str:
     return f"{kind}-{block:03d}.safetensors"
 
 
-def check_moments(layer: str, moments: np.ndarray) -> None:
-    """Check second moments [..., n, n].
+def problem_of(diagonal: np.ndarray) -> Problem | None:
+    """Return why second moments are of no use, from their diagonal; None if they are.
 
-    Raises:
-        StageError: non_finite; calibration_empty, if the inputs or gradients were all zero.
+    Beyond SMALLEST and LARGEST single precision cannot compute with them.
     """
-    if not np.isfinite(moments).all():
-        raise StageError(
-            Failure.NON_FINITE,
-            f"expected finite inputs and gradients of {layer}, found NaN or infinity in their "
-            "second moments; the model overflows on the calibration text",
-        )
-    if not np.diagonal(moments, axis1=-2, axis2=-1).sum() > 0:
-        raise StageError(
-            Failure.CALIBRATION_EMPTY,
-            f"expected inputs and gradients of {layer} that are not all zero; look at the "
-            "calibration text and at the layer before",
-        )
+    if not np.isfinite(diagonal).all():
+        return "not finite"
+    mean = diagonal.mean(dtype=np.float64)
+    if not mean >= SMALLEST:
+        return "zero"
+    return None if mean <= LARGEST else "not finite"
 
 
 class BlockWriter:
@@ -57,11 +62,13 @@ class BlockWriter:
             moments: float32 [..., n, n].
             more: Other tensors of the layer, stored as they are.
 
-        Raises:
-            StageError: As `check_moments` does.
+        Moments that are not finite are stored as NaN: one layer does not stop the others.
         """
-        check_moments(layer, moments)
-        diagonal, triangle = packing.pack(moments)
+        if np.isfinite(moments).all():
+            diagonal, triangle = packing.pack(moments)
+        else:
+            diagonal, triangle = packing.pack(np.zeros_like(moments))
+            diagonal = np.full_like(diagonal, np.nan)
         for part, values in (more | {"diagonal": diagonal, "triangle": triangle}).items():
             self.tensors[f"{layer}.{part}"] = values
 
@@ -105,10 +112,37 @@ class CalibrationStore:
 
         Returns:
             {tokens: how many the layer saw}, with {starved: True} for an expert that was
-            calibrated on all tokens, because too few reached it.
+            calibrated on all tokens, because too few reached it, and {not_finite: how many} tokens
+            whose inputs do not count.
         """
         entry = self.info["layers"].get(layer, {"tokens": 0})
-        return {key: entry[key] for key in ("tokens", "starved") if key in entry}
+        return {key: entry[key] for key in ("tokens", "starved", "not_finite") if key in entry}
+
+    def problems(self, layer: str, gradients: bool) -> list[str]:
+        """Return why statistics of a layer are of no use, so that methods get others.
+
+        In place of its second moments they get the identity, times what is usual in the model: as
+        if all inputs, or outputs, mattered alike.
+
+        Args:
+            layer: The module's name.
+            gradients: Whether the method looks at output gradients too.
+        """
+        if layer not in self.info["layers"]:
+            return []
+        kinds = [(INPUTS, self.info["layers"][layer]["moments"])]
+        if gradients and self.has_gradients:
+            kinds.append((OUTPUTS, layer))
+        found = []
+        for kind, key in kinds:
+            problem = problem_of(self._read_part(layer, kind, key, "diagonal"))
+            if problem:
+                found.append(PROBLEMS[kind, problem])
+        return found
+
+    def usual_level(self, kind: str) -> float:
+        """Return the median over the layers of the mean diagonal; 1 if none is of use."""
+        return _usual_level(self, kind)
 
     def input_key(self, layer: str) -> str | None:
         """Return what layers that read one input have in common; None for other layers."""
@@ -123,10 +157,10 @@ class CalibrationStore:
             )
 
     def hessian(self, layer: str) -> np.ndarray:
-        """Return H = XᵀX / n of the layer's inputs, float32 [in, in].
+        """Return H = XᵀX / n of the layer's inputs, float32 [in, in] (see `problems`).
 
         Raises:
-            StageError: calibration_empty, if the layer saw nothing; non_finite.
+            StageError: calibration_empty, if the layer saw nothing.
         """
         self._check_coverage(layer)
         return self._read_moments(layer, INPUTS, self.info["layers"][layer]["moments"])
@@ -139,22 +173,29 @@ class CalibrationStore:
         """
         self._check_coverage(layer)
         diagonal = self._read_input_part(layer, "diagonal")
-        check_moments(layer, diagonal[:, None, None])
+        if problem_of(diagonal):
+            return np.full_like(diagonal, self.usual_level(INPUTS))
         return diagonal
 
     def input_peak(self, layer: str) -> np.ndarray:
-        """Return the largest |x| of each of the layer's inputs, float32 [in]."""
-        return self._read_input_part(layer, "peak")
+        """Return the largest |x| of each of the layer's inputs, float32 [in] (see `problems`)."""
+        peak = self._read_input_part(layer, "peak")
+        return np.ones_like(peak) if self.problems(layer, gradients=False) else peak
 
     def input_sample(self, layer: str) -> np.ndarray:
-        """Return the layer's inputs at some tokens, float32 [tokens, in]."""
+        """Return the layer's inputs at some tokens, float32 [tokens, in] (see `problems`)."""
         shares = self._read_input_part(layer, "sample").astype(np.float32)
+        if self.problems(layer, gradients=False):
+            return np.zeros_like(shares)
         return shares * self.input_peak(layer)
 
     def _read_input_part(self, layer: str, part: str) -> np.ndarray:
-        entry = self.info["layers"][layer]
-        with safe_open(self.folder / block_file(INPUTS, entry["block"]), "np") as file:
-            return file.get_tensor(f"{entry['moments']}.{part}")
+        return self._read_part(layer, INPUTS, self.info["layers"][layer]["moments"], part)
+
+    def _read_part(self, layer: str, kind: str, key: str, part: str) -> np.ndarray:
+        block = self.info["layers"][layer]["block"]
+        with safe_open(self.folder / block_file(kind, block), "np") as file:
+            return file.get_tensor(f"{key}.{part}")
 
     def fisher_out(self, layer: str) -> np.ndarray:
         """Return G, the diagonal blocks of the second moments of the output gradient.
@@ -163,7 +204,7 @@ class CalibrationStore:
             float32 [blocks, size, size].
 
         Raises:
-            StageError: calibration_empty, if gradients were not collected; non_finite.
+            StageError: calibration_empty, if gradients were not collected.
         """
         if not self.has_gradients:
             raise StageError(
@@ -182,11 +223,27 @@ class CalibrationStore:
         block = self.info["layers"][layer]["block"]
         with safe_open(self.folder / block_file(kind, block), "np") as file:
             diagonal = file.get_tensor(f"{key}.diagonal")
+            if problem_of(diagonal):
+                identity = np.zeros((*diagonal.shape, diagonal.shape[-1]), np.float32)
+                index = np.arange(diagonal.shape[-1])
+                identity[..., index, index] = self.usual_level(kind)
+                return identity
             triangle = file.get_tensor(f"{key}.triangle")
-        moments = packing.unpack(diagonal, triangle)
-        check_moments(layer, moments)
-        return moments
+        return packing.unpack(diagonal, triangle)
 
     def provenance(self) -> dict[str, Any]:
         """Return what a manifest says of the calibration."""
         return {key: self.info[key] for key in ("text_sha256", "tokens", "seed")}
+
+
+@cache
+def _usual_level(store: CalibrationStore, kind: str) -> float:
+    levels = []
+    for layer, entry in store.info["layers"].items():
+        key = entry["moments"] if kind == INPUTS else layer
+        if key != layer:
+            continue
+        diagonal = store._read_part(layer, kind, key, "diagonal")
+        if problem_of(diagonal) is None:
+            levels.append(float(diagonal.mean(dtype=np.float64)))
+    return float(np.median(levels)) if levels else 1.0

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RecipeType = TypeVar("RecipeType", bound=Recipe)
 
+LARGEST_WEIGHT = 1e6  # no trained model comes near it
+
 
 def scale_hessian(hessian: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
     """Return H [in, in] of an input that was divided by `scales` [in]."""
@@ -84,7 +86,7 @@ class LayerStatistics:
 
 
 def check_finite(layer: str, weight: "torch.Tensor") -> None:
-    """Check the weight of a layer.
+    """Check the weight of a layer, scaled or not.
 
     Raises:
         StageError: non_finite, if a number is NaN or infinite.
@@ -94,6 +96,22 @@ def check_finite(layer: str, weight: "torch.Tensor") -> None:
             Failure.NON_FINITE,
             f"expected finite numbers, but the weight of {layer} is not finite; fetch the "
             "checkpoint again, or ask whoever trained it",
+        )
+
+
+def check_size(layer: str, weight: "torch.Tensor") -> None:
+    """Check that a layer's weight is finite, and that errors of it can be computed.
+
+    Raises:
+        StageError: non_finite, also for a number beyond LARGEST_WEIGHT.
+    """
+    check_finite(layer, weight)
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    if largest > LARGEST_WEIGHT:
+        raise StageError(
+            Failure.NON_FINITE,
+            f"expected weights of at most {LARGEST_WEIGHT:g} in {layer}, found {largest:.3g}, "
+            "whose squares overflow; look at the checkpoint, or take the recipe none",
         )
 
 

@@ -16,6 +16,7 @@ from quantline.methods.integer.rtn_numpy import round_to_nearest
 from quantline.methods.method import load_method
 from quantline.quantized.tensors import GgmlBlocks
 from quantline.recipes.context import QuantizationContext
+from quantline.recipes.fallback import say_how
 
 if TYPE_CHECKING:
     from quantline.recipes.ggml_curvature import CurvatureRounding
@@ -103,8 +104,11 @@ def quantize_tensor(
     rows = values.reshape(-1, values.shape[-1])
     data, extra = method.quantize(rows, actual, importance, None)
     report |= extra
+    layer = ctx.source.layer_of(name)
     if tokens:
-        report |= diagonal_errors(ctx, ctx.source.layer_of(name), tensor, actual, data)
+        report |= diagonal_errors(ctx, layer, tensor, actual, data)
+    if layer is not None and importance is not None:
+        say_how(ctx, layer, report, None)
     return GgmlBlocks(actual, data, tensor.shape), report
 
 

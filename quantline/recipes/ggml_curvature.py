@@ -15,11 +15,12 @@ from quantline.methods.ggml.block_types import dequantize_blocks
 from quantline.methods.ggml.input_scales import search_scales
 from quantline.methods.ggml.method import BlockMethod
 from quantline.methods.ggml.mixes import FLOAT_TYPES
-from quantline.methods.ggml.quantize import quantize_blocks
+from quantline.methods.ggml.quantize import LARGEST_WEIGHT, quantize_blocks
 from quantline.methods.integer.curvature import divergence
 from quantline.methods.integer.output_error import output_error
 from quantline.methods.method import LayerStatistics
 from quantline.recipes.context import QuantizationContext
+from quantline.recipes.fallback import attempt, say_how
 from quantline.recipes.input_scaling import divided_tensors
 from quantline.recipes.layer_report import check_gain
 
@@ -92,6 +93,8 @@ def search_input_scaling(ctx: QuantizationContext, layer: int) -> InputScaling:
             divisors,
         )
         scale_values = scales.numpy()
+        if not is_norm and not _can_divide(ctx, before, scale_values):
+            continue
         for name in linears:
             scaling.input_scales[name] = scale_values
         if not is_norm:
@@ -100,6 +103,12 @@ def search_input_scaling(ctx: QuantizationContext, layer: int) -> InputScaling:
         step = {"step": "fold_scales", "into": before, "of": list(linears), "reach": strength}
         scaling.transforms.insert(0, step)
     return scaling
+
+
+def _can_divide(ctx: QuantizationContext, layer: str, divisors: np.ndarray) -> bool:
+    """Whether ggml can hold the rows of a layer's weight [out, in], divided by divisors [out]."""
+    largest = np.abs(ctx.source.tensor(f"{layer}.weight")).max(1)
+    return bool((largest / divisors <= LARGEST_WEIGHT).all())
 
 
 def _ggml_type(ctx: QuantizationContext, layer: str) -> str:
@@ -149,8 +158,8 @@ class CurvatureRounding:
             The blocks uint8 [out, bytes per row], and what the report says of them.
 
         Raises:
-            StageError: unsupported_architecture, if the rows are not the checkpoint's;
-                worse_than_round_to_nearest; as the method does.
+            StageError: unsupported_architecture, if the rows are not the checkpoint's; as the
+                method does, but for what concerns one layer alone.
         """
         layer = self.ctx.source.layer_of(name)
         assert layer is not None, f"{name} has importance, so its layer is known"
@@ -175,21 +184,34 @@ class CurvatureRounding:
         scales = self.scaling.input_scales_of(layer, matrix)
         divisors = self.scaling.row_divisors_of(layer, matrix)
         scaled = (matrix * scales / divisors[:, None]).numpy()
-        data, report = self.method.quantize(
-            scaled, ggml_type, importance, statistics.scaled(scales, divisors)
+        done, failure = attempt(
+            lambda: self.method.quantize(
+                scaled, ggml_type, importance, statistics.scaled(scales, divisors)
+            )
         )
-        rounded = torch.from_numpy(dequantize_blocks(data, ggml_type))
-        stored = rounded * divisors[:, None] / scales
         diagonal = statistics.hessian.diagonal().numpy()
         plain = quantize_blocks(weight, ggml_type, diagonal, kernel="numba")
         baseline = torch.from_numpy(dequantize_blocks(plain, ggml_type))
         hessian = statistics.hessian
         fisher_out = statistics.fisher_out
-        report |= {
-            "error": output_error(matrix, stored, hessian),
-            "divergence": divergence(stored - matrix, hessian, fisher_out),
-            "ggml_error": output_error(matrix, baseline, hessian),
-            "ggml_divergence": divergence(baseline - matrix, hessian, fisher_out),
-        }
-        check_gain(layer, report, BASELINE)
+
+        def figures(data: np.ndarray) -> dict[str, Any]:
+            rounded = torch.from_numpy(dequantize_blocks(data, ggml_type))
+            stored = rounded * divisors[:, None] / scales
+            return {
+                "error": output_error(matrix, stored, hessian),
+                "divergence": divergence(stored - matrix, hessian, fisher_out),
+                "ggml_error": output_error(matrix, baseline, hessian),
+                "ggml_divergence": divergence(baseline - matrix, hessian, fisher_out),
+            }
+
+        if done is not None:
+            data, report = done
+            report |= figures(data)
+            _, failure = attempt(lambda: check_gain(layer, report, BASELINE))
+        if done is None or failure is not None:
+            scaled_diagonal = diagonal / scales.numpy() ** 2
+            data = quantize_blocks(scaled, ggml_type, scaled_diagonal, kernel="numba")
+            report = figures(data)
+        say_how(self.ctx, layer, report, failure)
         return data, report

@@ -6,6 +6,7 @@ down), whose rows are divided.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from quantline.errors import Failure, StageError
 from quantline.methods.integer.output_error import dequantize_like
 from quantline.methods.method import (
     InputScalingMethod,
+    Prepared,
     SharedInput,
-    check_finite,
+    check_size,
     scale_hessian,
 )
 from quantline.model.family import InputGroup
+from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.context import QuantizationContext
+from quantline.recipes.fallback import attempt, say_how
 from quantline.recipes.layer_report import check_gain, layer_report
 
 
@@ -90,8 +94,9 @@ def quantize_block(ctx: QuantizationContext, layer: int) -> dict[str, Any]:
         {layers: the report of each, transforms: what was folded into what}.
 
     Raises:
-        StageError: unsupported_architecture, if scales can be folded nowhere; non_finite;
-            worse_than_round_to_nearest; as the method and the calibration do.
+        StageError: unsupported_architecture, if scales can be folded nowhere; non_finite; as the
+            method and the calibration do, but for what concerns one layer alone
+            (quantline/recipes/fallback.py).
     """
     groups = ctx.arch.input_groups(layer)
     if all(group.before is None for group in groups):
@@ -123,7 +128,7 @@ def search_block_scales(ctx: QuantizationContext, groups: list[InputGroup]) -> B
     """
     weights = {name: ctx.weight(name) for group in groups for name in group.linears}
     for name, weight in weights.items():
-        check_finite(name, weight)
+        check_size(name, weight)
     block = BlockScales(weights)
     unscaled = linears_without_scales(groups)
     for linears, before in reversed(groups):
@@ -141,8 +146,8 @@ def search_block_scales(ctx: QuantizationContext, groups: list[InputGroup]) -> B
                 if name in block.folded:
                     block.unfold(name)
             result = method.search_scales(shared, None)
-        assert result is not None, "without divisors there always are scales"
-        scales, strength = result
+        # Without divisors there always are some, unless no error can be told from another.
+        scales, strength = result or (torch.ones_like(weights[linears[0]][0]), 0.0)
         if before in unscaled:
             scales = _powers_of_two(method, shared, scales)
         block.fold(before, linears, scales, strength)
@@ -219,30 +224,52 @@ def _quantize_group(
     ctx: QuantizationContext, linears: tuple[str, ...], block: BlockScales
 ) -> dict[str, Any]:
     """Quantize the layers that read one input; return their reports."""
-    reports = {}
     hessian = ctx.hessian(linears[0])
-    scales = block.input_scales[linears[0]]
-    prepared = ctx.method_of(linears[0]).prepare(scale_hessian(hessian, scales))
-    for name in linears:
-        method: InputScalingMethod[Any, Any] = ctx.method_of(name)
-        weight = block.weights[name]
-        divisors = block.row_divisors[name]
-        statistics = ctx.statistics(name, hessian)
-        linear = method.quantize(
-            weight * scales / divisors[:, None], statistics.scaled(scales, divisors), prepared
-        )
-        ctx.writer.add_linear(name, linear)
+    scaled_hessian = scale_hessian(hessian, block.input_scales[linears[0]])
+    preparation = attempt(partial(ctx.method_of(linears[0]).prepare, scaled_hessian))
+    return {name: _quantize_linear(ctx, name, block, hessian, preparation) for name in linears}
+
+
+def _quantize_linear(
+    ctx: QuantizationContext,
+    name: str,
+    block: BlockScales,
+    hessian: torch.Tensor,
+    preparation: tuple[Prepared | None, StageError | None],
+) -> dict[str, Any]:
+    """Quantize one layer, give it to the writer, and return its report.
+
+    Args:
+        ctx: What to quantize, and how.
+        name: Of the layer.
+        block: The scales of its block.
+        hessian: H of its input, which is not scaled.
+        preparation: What the method made of H, or why it could not: then the layer is rounded to
+            nearest, as where that is better.
+    """
+    method: InputScalingMethod[Any, Any] = ctx.method_of(name)
+    weight = block.weights[name]
+    scales = block.input_scales[name]
+    divisors = block.row_divisors[name]
+    statistics = ctx.statistics(name, hessian)
+    scaled = weight * scales / divisors[:, None]
+    plain = dequantize_like(method.quantize_baseline(name, weight), weight)
+    prepared, failure = preparation
+
+    def report_of(linear: QuantizedTensor) -> dict[str, Any]:
         stored = dequantize_like(linear, weight) * divisors[:, None] / scales
-        report = layer_report(
-            linear,
-            weight,
-            stored,
-            dequantize_like(method.quantize_baseline(name, weight), weight),
-            statistics,
-            ctx.calibration.coverage(name),
-            prepared,
-        )
-        report |= method.extra_report(weight, stored * scales, scales, statistics)
-        check_gain(name, report, ctx.recipe.baseline)
-        reports[name] = report
-    return reports
+        coverage = ctx.calibration.coverage(name)
+        report = layer_report(linear, weight, stored, plain, statistics, coverage, prepared)
+        return report | method.extra_report(weight, stored * scales, scales, statistics)
+
+    linear: QuantizedTensor | None = None
+    if failure is None:
+        linear = method.quantize(scaled, statistics.scaled(scales, divisors), prepared)
+        report = report_of(linear)
+        _, failure = attempt(lambda: check_gain(name, report, ctx.recipe.baseline))
+    if failure is not None or linear is None:
+        linear = method.quantize_baseline(name, scaled)
+        report = report_of(linear)
+    ctx.writer.add_linear(name, linear)
+    say_how(ctx, name, report, failure)
+    return report

@@ -1,13 +1,17 @@
 """The driver for methods that quantize each linear layer of a block on its own."""
 
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 
+from quantline.errors import StageError
 from quantline.methods.integer.output_error import dequantize_like
-from quantline.methods.method import Method, Prepared
+from quantline.methods.method import Method, Prepared, check_size
+from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.context import QuantizationContext
+from quantline.recipes.fallback import attempt, say_how
 from quantline.recipes.layer_report import check_gain, layer_report
 
 
@@ -22,36 +26,58 @@ def quantize_block(ctx: QuantizationContext, layer: int) -> dict[str, Any]:
         {layers: the report of each, transforms: none}.
 
     Raises:
-        StageError: worse_than_round_to_nearest; as the method and the calibration do.
+        StageError: As the method and the calibration do, but for what concerns one layer alone
+            (quantline/recipes/fallback.py).
     """
     reports: dict[str, Any] = {}
     names = ctx.arch.linears_of(layer)
     for _, group in groupby(names, ctx.calibration.input_key):
         linears = list(group)
         hessian = ctx.hessian(linears[0])
-        prepared = ctx.method_of(linears[0]).prepare(hessian)
+        method = ctx.method_of(linears[0])
+        prepared, failure = attempt(partial(method.prepare, hessian))
         for name in linears:
-            reports[name] = _quantize_linear(ctx, name, hessian, prepared)
+            reports[name] = _quantize_linear(ctx, name, hessian, prepared, failure)
     return {"layers": reports, "transforms": []}
 
 
 def _quantize_linear(
-    ctx: QuantizationContext, name: str, hessian: torch.Tensor, prepared: Prepared | None
+    ctx: QuantizationContext,
+    name: str,
+    hessian: torch.Tensor,
+    prepared: Prepared | None,
+    failure: StageError | None,
 ) -> dict[str, Any]:
-    """Quantize one linear layer, give it to the writer, and return its report."""
+    """Quantize one linear layer, give it to the writer, and return its report.
+
+    It is rounded to nearest if the method could not prepare, or if that is better.
+    """
     method: Method[Any, Any] = ctx.method_of(name)
     weight = ctx.weight(name)
     statistics = ctx.statistics(name, hessian)
-    linear = method.quantize(weight, statistics, prepared)
+    check_size(name, weight)
+    baseline = method.quantize_baseline(name, weight)
+    plain = dequantize_like(baseline, weight)
+
+    def report_of(linear: QuantizedTensor) -> dict[str, Any]:
+        return layer_report(
+            linear,
+            weight,
+            dequantize_like(linear, weight),
+            plain,
+            statistics,
+            ctx.calibration.coverage(name),
+            prepared,
+        )
+
+    linear: QuantizedTensor = baseline
+    report = report_of(linear)
+    if failure is None:
+        own = method.quantize(weight, statistics, prepared)
+        own_report = report_of(own)
+        _, failure = attempt(lambda: check_gain(name, own_report, ctx.recipe.baseline))
+        if failure is None:
+            linear, report = own, own_report
     ctx.writer.add_linear(name, linear)
-    report = layer_report(
-        linear,
-        weight,
-        dequantize_like(linear, weight),
-        dequantize_like(method.quantize_baseline(name, weight), weight),
-        statistics,
-        ctx.calibration.coverage(name),
-        prepared,
-    )
-    check_gain(name, report, ctx.recipe.baseline)
+    say_how(ctx, name, report, failure)
     return report

@@ -14,6 +14,7 @@ from quantline.quantized.store import REST, QuantizedWriter
 from quantline.recipes.baseline import BASELINES
 from quantline.recipes.budget.fit import fit
 from quantline.recipes.context import QuantizationContext
+from quantline.recipes.fallback import check_some_layer, fallbacks
 from quantline.recipes.quantize_block import quantize_block
 
 
@@ -72,6 +73,7 @@ def quantize_model(
             writer.close_part(part, done)
         layers |= done["layers"]
         transforms += done["transforms"]
+    check_some_layer(layers)
     if recipe.storage != "none":
         transforms.append({"step": "quantize", **recipe.model_dump(mode="json")})
     report: dict[str, Any] = {
@@ -97,10 +99,12 @@ class Summary(NamedTuple):
     Attributes:
         metrics: As MLflow gets them.
         text: In one line.
+        fell_back: Layer → how it was rounded, where that is not as the recipe says.
     """
 
     metrics: dict[str, float]
     text: str
+    fell_back: dict[str, str]
 
 
 def summarize(report: dict[str, Any], recipe: Recipe) -> Summary:
@@ -114,12 +118,16 @@ def summarize(report: dict[str, Any], recipe: Recipe) -> Summary:
     count = len(report["tensors" if in_ggml else "layers"])
     metrics: dict[str, float] = {"layers": count}
     text = f"{count} {'tensors' if in_ggml else 'layers'} rounded"
+    fell_back = fallbacks(report["tensors" if in_ggml else "layers"])
     gain = layer_gain(report, recipe)
     if gain is not None:
         baseline = BASELINES[recipe.baseline]
-        metrics |= {f"{baseline.measure}_over_{recipe.baseline}": gain, "fell_back": 0}
+        metrics |= {f"{baseline.measure}_over_{recipe.baseline}": gain, "fell_back": len(fell_back)}
         text += f", {baseline.measure_label} {gain:.2f} of {baseline.possessive}"
-    return Summary(metrics, text)
+    if fell_back:
+        name, how = next(iter(fell_back.items()))
+        text += f", {len(fell_back)} otherwise, such as {name}: {how}"
+    return Summary(metrics, text, fell_back)
 
 
 def layer_gain(report: dict[str, Any], recipe: Recipe) -> float | None:

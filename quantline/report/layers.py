@@ -47,6 +47,12 @@ def worst_layers(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return rows[:WORST]
 
 
+def fallbacks(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return layer → how it was rounded, of those that are not rounded as the recipe says."""
+    layers = manifest["layers"]
+    return {name: report["fallback"] for name, report in layers.items() if "fallback" in report}
+
+
 def _measure_of(layers: dict[str, dict[str, Any]]) -> str | None:
     """Return the first measure that a layer has; None if none has one."""
     for measure in MEASURES:

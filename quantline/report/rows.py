@@ -21,7 +21,7 @@ from quantline.report.budgets import budget_summary
 from quantline.report.chain import REPRO, StaleLink, stale_links
 from quantline.report.failures import NOT_BUILT, last_failure
 from quantline.report.gates import check_gate
-from quantline.report.layers import worst_layers
+from quantline.report.layers import fallbacks, worst_layers
 from quantline.report.speed_estimate import estimate_decoding
 from quantline.report.variant import VariantRow
 from quantline.run.lineage import make_again
@@ -120,6 +120,7 @@ def fill_in(
     row.flips = [item for item in results.answers if item["correct"] != item["baseline_correct"]]
     row.smoke = read_json(bundle / SMOKE)["prompts"]
     row.layers = worst_layers(manifest)
+    row.fallbacks = fallbacks(manifest)
     row.budget = budget_summary(manifest)
     row.lineage = read_lineage(bundle, manifest)
     row.substituted_share = manifest["substituted_share"]

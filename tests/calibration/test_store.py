@@ -9,7 +9,7 @@ from quantline.calibration.store import (
     OUTPUTS,
     BlockWriter,
     CalibrationStore,
-    check_moments,
+    problem_of,
 )
 from quantline.errors import Failure, StageError
 from quantline.files import write_json
@@ -19,17 +19,50 @@ SAME_INPUT = "model.layers.0.mlp.gate_proj"
 
 
 @pytest.mark.parametrize(
-    ("value", "failure"),
+    ("diagonal", "problem"),
     [
-        (np.nan, Failure.NON_FINITE),
-        (np.inf, Failure.NON_FINITE),
-        (0.0, Failure.CALIBRATION_EMPTY),
+        ([1.0, 0.0], None),
+        ([0.0, 0.0], "zero"),
+        ([1e-40, 0.0], "zero"),
+        ([-1.0, 0.5], "zero"),
+        ([np.nan, 1.0], "not finite"),
+        ([np.inf, 1.0], "not finite"),
+        ([1e30, 1.0], "not finite"),
     ],
 )
-def test_check_moments_refuses_what_is_of_no_use(value, failure):
-    with pytest.raises(StageError) as error:
-        check_moments("layer", np.full((2, 2), value, np.float32))
-    assert error.value.failure == failure
+def test_problem_of_names_moments_that_are_of_no_use(diagonal, problem):
+    assert problem_of(np.array(diagonal, np.float32)) == problem
+
+
+def test_a_layer_whose_moments_are_of_no_use_gets_the_identity(tmp_path):
+    names = {kind: f"model.layers.0.{kind}" for kind in ("sound", "zero", "infinite")}
+    values = {"sound": 3.0, "zero": 0.0, "infinite": np.inf}
+    inputs = BlockWriter(tmp_path, INPUTS)
+    outputs = BlockWriter(tmp_path, OUTPUTS)
+    for kind, name in names.items():
+        moments = np.eye(2, dtype=np.float32)
+        moments[moments > 0] = values[kind]
+        peak = np.full(2, 5.0, np.float32)
+        inputs.add(name, moments, peak=peak, sample=np.ones((4, 2), np.float16))
+        outputs.add(name, moments[None])
+    inputs.close(0)
+    outputs.close(0)
+    layers = {name: {"moments": name, "tokens": 4, "block": 0} for name in names.values()}
+    write_json(tmp_path / INFO, {"layers": layers, "curvature": True, "tokens": 4})
+    store = CalibrationStore(tmp_path)
+    for kind, said in (
+        ("sound", []),
+        ("zero", ["no input reached it", "no gradient reached it"]),
+        ("infinite", ["its inputs are not finite", "the gradients at its outputs are not finite"]),
+    ):
+        name = names[kind]
+        assert store.problems(name, gradients=True) == said
+        assert store.problems(name, gradients=False) == said[:1]
+        np.testing.assert_allclose(store.hessian(name), 3 * np.eye(2), atol=1e-5)
+        np.testing.assert_allclose(store.fisher_out(name), 3 * np.eye(2)[None], atol=1e-5)
+        np.testing.assert_allclose(store.hessian_diagonal(name), [3, 3])
+        assert store.input_peak(name).tolist() == ([1, 1] if said else [5, 5])
+        assert np.isfinite(store.input_sample(name)).all()
 
 
 @pytest.fixture

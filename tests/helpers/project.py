@@ -1,6 +1,8 @@
 """A project of its own on a tiny model, and the repository's root."""
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -76,7 +78,8 @@ class Project:
         artifacts = self.root / "artifacts"
         is_loaded = (artifacts / "model/config.json").exists()
         if name == "export" and is_loaded and not (artifacts / "answers").exists():
-            self.stage("answer")
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.stage("answer")
 
     def events(self) -> list[dict[str, Any]]:
         """Return what events.jsonl holds."""

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from quantline.calibration.store import CalibrationStore
 from quantline.errors import StageError
-from quantline.paths import CALIBRATION, MODEL
+from quantline.model.block_runner import BlockRun
+from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 from quantline.text.tokenizer import Tokenizer
 from tests.helpers.project import ROOT, Project
 from tests.helpers.tensor_files import read_tensors, write_tensors
@@ -190,9 +191,47 @@ def fill_weight(name: str, value: float) -> None:
     write_tensors(MODEL / "model.safetensors", tensors)
 
 
-def test_calibrate_refuses_inputs_that_are_all_zero(loaded, capsys):
+def test_inputs_that_are_all_zero_stop_no_other_layer(loaded):
     fill_weight("model.layers.1.input_layernorm.weight", 0)
-    assert_refused(loaded, capsys, "calibration_empty", "model.layers.1.self_attn.q_proj")
+    loaded.stage("calibrate")
+    store = CalibrationStore(CALIBRATION)
+    for name in store.layers:
+        dead = name.startswith("model.layers.1.self_attn.")
+        assert ("no input reached it" in store.problems(name, gradients=False)) is dead
+    loaded.compose("recipe=[gptq-w4g128]", "variant=[gptq-w4g128]")
+    loaded.stage("quantize", "gptq-w4g128")
+    report = json.loads((QUANTIZED / "gptq-w4g128/quantized.json").read_text())
+    said = {
+        name: layer["fallback"] for name, layer in report["layers"].items() if "fallback" in layer
+    }
+    assert len(said) == 4
+    assert set(said.values()) == {"rounded as if all mattered alike: no input reached it"}
+    warnings = [event["summary"] for event in loaded.events() if event["severity"] == "warning"]
+    assert sorted(warnings) == sorted(f"{name}: {how}" for name, how in said.items())
+
+
+def test_one_sequence_on_which_the_model_overflows_is_left_out(loaded, monkeypatch):
+    """As if its tokens were not there, for all layers behind the overflow."""
+    loaded.stage("calibrate")
+    sound = CalibrationStore(CALIBRATION)
+    final_hidden = BlockRun.__init__
+
+    def with_nan(self, *arguments, **options):
+        final_hidden(self, *arguments, **options)
+        self.hidden[0][0, 3] = float("nan")
+
+    monkeypatch.setattr(BlockRun, "__init__", with_nan)
+    shutil.rmtree(CALIBRATION)
+    loaded.stage("calibrate")
+    store = CalibrationStore(CALIBRATION)
+    for name in store.layers:
+        assert store.problems(name, gradients=True) == []
+        left_out = store.coverage(name)["not_finite"]
+        assert 1 <= left_out <= 64  # a sequence has 64
+        difference = store.hessian_diagonal(name) / sound.hessian_diagonal(name)
+        assert np.isfinite(difference).all()
+        assert 0.5 < np.median(difference) < 2
+        assert np.isfinite(store.fisher_out(name)).all()
 
 
 def test_calibrate_refuses_inputs_that_overflow(loaded, capsys):

@@ -1,5 +1,6 @@
 """quantize: what it refuses, by name and without leaving anything."""
 
+import json
 import shutil
 
 import numpy as np
@@ -116,19 +117,50 @@ def change_diagonal(layer: str, change) -> None:
     lineage_file("calibration").unlink()  # which knows the file as it was
 
 
-def test_quantize_refuses_a_hessian_that_cannot_be_inverted(calibrated_project, capsys):
+def check_that_one_layer_fell_back(project, recipe: str, layers: set[str], words: str) -> None:
+    project.stage("quantize", recipe)
+    report = json.loads((QUANTIZED / recipe / "quantized.json").read_text())
+    said = {
+        name: layer["fallback"] for name, layer in report["layers"].items() if "fallback" in layer
+    }
+    assert said.keys() == layers
+    assert all(words in how for how in said.values())
+
+
+def test_quantize_contains_a_hessian_that_cannot_be_inverted(calibrated_project):
     def spoil(values):
         return np.where(values == values.max(), -2 * values, 2 * values)
 
     change_diagonal("model.layers.1.mlp.down_proj", spoil)
-    failure = Failure.HESSIAN_NOT_POSITIVE_DEFINITE
-    assert_refused(calibrated_project, capsys, "gptq-w4g128", failure, "calibrate on more text")
+    for recipe in ("gptq-w4g128", "gptq-w4g128-curvature"):
+        words = "rounded to nearest: hessian_not_positive_definite: expected second moments"
+        layers = {"model.layers.1.mlp.down_proj"}
+        check_that_one_layer_fell_back(calibrated_project, recipe, layers, words)
 
 
-def test_quantize_refuses_a_hessian_that_is_not_finite(calibrated_project, capsys):
+def test_quantize_contains_a_hessian_that_is_not_finite(calibrated_project):
     layer = "model.layers.0.mlp.down_proj"
     change_diagonal(layer, lambda values: values * np.float32("nan"))
-    assert_refused(calibrated_project, capsys, "gptq-w4g128", Failure.NON_FINITE, layer)
+    words = "rounded as if all mattered alike: its inputs are not finite"
+    check_that_one_layer_fell_back(calibrated_project, "gptq-w4g128", {layer}, words)
+
+
+def test_quantize_contains_one_layer_that_is_worse_than_rounded_to_nearest(
+    calibrated_project, monkeypatch
+):
+    improve = Gptq.improve
+    calls = []
+
+    def improve_badly(self, linear, weight, *more):
+        calls.append(weight)
+        if len(calls) == 3:
+            return round_to_nearest(weight * 1.3, Grid(4, 128, False))
+        return improve(self, linear, weight, *more)
+
+    monkeypatch.setattr(Gptq, "improve", improve_badly)
+    words = "rounded to nearest: worse_than_round_to_nearest"
+    layers = {"model.layers.0.self_attn.v_proj"}
+    check_that_one_layer_fell_back(calibrated_project, "gptq-w4g128", layers, words)
 
 
 def test_quantize_refuses_a_recipe_that_there_is_not(calibrated_project, capsys):

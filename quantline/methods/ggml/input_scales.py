@@ -5,10 +5,11 @@ quantline/methods/integer/awq_scales.py, where each type counts by the step of i
 go is judged by what ggml's own rounding of the scaled weights leaves of tr(G Δ H Δᵀ).
 """
 
+import numpy as np
 import torch
 
 from quantline.methods.ggml.block_types import block_type, dequantize_blocks
-from quantline.methods.ggml.quantize import quantize_blocks
+from quantline.methods.ggml.quantize import LARGEST_WEIGHT, quantize_blocks
 from quantline.methods.integer.awq_scales import search_expected_scales
 from quantline.methods.integer.curvature import divergence
 from quantline.methods.method import InputScales
@@ -50,6 +51,8 @@ def remaining_divergences(
 ) -> list[float]:
     """Return the tr(G Δ H Δᵀ) of each weight that ggml's rounding leaves with these scales [in].
 
+    It is infinite where ggml cannot hold the scaled weight.
+
     The other arguments are as in `search_scales`.
     """
     importance = (hessian.diagonal() / scales**2).numpy()
@@ -58,6 +61,9 @@ def remaining_divergences(
         weights, ggml_types, fisher_out, divisors, strict=True
     ):
         scaled = (weight * scales / divisor[:, None]).numpy()
+        if not np.abs(scaled).max() <= LARGEST_WEIGHT:
+            divergences.append(float("inf"))
+            continue
         blocks = quantize_blocks(scaled, ggml_type, importance, kernel="numba")
         rounded = torch.from_numpy(dequantize_blocks(blocks, ggml_type))
         stored = rounded * divisor[:, None] / scales

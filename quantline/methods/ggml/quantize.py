@@ -26,6 +26,9 @@ from quantline.methods.method import LayerStatistics
 # Types at which ggml stops the whole process, at an assertion, without an importance matrix.
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 SEARCHED_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # that our kernel has
+# Beyond half precision ggml's scales turn infinite, and some of its searches stop the whole process
+# at an assertion.
+LARGEST_WEIGHT = 65504.0
 WEIGHTS_AT_ONCE = 1 << 20  # weights in one call, so that the threads share the rows evenly
 
 
@@ -96,7 +99,7 @@ def quantize_blocks(
 
     Raises:
         StageError: non_finite; importance_missing, for a type that ggml does not make without;
-            runtime_unavailable, if there is no ggml.
+            importance_invalid; runtime_unavailable, if there is no ggml.
     """
     if importance is None and ggml_type in NEEDS_IMPORTANCE:
         raise StageError(
@@ -107,17 +110,32 @@ def quantize_blocks(
     rows, width = weight.shape
     if importance is not None:
         importance = np.ascontiguousarray(importance, np.float32)
+        # At NaN and infinity ggml stops the whole process, too.
+        if not (np.isfinite(importance).all() and (importance >= 0).all()):
+            raise StageError(
+                Failure.IMPORTANCE_INVALID,
+                "expected an importance of each input that is finite and not negative, found NaN, "
+                "infinity or a negative number; make the importance matrix again",
+            )
     step = max(1, WEIGHTS_AT_ONCE // width)
     use_numba = kernel == "numba" and ggml_type in SEARCHED_TYPES
     quantize_rows = _quantize_by_numba if use_numba else _quantize_by_ggml
 
     def run(start: int) -> np.ndarray:
         part = as_float32(weight[start : start + step])
+        largest = max(float(part.max(initial=0)), -float(part.min(initial=0)))
         if not np.isfinite(part).all():
             raise StageError(
                 Failure.NON_FINITE,
                 "expected finite numbers, but the weight is not finite; fetch the checkpoint "
                 "again, or ask whoever trained it",
+            )
+        if largest > LARGEST_WEIGHT:
+            raise StageError(
+                Failure.NON_FINITE,
+                f"expected weights of at most {LARGEST_WEIGHT:g}, as ggml's scales are half "
+                f"precision, found one of {largest:.3g}; take a recipe for safetensors, or look at "
+                "the checkpoint",
             )
         return quantize_rows(part, ggml_type, importance)
 

@@ -85,7 +85,9 @@ def _descend(
                 continue
             for i in range(first, last):
                 scale = scales[j, i]
-                wanted = steps[j, i] - gradient[i] / (diagonal[i] * own * scale)
+                curvature = diagonal[i] * own * scale
+                # It is 0 where it underflows, or where the output does not matter.
+                wanted = steps[j, i] - gradient[i] / curvature if curvature else steps[j, i]
                 wanted = levels[nearest_level(levels, wanted)] if len(levels) else np.rint(wanted)
                 wanted = min(max(wanted, low[j, i]), high[j, i])
                 if wanted != steps[j, i]:
