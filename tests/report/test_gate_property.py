@@ -47,7 +47,7 @@ IRRELEVANT_PARAMS = {
     "target.*": "what is asked of the figures: gate asks it anew",
     "tracking.*": "where runs are logged",
     "evaluation.limits.*": "when a process is stopped; a figure that is there was measured",
-    "evaluation.pythons.vllm": "the interpreter of a runtime that neither variant is measured in",
+    "limits.*": "the same for stages",
     "*watch": "what makes DVC run a stage again; the path itself is a parameter too",
 }
 BYTE_CHANGES = 2  # of each file in every run

@@ -10,8 +10,8 @@ def test_variant_row_to_json_has_the_keys_that_other_scripts_read():
     row = make_row("a", 2, 0.01)
     assert set(row.to_json()) == {
         "variant", "recipe", "format", "runtime", "status", "failure", "message", "pareto",
-        "metrics", "speed", "gates", "lm_eval", "flips", "smoke", "layers", "budget", "beside",
-        "lineage", "memory", "estimated", "substituted_share", "provenance", "objections",
+        "metrics", "speed", "gates", "lm_eval", "flips", "smoke", "layers", "fallbacks", "budget",
+        "beside", "lineage", "memory", "estimated", "substituted_share", "provenance", "objections",
         "why_not",
     }  # fmt: skip
     assert VariantRow(**json.loads(json.dumps(row.to_json()))) == row
