@@ -30,7 +30,15 @@ MANIFEST = {
     "transforms": [],
     "files": {"model.safetensors": {"sha256": "0" * 64, "bytes": 1}},
 }
-CHECKS = ("finite", "non_empty", "tokenizer_parity", "repeatable", "vocabulary")
+CHECKS = (
+    "finite",
+    "non_empty",
+    "varied",
+    "like_source",
+    "tokenizer_parity",
+    "repeatable",
+    "vocabulary",
+)
 
 
 @pytest.fixture
