@@ -61,7 +61,7 @@ def remaining_divergences(
         weights, ggml_types, fisher_out, divisors, strict=True
     ):
         scaled = (weight * scales / divisor[:, None]).numpy()
-        if not np.abs(scaled).max() <= LARGEST_WEIGHT:
+        if np.abs(scaled).max() > LARGEST_WEIGHT:  # NaN is refused below
             divergences.append(float("inf"))
             continue
         blocks = quantize_blocks(scaled, ggml_type, importance, kernel="numba")

@@ -26,9 +26,9 @@ from quantline.methods.method import LayerStatistics
 # Types at which ggml stops the whole process, at an assertion, without an importance matrix.
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 SEARCHED_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # that our kernel has
-# Beyond half precision ggml's scales turn infinite, and some of its searches stop the whole process
-# at an assertion.
-LARGEST_WEIGHT = 65504.0
+# Eight times what half precision holds is the most that the scales of Q4_0 reach. Far beyond it some
+# of ggml's searches stop the whole process at an assertion.
+LARGEST_WEIGHT = 5e5
 WEIGHTS_AT_ONCE = 1 << 20  # weights in one call, so that the threads share the rows evenly
 
 
