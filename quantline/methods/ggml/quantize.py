@@ -26,9 +26,8 @@ from quantline.methods.method import LayerStatistics
 # Types at which ggml stops the whole process, at an assertion, without an importance matrix.
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 SEARCHED_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # that our kernel has
-# Eight times what half precision holds is the most that the scales of Q4_0 reach. Far beyond it some
-# of ggml's searches stop the whole process at an assertion.
-LARGEST_WEIGHT = 5e5
+LARGEST_WEIGHT = 5e5  # that scales in half precision reach: those of Q4_0 up to eight times theirs
+UNSAFE_WEIGHT = 1e8  # far beyond it some of ggml's searches stop the process at an assertion
 WEIGHTS_AT_ONCE = 1 << 20  # weights in one call, so that the threads share the rows evenly
 
 
@@ -130,7 +129,7 @@ def quantize_blocks(
                 "expected finite numbers, but the weight is not finite; fetch the checkpoint "
                 "again, or ask whoever trained it",
             )
-        if largest > LARGEST_WEIGHT:
+        if largest > UNSAFE_WEIGHT:
             raise StageError(
                 Failure.NON_FINITE,
                 f"expected weights of at most {LARGEST_WEIGHT:g}, as ggml's scales are half "
