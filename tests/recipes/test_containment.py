@@ -123,4 +123,6 @@ def test_random_combinations_are_contained(name, seed, source, tmp_path):
     made = degenerate_model(
         source, tmp_path / "made", lambda number, table: draw.choice(list(table))
     )
-    check_recipe(name, made, tmp_path / "quantized")
+    folder = tmp_path / "quantized"
+    folder.mkdir()
+    check_recipe(name, made, folder)
