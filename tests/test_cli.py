@@ -274,8 +274,11 @@ open("ready", "w").close()
 stage.wait()
 """
 RUN = """
+import signal
 import typer
 from quantline.cli import program
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 program.TIDY_S = 1.0
 try:

@@ -119,10 +119,11 @@ def check_conversion(folder: Path) -> None:
     Raises:
         StageError: converter_failed, non_finite.
     """
+    checkpoint = Checkpoint(folder)  # refused by its own name, before the converter is blamed
     try:
         converted = GgufCheckpoint(folder)
-    except StageError:
-        raise
+    except StageError as error:
+        raise _wrong("a GGUF file", f"one that cannot be read: {error}") from None
     except Exception as error:  # the reader fails in as many ways as a file can be damaged
         raise _wrong("a GGUF file", f"one that cannot be read: {error}") from None
     checkpoint = converted.checkpoint

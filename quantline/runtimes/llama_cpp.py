@@ -73,14 +73,20 @@ LOG = Log()
 
 
 @cache
-def _load_library() -> tuple[ModuleType, Any]:
-    """Import llama_cpp with its log led to LOG; return it and the callback, which has to live."""
+def _log_callback() -> Any:
+    """Return LOG as llama.cpp calls it. It is kept, because llama.cpp holds its address."""
     import llama_cpp
 
-    callback = llama_cpp.llama_log_callback(LOG.hear)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p())
+    return llama_cpp.llama_log_callback(LOG.hear)
+
+
+def _load_library() -> ModuleType:
+    """Import llama_cpp, with its log led to LOG also if another user of it led it elsewhere."""
+    import llama_cpp
+
+    llama_cpp.llama_log_set(_log_callback(), ctypes.c_void_p())
     llama_cpp.llama_backend_init()
-    return llama_cpp, callback
+    return llama_cpp
 
 
 class Context:
@@ -209,7 +215,7 @@ class Engine:
 
     def __init__(self, bundle: Path, threads: int | None) -> None:
         """Load the file, or the first of a split model's files."""
-        self.llama, _ = _load_library()
+        self.llama = _load_library()
         self.version = self.llama.__version__
         settings = self.llama.llama_model_default_params()
         settings.n_gpu_layers = 0

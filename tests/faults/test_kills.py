@@ -37,12 +37,14 @@ STAGES = [
     ("load", None, "artifacts/model"),
     ("calibrate", None, "artifacts/calibration"),
     ("reference", None, "artifacts/reference"),
+    ("answer", None, "artifacts/answers"),
     ("quantize", "int8", "artifacts/quantized/int8"),
     ("export", "int8", "artifacts/exports/int8"),
     ("evaluate", "int8", "metrics"),
     ("compare", None, "reports"),
 ]
 IDS = [stage for stage, _, _ in STAGES]
+FOLDERS = 6  # of these stages write one folder each
 LIMITS = (1, 100, 1000, 3000, 10_000, 40_000)  # bytes at which a write is cut off
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EMFILE)
 KILLS = 2  # of the moments of a stage that are tried by default
@@ -106,14 +108,14 @@ def disturb(projects: dict[str, Path], stage: str, moment: Moment) -> Outcome:
     wanted = files_of(projects[stage])
     with copy_of(projects[stage], "disturbed") as root:
         # An older result, which differs.
-        older = root / result / ("old" if stage in IDS[:5] else "")
+        older = root / result / ("old" if stage in IDS[:FOLDERS] else "")
         if older.name == "old":
             older.write_text("of an older result")
         old = files_of(root, result)
         outcome = run_stage(root, stage, instance, moment)
         between = files_of(root, result)
         new = {name: digest for name, digest in wanted.items() if name.startswith(f"{result}/")}
-        if stage in IDS[:5]:
+        if stage in IDS[:FOLDERS]:
             assert between in (old, new), f"{moment}: {sorted(set(between) ^ set(old))}"
         again = run_stage(root, stage, instance, None)
         assert again.code == 0, f"{moment}: {outcome.words}\n{again.words}"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from quantline.errors import Failure, StageError
-from quantline.files import sha256_file, write_json
+from quantline.files import sha256_file
 from quantline.metrics.results import (
     ResultFiles,
     read_lm_eval,
@@ -14,8 +14,10 @@ from quantline.metrics.results import (
     write_lm_eval,
     write_results,
 )
+from quantline.paths import METRICS
 
 MANIFEST = {
+    "variant": "v",
     "artifact_sha256": "ab" * 32,
     "runtime": "llama.cpp",
     "size_bytes": 2**20,
@@ -81,7 +83,15 @@ def test_read_results_refuses_answers_that_were_edited_or_are_gone(files):
         read_results(files, MANIFEST)
 
 
-def test_write_lm_eval_puts_tasks_beside_those_of_the_same_bytes(files):
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> ResultFiles:
+    """Where the lineage of figures is looked for."""
+    monkeypatch.chdir(tmp_path)
+    return ResultFiles.of(METRICS, "v")
+
+
+def test_write_lm_eval_puts_tasks_beside_those_of_the_same_bytes(here):
+    files = here
     first = {"runtime_version": "1.0", "lm_eval_version": "0.4", "tasks": {"a": {"n": 1}}}
     write_lm_eval(files, MANIFEST, "llama.cpp", first)
     write_lm_eval(files, MANIFEST, "llama.cpp", first | {"tasks": {"b": {"n": 2}}})
@@ -94,14 +104,20 @@ def test_write_lm_eval_puts_tasks_beside_those_of_the_same_bytes(files):
     assert json.loads(files.lm_eval.read_text())["tasks"] == {"c": {"n": 3}}
 
 
-def test_read_lm_eval_takes_results_of_the_same_bytes_in_the_same_runtime_alone(tmp_path, files):
-    measured_on = {"artifact_sha256": "ab", "runtime": "llama.cpp"}
-    write_json(files.lm_eval, measured_on | {"tasks": {"a": {}}})
-    assert read_lm_eval(files, measured_on) == {"a": {}}
-    assert read_lm_eval(files, measured_on | {"artifact_sha256": "cd"}) == {}
-    assert read_lm_eval(files, measured_on | {"runtime": "other"}) == {}
-    other = ResultFiles.of(tmp_path, "other")
-    assert read_lm_eval(other, measured_on) == {}
+def test_read_lm_eval_takes_results_of_the_same_bytes_in_the_same_runtime_alone(here):
+    write_lm_eval(here, MANIFEST, "llama.cpp", {"tasks": {"a": {}}})
+    assert read_lm_eval(here, MANIFEST) == {"a": {}}
+    assert read_lm_eval(here, MANIFEST | {"artifact_sha256": "cd"}) == {}
+    assert read_lm_eval(here, MANIFEST | {"runtime": "other"}) == {}
+    assert read_lm_eval(ResultFiles.of(METRICS, "other"), MANIFEST) == {}
+
+
+def test_read_lm_eval_refuses_results_that_were_edited(here):
+    write_lm_eval(here, MANIFEST, "llama.cpp", {"tasks": {"a": {}}})
+    here.lm_eval.write_text(here.lm_eval.read_text().replace('"a"', '"b"'))
+    with pytest.raises(StageError, match="not what its stage wrote") as caught:
+        read_lm_eval(here, MANIFEST)
+    assert caught.value.failure == Failure.ARTIFACT_CHANGED
 
 
 def test_task_values_have_one_name_each():

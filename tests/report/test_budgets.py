@@ -105,7 +105,7 @@ def test_page_has_a_table_of_budgets_where_there_are_some(unit):
     assert ("rounded by kquant" in html) == in_nats
     assert ("-0.00400" in html) == in_nats
     text = render_markdown(report)
-    assert "- fitted beside <near> of 3.10 MiB: KL divergence -60 %" in text
+    assert "- fitted beside &lt;near> of 3.10 MiB: KL divergence -60 %" in text
     plain = render_page(replace(report, variants=[near]))
     assert "Fitted to a budget" not in plain and "#budgets" not in plain
 

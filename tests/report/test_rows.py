@@ -7,6 +7,7 @@ import pytest
 from quantline.config.compose import load_params
 from quantline.errors import Failure
 from quantline.files import sha256_json, write_json
+from quantline.metrics.results import ResultFiles, write_lm_eval
 from quantline.paths import METRICS
 from quantline.report.layers import WORST
 from quantline.report.rows import read_row
@@ -68,11 +69,12 @@ def test_read_row_refuses_figures_that_do_not_name_the_bundle(measured, path, ke
 
 
 def test_read_row_has_what_lm_evaluation_harness_found_on_these_bytes(measured):
-    path = METRICS / f"{NAME}.lm-eval.json"
-    measured_on = {"artifact_sha256": SHA256, "runtime": "llama.cpp"}
-    write_json(path, measured_on | {"tasks": {"a": {}}})
+    files = ResultFiles.of(METRICS, NAME)
+    manifest = {"variant": NAME, "artifact_sha256": SHA256, "runtime": "llama.cpp"}
+    write_lm_eval(files, manifest, "llama.cpp", {"tasks": {"a": {}}})
     assert read_row(NAME, load_params()).lm_eval == {"a": {}}
-    write_json(path, measured_on | {"artifact_sha256": "cd" * 32, "tasks": {"a": {}}})
+    other = manifest | {"artifact_sha256": "cd" * 32}
+    write_lm_eval(files, other, "llama.cpp", {"tasks": {"a": {}}})
     assert read_row(NAME, load_params()).lm_eval == {}
 
 

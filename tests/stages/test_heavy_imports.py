@@ -116,7 +116,8 @@ def test_gguf_is_exported_and_measured_without_torch_numba_and_transformers(quan
         call = tmp_path / "call.json"
         answer = tmp_path / "answer.json"
         call.write_text(json.dumps({"function": function, "arguments": arguments}))
-        loaded = imported("-m", "quantline.run.worker", str(call), str(answer), folder=root)
+        worker = ("-m", "quantline.run.worker", str(call), str(answer), str(os.getpid()))
+        loaded = imported(*worker, folder=root)
         assert "llama_cpp" in loaded
         assert loaded <= RUNTIME
         assert "failure" not in json.loads(answer.read_text())
