@@ -90,12 +90,17 @@ def _secrets_of_environment() -> list[str]:
     """Return the values of variables that hold secrets, in each form that an address has."""
     found = set()
     for name, value in os.environ.items():
-        upper = name.upper()
-        if not SECRET_NAME.search(upper) or PLACE_NAME.search(upper):
+        if not _names_a_secret(name):
             continue
         if len(value) >= SHORTEST_SECRET and value.lower() != "false":
             found |= {value, quote(value), quote(value, safe=""), quote_plus(value)}
     return sorted(found, key=len, reverse=True)  # one may be a part of another
+
+
+@lru_cache(maxsize=4096)
+def _names_a_secret(variable: str) -> bool:
+    upper = variable.upper()
+    return bool(SECRET_NAME.search(upper)) and not PLACE_NAME.search(upper)
 
 
 def printable(text: object) -> str:
