@@ -35,16 +35,6 @@ class Gate(Section):
             return {"on" if key is True else key: value for key, value in values.items()}
         return values
 
-    @model_validator(mode="after")
-    def _has_baseline(self) -> Self:
-        compared = self.metric == "perplexity" or self.metric.startswith("gold_")
-        if self.on == "delta" and not compared:
-            raise ValueError(
-                f"on: delta goes with perplexity and gold_..., found {self.metric}, which has no "
-                "figure of the unquantized model beside it"
-            )
-        return self
-
 
 class Optimize(Section):
     """By which figure the variants that meet the target are ranked."""

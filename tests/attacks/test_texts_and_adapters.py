@@ -148,7 +148,8 @@ ALLOWED = ("a kind that runs code", "a rank of 10**12", "a pattern that never en
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_merge_takes_no_harm_from_an_adapter_with(name, checkpoint, tmp_path):
+def test_merge_takes_no_harm_from_an_adapter_with(name, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded_call, "SECONDS", 0.5)
     folder = tmp_path / "adapter"
     folder.mkdir()
     ADAPTERS[name](folder)
