@@ -90,7 +90,7 @@ def test_stages_do_not_depend_on_the_clock(fresh, usual, when):
     assert files_of(made(fresh, root.name, prepare), "artifacts") == usual
 
 
-@pytest.mark.parametrize("locale", ["C", "tr_TR.ISO-8859-9"])
+@pytest.mark.parametrize("locale", ["C", pytest.param("tr_TR.ISO-8859-9", marks=pytest.mark.slow)])
 def test_a_stage_works_in_an_odd_locale(fresh, locale):
     root = fresh.parent / locale
     shutil.copytree(fresh, root)

@@ -47,7 +47,7 @@ IDS = [stage for stage, _, _ in STAGES]
 FOLDERS = 6  # of these stages write one folder each
 LIMITS = (1, 100, 1000, 3000, 10_000, 40_000)  # bytes at which a write is cut off
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS, errno.EMFILE)
-KILLS = 2  # of the moments of a stage that are tried by default
+KILLS = 1  # of the moments of a stage that are tried by default
 FAILING = 1
 RESULTS = ("artifacts", "metrics", "reports")
 

@@ -76,6 +76,7 @@ def test_fetch_refuses_custom_code_before_weights_are_downloaded(from_hub, hub):
     assert not MODEL.exists()
 
 
+@pytest.mark.slow
 def test_fetch_refuses_pickles_before_they_are_downloaded(from_hub, hub):
     for path in hub.folder.glob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
@@ -86,6 +87,7 @@ def test_fetch_refuses_pickles_before_they_are_downloaded(from_hub, hub):
     assert not [name for name in hub.downloads if name.endswith(".bin")]
 
 
+@pytest.mark.slow
 def test_fetch_tells_an_unknown_repository_from_an_absent_hub(from_hub, hub):
     done = load(from_hub("you/other"), hub)
     assert done.returncode == 1

@@ -167,7 +167,13 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("case", FAILURES)
+SLOW = ("writes nothing", "short embedding", "quantized", "no GGUF")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in FAILURES],
+)
 def test_convert_names_what_a_converter_did_wrong(case, granite, tmp_path):
     change, failure, words = FAILURES[case]
     with pytest.raises(StageError) as error:

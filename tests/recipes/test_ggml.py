@@ -60,7 +60,7 @@ def check(
     return check_container(container, bundle, model.source, quantized, requested, True)
 
 
-@pytest.mark.parametrize("mix", ["Q4_K_M", "IQ3_XXS", "Q4_0"])
+@pytest.mark.parametrize("mix", ["Q4_K_M", pytest.param("IQ3_XXS", marks=pytest.mark.slow), "Q4_0"])
 def test_quantize_block_with_our_importance_makes_llama_cpps_file(model, mix, tmp_path):
     quantized = quantize_by(kquant(mix), model, tmp_path / "quantized")
     importance = importance_in(tmp_path / "quantized" / FILE)

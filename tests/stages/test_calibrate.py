@@ -115,7 +115,13 @@ def kill_after(project: Project, kind: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("inputs", 1), ("inputs", 2), ("outputs", 1), ("outputs", 2)]
+    ("kind", "count"),
+    [
+        ("inputs", 1),
+        pytest.param("inputs", 2, marks=pytest.mark.slow),
+        ("outputs", 1),
+        pytest.param("outputs", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_calibrate_resumes_at_the_block_where_it_was_killed(loaded, capsys, kind, count):
     loaded.stage("calibrate")
@@ -132,6 +138,7 @@ def test_calibrate_resumes_at_the_block_where_it_was_killed(loaded, capsys, kind
     assert remaining == written
 
 
+@pytest.mark.slow
 def test_calibrate_starts_over_with_another_text(loaded, capsys):
     kill_after(loaded, "inputs", 1)
     loaded.compose("calibration.sequences=4")

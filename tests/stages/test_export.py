@@ -259,6 +259,7 @@ def test_export_as_a_command_prints_one_line(ready):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_smoke_as_a_command_tries_a_bundle_as_it_lies_on_disk(ready, capsys):
     ready.stage("export", "bf16")
     capsys.readouterr()

@@ -61,7 +61,7 @@ def vocabulary_file(folder: Path, padding: int = 0, **changes: Any) -> Path:
 
 def tokenizer_of(path: Path) -> llama_cpp.Engine:
     """Return llama.cpp's tokenizer of a file, without a model."""
-    library, _ = llama_cpp._load_library()
+    library = llama_cpp._load_library()
     settings = library.llama_model_default_params()
     settings.vocab_only = True
     engine = llama_cpp.Engine.__new__(llama_cpp.Engine)

@@ -31,7 +31,9 @@ def files_of(project: Project, name: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["q4_k_m-budget", "gptq-w4g128-budget"])
+@pytest.mark.parametrize(
+    "name", ["q4_k_m-budget", pytest.param("gptq-w4g128-budget", marks=pytest.mark.slow)]
+)
 def test_fit_twice_gives_the_same_bytes(ready, name):
     quantize(ready, name)
     first = files_of(ready, name)
@@ -56,7 +58,7 @@ def test_fit_to_bits_per_weight_gives_those_of_the_manifest(ready, tmp_path, nam
     [
         ("q4_k_m-budget", "size_mib"),
         ("q4_k_m-budget", "bits_per_weight"),
-        ("gptq-w4g128-budget", "size_mib"),
+        pytest.param("gptq-w4g128-budget", "size_mib", marks=pytest.mark.slow),
     ],
 )
 def test_fit_to_what_nothing_fits_in_says_the_least(ready, capsys, name, limit):
@@ -136,6 +138,7 @@ def test_fit_after_a_kill_goes_on_with_the_costs_that_it_has(ready, capsys, monk
     assert files_of(ready, name) == expected
 
 
+@pytest.mark.slow
 def test_fit_after_a_kill_starts_over_with_another_budget(ready, capsys):
     kill_after(ready, "q4_k_m-budget", 2)
     compose(ready, "+recipes.q4_k_m-budget.budget.bits_per_weight=4.5")

@@ -81,6 +81,7 @@ def test_grid_plan_gives_layers_that_read_one_input_one_grid(ready, tmp_path):
     assert np.abs(logprobs - expected).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_several_grids_are_refused_by_a_layout_of_one(ready, tmp_path):
     quantized = quantize(ready, NAME)
     with pytest.raises(StageError, match="one width and group size") as error:
@@ -88,6 +89,7 @@ def test_several_grids_are_refused_by_a_layout_of_one(ready, tmp_path):
     assert error.value.failure == Failure.UNSUPPORTED_WIDTH
 
 
+@pytest.mark.slow
 def test_awq_and_curvature_follow_the_choice(ready):
     compose(
         ready,
