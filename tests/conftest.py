@@ -23,7 +23,7 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.models import sentences, write_model
-from tests.helpers.project import ROOT, Project
+from tests.helpers.project import Project, begin_project
 
 # No files, no clock, no luck.
 settings.register_profile("quantline", database=None, deadline=None, derandomize=True)
@@ -111,10 +111,7 @@ def empty_database(tmp_path_factory) -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch, tiny_model, texts, empty_database) -> Project:
     """A fresh project on the tiny model; the working folder is inside it."""
-    root = tmp_path / "project"
-    root.mkdir()
-    shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    root = begin_project(tmp_path / "project")
     shutil.copy(empty_database, root / "mlflow.db")
     monkeypatch.chdir(root)
     made = Project(root, tiny_model, texts)

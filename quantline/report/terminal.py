@@ -26,11 +26,15 @@ def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
         console.print(f"  - {_text(reason)}", highlight=False)
     for sentence in report.get("refused", []):
         console.print(f"  - not run this time: {_text(sentence)}", highlight=False)
-    for row in report["variants"]:
-        if row["speed"].get("busy"):
-            name = _text(row["variant"])
-            said = _text("; ".join(row["speed"]["busy"]))
-            console.print(f"  busy: the speed of {name} is too low: {said}", highlight=False)
+    busy = [row for row in report["variants"] if row["speed"].get("busy")]
+    if busy:
+        names = ", ".join(row["variant"] for row in busy)
+        said = "; ".join(busy[0]["speed"]["busy"])
+        console.print(
+            f"  * measured on a busy machine, so that speeds are too low: {_text(names)}; "
+            f"of the first, {_text(said)}",
+            highlight=False,
+        )
 
 
 def _text(text: str) -> str:
@@ -56,7 +60,7 @@ def _table(report: dict[str, Any]) -> Table:
             style = "bold green"
             remark = "pick"
         if row["speed"].get("busy"):
-            remark = f"{remark}, busy" if remark else "busy"
+            remark = f"{remark}*"
         cells = [column.text(figures.get(column.key)) for column in columns]
         table.add_row(_text(row["variant"]), *cells, _text(remark), style=style)
     return table

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.injection import files_of, run_stage
 from tests.helpers.models import write_model
-from tests.helpers.project import ROOT, Project
+from tests.helpers.project import ROOT, Project, begin_project
 
 FAR = {"before 1970": -86400.0, "1970": 0.0, "2500": 16_725_225_600.0}
 
@@ -24,10 +24,7 @@ def fresh(tmp_path_factory, texts) -> Path:
     model = write_model(
         folder / "source", hidden_size=64, intermediate_size=128, num_key_value_heads=4
     )
-    root = folder / "fresh"
-    root.mkdir()
-    shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    root = begin_project(folder / "fresh")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         choice = ["variant=[bf16]", "recipe=[none]"]

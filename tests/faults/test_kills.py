@@ -28,7 +28,7 @@ from tests.helpers.injection import (
     run_stage,
 )
 from tests.helpers.models import write_model
-from tests.helpers.project import ROOT, Project
+from tests.helpers.project import Project, begin_project
 
 pytestmark = pytest.mark.xdist_group("kills")  # one project for all
 
@@ -59,10 +59,7 @@ def projects(tmp_path_factory, texts) -> dict[str, Path]:
     model = write_model(
         folder / "source", hidden_size=64, intermediate_size=128, num_key_value_heads=4
     )
-    root = folder / "none"
-    root.mkdir()
-    shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    root = begin_project(folder / "none")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         project = Project(root, model, texts)

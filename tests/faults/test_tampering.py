@@ -11,7 +11,7 @@ from quantline.config.compose import load_params
 from quantline.errors import Failure
 from quantline.paths import EXPORTS, METRICS, REPORTS
 from quantline.report.rows import VariantRow, read_row
-from tests.helpers.project import ROOT, Project
+from tests.helpers.project import Project, begin_project
 from tests.helpers.report import write_figures
 
 pytestmark = pytest.mark.xdist_group("tampering")  # one set of bundles for all
@@ -31,9 +31,7 @@ VARIANTS = sorted(WEIGHTS)
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory, tiny_model, texts, empty_database) -> Path:
     """A project with two bundles of each container."""
-    root = tmp_path_factory.mktemp("tampering")
-    shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    root = begin_project(tmp_path_factory.mktemp("tampering"))
     shutil.copy(empty_database, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

@@ -18,6 +18,16 @@ from tests.helpers.variants import variant
 NONE = {"method": "none"}
 RTN = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
 TRACE = {"passed": True}
+# What a smoke test says of each prompt.
+SMOKE_CHECKS = (
+    "finite",
+    "non_empty",
+    "varied",
+    "like_source",
+    "tokenizer_parity",
+    "repeatable",
+    "vocabulary",
+)
 
 
 def loaded_model(folder: Path, checkpoint: Path) -> Path:

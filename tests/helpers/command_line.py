@@ -6,7 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from quantline import cli
-from tests.helpers.project import ROOT
+from tests.helpers.project import ROOT, begin_project
 
 
 def quantline(*arguments: str) -> Result:
@@ -16,8 +16,7 @@ def quantline(*arguments: str) -> Result:
 
 def write_empty_project(folder: Path) -> None:
     """Write a project whose inputs are there, empty."""
-    shutil.copytree(ROOT / "conf", folder / "conf")
-    shutil.copy(ROOT / "dvc.yaml", folder)
+    begin_project(folder)
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
     (folder / "demo/model").mkdir(parents=True)

@@ -5,12 +5,28 @@ import importlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def begin_project(root: Path) -> Path:
+    """Make a folder with the repository's conf/ and dvc.yaml, and return it."""
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ROOT / "conf", root / "conf")
+    shutil.copy(ROOT / "dvc.yaml", root)
+    return root
+
+
+def read_events(root: Path) -> list[dict[str, Any]]:
+    """Return what events.jsonl of a project holds."""
+    path = root / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def tiny_inputs(model: Path, texts: Path) -> list[str]:
@@ -83,6 +99,4 @@ class Project:
 
     def events(self) -> list[dict[str, Any]]:
         """Return what events.jsonl holds."""
-        path = self.root / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return read_events(self.root)

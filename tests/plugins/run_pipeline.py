@@ -4,12 +4,11 @@ python -m tests.plugins.run_pipeline PROJECT MODEL TEXTS     # the plugins are o
 """
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from tests.helpers.models import write_model
-from tests.helpers.project import ROOT, Project
+from tests.helpers.project import Project, begin_project
 
 BASE = """\
 method: row-clip
@@ -45,8 +44,7 @@ suite: plugins
 def main(root: Path, texts: Path) -> None:
     """Make a project in an empty folder and run its stages."""
     model = write_model(root / "model", "arcee", hidden_act="relu2")
-    shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    begin_project(root)
     (root / "conf/recipe/_row-clip.yaml").write_text(BASE)
     (root / "conf/recipe/row-clip.yaml").write_text(RECIPE)
     for name, choice in CHOICES.items():

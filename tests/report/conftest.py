@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.project import ROOT, Project
+from tests.helpers.project import Project, begin_project
 
 VARIANTS = ("gguf-q4_k_m", "gguf-q4_k_s")  # the second with an importance matrix of the user's
 RECIPES = ("q4_k_m", "q4_k_s")
@@ -33,9 +33,7 @@ def write_adapter(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory, tiny_model, texts, empty_database) -> Path:
     """A project whose two variants are measured; the user's files lie in it."""
-    root = tmp_path_factory.mktemp("measured")
-    shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copy(ROOT / "dvc.yaml", root / "dvc.yaml")
+    root = begin_project(tmp_path_factory.mktemp("measured"))
     shutil.copy(empty_database, root / "mlflow.db")
     shutil.copytree(tiny_model, root / "mine/model")
     shutil.copytree(texts, root / "mine/texts")

@@ -7,7 +7,7 @@ import pytest
 from quantline.metrics.figure import cli_columns
 from quantline.report.terminal import print_report
 from quantline.report.variant import VariantRow
-from tests.helpers.report import failed_row, make_report, make_row
+from tests.helpers.report import failed_row, make_report, make_row, speed_of
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +53,13 @@ def test_print_report_takes_names_for_text():
     lines = printed([make_row("[red]", 2.5, 0.001)], pick="[red]", reasons=["because of [bold]"])
     assert any(line.startswith("[red] ") for line in lines)
     assert lines[-2:] == ["Ship for laptop: [red]", "  - because of [bold]"]
+
+
+def test_print_report_marks_what_was_measured_on_a_busy_machine():
+    busy = speed_of() | {"busy": ["other processes used 1.0 of 2 cores"]}
+    rows = [make_row("small", 2.5, 0.001, speed=busy), make_row("large", 9, 0.0005, speed=busy)]
+    lines = printed([*rows, make_row("quiet", 9.5, 0.0005)])
+    assert lines[1].endswith(" pick*") and lines[2].endswith("*")
+    assert not lines[3].endswith("*")
+    said = " ".join(lines[-2:])
+    assert "busy machine, so that speeds are too low: small, large; of the first, other" in said

@@ -16,6 +16,7 @@ from quantline.formats.safetensors.layouts.compressed_tensors import PackedInteg
 from quantline.model.checkpoint import Checkpoint
 from quantline.paths import EXPORTS, MODEL, QUANTIZED
 from quantline.run.lineage import LINEAGE
+from tests.helpers.bundles import SMOKE_CHECKS
 from tests.helpers.project import Project
 from tests.helpers.quantized import rounded
 
@@ -30,15 +31,6 @@ MANIFEST = {
     "transforms": [],
     "files": {"model.safetensors": {"sha256": "0" * 64, "bytes": 1}},
 }
-CHECKS = (
-    "finite",
-    "non_empty",
-    "varied",
-    "like_source",
-    "tokenizer_parity",
-    "repeatable",
-    "vocabulary",
-)
 
 
 @pytest.fixture
@@ -132,7 +124,7 @@ def test_export_makes_everything_that_a_bundle_promises(ready, capsys, variant):
         assert len(entry["token_ids"]) == 4
         assert entry["seconds"] > 0
         assert entry["passed"]
-        assert entry["checks"] == dict.fromkeys(CHECKS, True)
+        assert entry["checks"] == dict.fromkeys(SMOKE_CHECKS, True)
 
 
 def test_export_again_gives_the_same_bundle_and_no_second_run(ready):

@@ -24,13 +24,11 @@ from quantline.tracking.mlflow_runs import (
     variant_run,
 )
 from quantline.tracking.store import main_root, tracking_uri
-from tests.helpers.project import ROOT
+from tests.helpers.project import begin_project
 
 
 def make_project(root: Path) -> Path:
-    root.mkdir(parents=True)
-    shutil.copytree(ROOT / "conf", root / "conf")
-    shutil.copy(ROOT / "dvc.yaml", root)
+    begin_project(root)
     (root / "params.yaml").write_text(as_yaml(compose(["suite=quick"], root)))
     return root
 

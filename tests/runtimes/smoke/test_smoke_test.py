@@ -18,21 +18,12 @@ from quantline.metrics.source_answers import MOST_TOKENS, answer_prompts
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.smoke import smoke_test as smoke
 from quantline.text.tokenizer import Tokenizer
-from tests.helpers.bundles import settled
+from tests.helpers.bundles import SMOKE_CHECKS, settled
 from tests.helpers.project import ROOT
 from tests.helpers.quantized import rounded
 from tests.helpers.variants import write_variant
 
 PROMPTS = ["ada met hugo", "the river"]
-CHECKS = (
-    "finite",
-    "non_empty",
-    "varied",
-    "like_source",
-    "tokenizer_parity",
-    "repeatable",
-    "vocabulary",
-)
 COUNTER = itertools.count()
 IMPORTS = """
 import json
@@ -106,7 +97,7 @@ def test_smoke_test_returns_smoke_json(arguments):
         assert len(entry["token_ids"]) == 4
         assert entry["seconds"] > 0
         assert entry["passed"]
-        assert entry["checks"] == dict.fromkeys(CHECKS, True)
+        assert entry["checks"] == dict.fromkeys(SMOKE_CHECKS, True)
     tokenizer = trace["tokenizer"]
     assert set(tokenizer) == {
         "texts_compared",
