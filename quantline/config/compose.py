@@ -183,7 +183,9 @@ def missing_inputs(params: Params) -> list[str]:
         "evaluation.gold": evaluation.gold,
     }
     return [
-        f"{key}: there is no {path}" + ("" if Path(path).is_absolute() else f" in {Path.cwd()}")
+        f"{key}: there is no {path}"
+        + ("" if Path(path).is_absolute() else f" in {Path.cwd()}")
+        + "; correct the path"
         for key, path in named.items()
         if path and not Path(path).exists()
     ]

@@ -245,7 +245,9 @@ def test_a_text_of_params_yaml_is_one_to_every_reader(text):
 def test_missing_inputs_names_the_key_of_each_absent_path():
     overrides = ["model=local", "model.path=no/model", "evaluation.gold=no/gold.jsonl"]
     problems = missing_inputs(validate(composed(*overrides)))
-    assert f"model.path: there is no no/model in {Path.cwd()}" in problems
-    assert f"evaluation.gold: there is no no/gold.jsonl in {Path.cwd()}" in problems
+    assert f"model.path: there is no no/model in {Path.cwd()}; correct the path" in problems
+    assert (
+        f"evaluation.gold: there is no no/gold.jsonl in {Path.cwd()}; correct the path" in problems
+    )
     of_a_hub_model = missing_inputs(validate(composed("model=smollm2-135m")))
     assert not [problem for problem in of_a_hub_model if problem.startswith("model")]
