@@ -10,6 +10,8 @@ from rich.table import Table
 from quantline.messages import plain
 from quantline.metrics.figure import cli_columns
 
+PARETO = "◆"  # as on the page; the word does not fit beside eight figures
+
 
 def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
     """Print a report as a table, and the pick with its reasons.
@@ -20,6 +22,8 @@ def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
     """
     console = Console(file=file or sys.stdout)
     console.print(_table(report))
+    if any(row["pareto"] for row in report["variants"]):
+        console.print(f"{PARETO} on the Pareto front of size and divergence")
     name = _text(report["target"]["name"])
     console.print(f"\nShip for {name}: [bold]{_text(report['pick'] or 'none of them')}[/bold]")
     for reason in report["reasons"]:
@@ -52,7 +56,7 @@ def _table(report: dict[str, Any]) -> Table:
     for row in report["variants"]:
         figures = row["metrics"] | row["speed"]
         style = ""
-        remark = "Pareto" if row["pareto"] else ""
+        remark = PARETO if row["pareto"] else ""
         if row["status"] != "ok":
             style = "red"
             remark = "stale" if row["status"] == "stale" else f"failed: {row['failure']}"

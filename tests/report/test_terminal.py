@@ -23,7 +23,7 @@ def printed(rows: list[VariantRow], **fields) -> list[str]:
 
 def test_print_report_has_a_line_for_each_variant_and_the_pick_with_its_reasons():
     lines = printed([make_row("small", 2.5, 0.001), make_row("large", 9, 0.0005, pareto=True)])
-    heading, small, large, empty, ship, *reasons = lines
+    heading, small, large, legend, empty, ship, *reasons = lines
     assert heading.split()[0] == "variant"
     for column in cli_columns():
         assert column.heading in heading
@@ -31,7 +31,8 @@ def test_print_report_has_a_line_for_each_variant_and_the_pick_with_its_reasons(
     assert small.endswith(" pick")
     assert " 2.5 " in small
     assert large.startswith("large ")
-    assert large.endswith(" Pareto")
+    assert large.endswith(" ◆")
+    assert legend.startswith("◆ on the Pareto front")
     assert empty == ""
     assert ship == "Ship for laptop: small"
     assert reasons
