@@ -101,6 +101,8 @@ def load(model: Model, folder: Path) -> LoadedModel:
             files[ADAPTER + name] = entry
     if description["model_type"] not in FAMILIES:
         verify.check_blocks(Checkpoint(folder))
+    else:
+        verify.check_runs(Checkpoint(folder))
     manifest = {
         "source": source | {"adapter": model.adapter},
         "files": files,

@@ -26,6 +26,11 @@ CHECKED_TOKENS = 32
 LOGIT_TOLERANCE = 1e-4  # of the greatest logit
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WITH_CODE = (CONFIG, "tokenizer_config.json", "generation_config.json")
+# Key of config.json → values by which transformers masks no token that follows.
+BOTH_WAYS: dict[str, tuple[Any, ...]] = {
+    "is_causal": (False,),
+    "use_bidirectional_attention": (True, "all"),
+}
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -64,6 +69,7 @@ def check_config(folder: Path, converter: str | None = None) -> Architecture:
         raise refusal("transformers_weights", f"{SINGLE} or {INDEX}", repr(named))
     check_numbers(config)
     check_task(config)
+    check_causal(config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or (not converter and model_type not in FAMILIES):
         raise StageError(
@@ -120,6 +126,21 @@ def check_task(config: dict[str, Any]) -> str:
             f"config.json, found {name} ({task}); take a causal language model",
         )
     return task
+
+
+def check_causal(config: dict[str, Any]) -> None:
+    """Refuse a model whose tokens see those that follow, which no runtime generates text with.
+
+    Raises:
+        StageError: unsupported_architecture, naming the key.
+    """
+    for key, both_ways in BOTH_WAYS.items():
+        if config.get(key) in both_ways:
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected a causal language model, found {key} {config[key]!r} in {CONFIG}: its "
+                "tokens see those that follow, as those of embedding models do; take a causal one",
+            )
 
 
 def check_listing(where: str, names: Iterable[str]) -> None:
@@ -250,6 +271,18 @@ def check_fit(checkpoint: Checkpoint) -> None:
             "them, found that they differ; set tie_word_embeddings to false if the head is its own "
             "(transformers takes it so, and warns)",
         )
+
+
+@reading_foreign(Failure.UNSUPPORTED_ARCHITECTURE, f"a {CONFIG} that transformers' own model runs")
+def check_runs(checkpoint: Checkpoint) -> None:
+    """Refuse what transformers builds and cannot run, such as an unknown kind of attention.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    from quantline.model.block_runner import prepare_blocks
+
+    prepare_blocks(checkpoint)
 
 
 def check_blocks(checkpoint: Checkpoint) -> None:

@@ -216,6 +216,9 @@ def architecture_of(configuration: dict[str, Any], family: Family) -> Architectu
             f"config.json lacks {error}, which {name} needs; fetch the checkpoint again, or add it",
         ) from None
     _check_sizes(arch, family)
+    window = configuration.get("sliding_window")
+    if window is not None and (type(window) is not int or window < 1):
+        raise refusal("sliding_window", "null or a whole number above 0", repr(window))
     return arch
 
 

@@ -159,6 +159,28 @@ class BlockRun:
         self.norm.to("meta")
 
 
+def prepare_blocks(checkpoint: Checkpoint) -> None:
+    """Let the model make masks and positions for its blocks, without any of its weights.
+
+    Raises:
+        Exception: What its own code raises.
+    """
+    model = empty_model(checkpoint.folder)
+    family = checkpoint.arch.family
+    for part, name in family.outside.items():
+        if part.endswith("_embd"):
+            width = model.get_submodule(name).embedding_dim
+            model.set_submodule(name, nn.Embedding(1, width, device=device()))
+    decoder = model.get_decoder()
+    blocks_name = family.blocks.rpartition(".")[2]
+    recorders = nn.ModuleList(_Recorder(block, []) for block in getattr(decoder, blocks_name))
+    setattr(decoder, blocks_name, recorders)
+    setattr(decoder, family.outside["output_norm"].rpartition(".")[2], nn.Identity())
+    with torch.no_grad():
+        embedded = torch.zeros((1, 1, checkpoint.arch.hidden_size), device=device())
+        decoder(inputs_embeds=embedded, use_cache=False)
+
+
 def full_model_logits(checkpoint: Checkpoint, tokens: np.ndarray) -> torch.Tensor:
     """Run the model's own forward pass.
 

@@ -159,7 +159,8 @@ def _from_text(text: str) -> Any:
     import torch
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    name = config.pop("model_type", None)
+    name = _class_of(config)
+    config.pop("model_type", None)
     config.pop("auto_map", None)
     config.pop("quantization_config", None)
     if not isinstance(name, str) or name not in CONFIG_MAPPING:
@@ -188,6 +189,13 @@ def _from_text(text: str) -> Any:
         raise refusal(culprit, f"what transformers takes for {name}", words) from error
     _check_rope(make())
     return make
+
+
+def _class_of(config: dict[str, Any]) -> Any:
+    """Return the model type whose class transformers' AutoConfig takes for a config.json."""
+    name = config.get("model_type")
+    # Mistral has one kind of attention for all layers; with a list of kinds it is another class.
+    return "ministral" if name == "mistral" and "layer_types" in config else name
 
 
 def _culprit(config_class: Any, config: dict[str, Any]) -> str | None:

@@ -13,7 +13,13 @@ from quantline.errors import Failure, StageError
 from quantline.ingest import verify
 from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
-from quantline.model.configuration import FILE, complete, read_configuration, write_configuration
+from quantline.model.configuration import (
+    FILE,
+    complete,
+    read_configuration,
+    transformers_config,
+    write_configuration,
+)
 from quantline.model.output_head import OutputHead
 from tests.helpers.models import transformers_model
 
@@ -142,6 +148,10 @@ REFUSED: dict[str, tuple[Change | str, str]] = {
     "tied as text": (put(tie_word_embeddings="false"), "tie_word_embeddings"),
     "unknown scaling": (put(rope_parameters={"rope_type": "hyper"}), "hyper"),
     "unknown old scaling": (old_rope(1e4, type="hyper", factor=2.0), "hyper"),
+    "no window": (put(sliding_window=0), "sliding_window"),
+    "a window below zero": (put(sliding_window=-1), "sliding_window"),
+    "both ways": (put(is_causal=False), "found is_causal False"),
+    "both ways as Gemma says it": (put(use_bidirectional_attention=True), "see those that follow"),
     "factor as text": (old_rope(1e4, type="linear", factor="2"), "factor"),
     "factor zero": (old_rope(1e4, type="linear", factor=0), "factor"),
     "no factor": (old_rope(1e4, type="linear"), "rope_scaling"),
@@ -211,6 +221,34 @@ def test_check_config_refuses_code_at_any_depth(name, base, tmp_path):
     with pytest.raises(StageError, match=name) as caught:
         verify.check_config(folder)
     assert caught.value.failure == Failure.CUSTOM_CODE
+
+
+def test_mistral_with_kinds_of_layers_is_the_class_that_transformers_takes(base, tmp_path):
+    """AutoConfig takes another class then, whose layers do not all have the window."""
+    from transformers import AutoConfig
+
+    kinds = ["full_attention", "sliding_attention"]
+    for name, layers in (("mistral", kinds), ("mistral", None), ("ministral", kinds)):
+        described = put(model_type=name, layer_types=layers, sliding_window=16)
+        folder = changed(base, tmp_path / f"{name}-{layers}", described)
+        wanted = AutoConfig.from_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        assert type(transformers_config(config)) is type(wanted)
+        assert complete(config)["layer_types"] == wanted.layer_types
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put(model_type="qwen3", layer_types=["full_attention", "linear_attention"]), "linear_att"),
+        (put(model_type="gemma2", hidden_act=None, sliding_window=None), "sliding_window"),
+    ],
+)
+def test_check_runs_refuses_what_transformers_builds_and_cannot_run(change, words, base, tmp_path):
+    folder = changed(base, tmp_path / "model", change)
+    with pytest.raises(StageError, match=words) as caught:
+        verify.check_runs(Checkpoint(folder))
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
 
 
 def test_complete_has_the_defaults_of_transformers():

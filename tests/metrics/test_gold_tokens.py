@@ -149,13 +149,38 @@ def test_tokenize_items_refuses_an_answer_that_joins_the_prompts_last_token(toke
     for cut in range(1, len(whole)):
         prompt = "    " + whole[:cut]
         context, continuation = harness_pair(tokenizer, prompt, whole[cut:])
-        says_it = continuation and tokenizer.decode(context + continuation).endswith(whole[cut:])
+        said = tokenizer.decode(context + continuation)
+        says_it = continuation and said == tokenizer.decode(tokenizer.prompt(prompt + whole[cut:]))
         item = GoldItem(id="a", prompt=prompt, answer=whole[cut:])
         if says_it:
             tokenize_items([item], tokenizer)
         else:
             with pytest.raises(StageError, match="joins its beginning"):
                 tokenize_items([item], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [("a[i] <", "< 2"), ("Рус", "ский"), ("    inden", "nted"), ("a  <", "<")],
+)
+def test_tokenize_items_scores_no_answer_after_another_text(prompt, answer, tokenizer):
+    """What follows the prompt can end with the answer, and its beginning be lost or doubled."""
+    items = [GoldItem(id="a", prompt=prompt, answer=answer)]
+    try:
+        (item,) = tokenize_items(items, tokenizer)
+    except StageError as error:
+        assert "joins its beginning" in str(error)
+        return
+    said = tokenizer.decode(item.prompt + item.continuations[0])
+    assert said == tokenizer.decode(tokenizer.prompt(prompt + answer))
+
+
+def test_tokenize_items_joins_no_answer_that_is_generated(tokenizer):
+    """The model writes after the prompt as it is, whatever the two would join to."""
+    for cut in range(1, 8):
+        item = GoldItem(id="a", prompt="indented"[:cut], answer="indented"[cut:], max_tokens=4)
+        (tokenized,) = tokenize_items([item], tokenizer)
+        assert tokenized.prompt == tokenizer.prompt("indented"[:cut])
 
 
 def test_tokenize_items_ends_answers_wherever_the_model_stops(tmp_path):

@@ -138,8 +138,10 @@ def _llama3(scaling: Scaling) -> Rope:
     high = values["high_freq_factor"]
     factor = values["factor"]
     context = values["original_max_position_embeddings"]
-    smooth = np.clip((context / wavelengths - low) / (high - low), 0, 1)
-    divisors = 1 / ((1 - smooth) / factor + smooth)
+    divisors = np.where(wavelengths > context / low, factor, 1.0)
+    between = (wavelengths >= context / high) & (wavelengths <= context / low)
+    smooth = (context / wavelengths[between] - low) / (high - low)
+    divisors[between] = 1 / ((1 - smooth) / factor + smooth)
     return Rope({}, {"rope_freqs.weight": divisors.astype(np.float32)})
 
 
@@ -182,7 +184,7 @@ def _longrope(scaling: Scaling) -> Rope:
         values.get("original_max_position_embeddings")
         or scaling.config["original_max_position_embeddings"]
     )
-    stretch = scaling.arch.max_positions / original_length
+    stretch = values.get("factor") or scaling.arch.max_positions / original_length
     pairs = scaling.arch.rotary_dim // 2
     tensors = {}
     for kind in ("long", "short"):

@@ -50,6 +50,6 @@ QWEN2_GGUF = GgufFamily(
 QWEN3_GGUF = GgufFamily("qwen3", ignores_window=True, biases="none")
 
 register_family("llama", LLAMA)
-register_family("mistral", LLAMA)
+register_family("mistral", replace(LLAMA, normalized="mistral"))
 register_family("qwen2", replace(LLAMA, gguf=QWEN2_GGUF))
 register_family("qwen3", replace(LLAMA, gguf=QWEN3_GGUF))
