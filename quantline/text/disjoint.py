@@ -9,12 +9,15 @@ from quantline.text.overlap import (
     LONG_RUN,
     RUN,
     Vocabulary,
+    Words,
+    joined_copies,
     mostly_shared,
     near_copies,
     seen_prompts,
 )
 
 SHORTEST = 100  # characters: a shorter document can well stand in two texts by chance
+MANY = 0.1  # of all words that stand in such documents: so many do not by chance
 SHOWN = 200  # ids in one message
 QUOTED = 3  # documents in one message
 DOCUMENT = "document-"  # before a document's number in its id
@@ -43,9 +46,10 @@ def find_overlaps(
 
     A document of the evaluation text overlaps with the calibration text if nine tenths of its words
     stand there in runs of 13, if one run of 50 words does, or if it is a document there but for one
-    word. Documents of less than 100 characters do not count. A gold prompt overlaps with the
-    calibration text if one run of 13 words stands there, and with the evaluation text if it
-    overlaps like a document.
+    word. Documents of less than 100 characters count if they lie in one run of 50 words with those
+    beside them, or if those that stand in both have a tenth of all words. A gold prompt overlaps
+    with the calibration text if one run of 13 words stands there, or if it is one of so many that
+    are documents there, and with the evaluation text if it overlaps like a document.
 
     Args:
         calibration: Documents that were calibrated on.
@@ -59,9 +63,16 @@ def find_overlaps(
     asked = vocabulary.words(prompts.values())
     ids = list(prompts)
 
-    shared = mostly_shared(evaluated, calibrated) | near_copies(evaluated, calibrated)
-    documents = [index for index in sorted(shared) if len(texts[index]) >= SHORTEST]
-    seen = sorted(seen_prompts(asked, calibrated))
+    copies = near_copies(evaluated, calibrated)
+    shared = {
+        index
+        for index in mostly_shared(evaluated, calibrated) | copies
+        if len(texts[index]) >= SHORTEST
+    }
+    shared |= joined_copies(evaluated, calibrated) | _if_many(copies, evaluated)
+    documents = sorted(shared)
+    repeated = _if_many(near_copies(asked, calibrated), asked)
+    seen = sorted(seen_prompts(asked, calibrated) | repeated)
     measured = sorted(mostly_shared(asked, evaluated))
     found = [
         Overlap(
@@ -71,7 +82,8 @@ def find_overlaps(
             [texts[index] for index in documents],
         ),
         Overlap(
-            f"are gold items whose prompt has {RUN} words in a row from the calibration text",
+            f"are gold items whose prompt has {RUN} words in a row from the calibration text, or "
+            "is a document there",
             [ids[index] for index in seen],
             [prompts[ids[index]] for index in seen],
         ),
@@ -82,6 +94,12 @@ def find_overlaps(
         ),
     ]
     return [overlap for overlap in found if overlap.ids]
+
+
+def _if_many(found: set[int], words: Words) -> set[int]:
+    """Return the texts that were found if they have many of all words, else none."""
+    lengths = words.lengths()
+    return found if lengths[sorted(found)].sum() >= MANY * max(1, lengths.sum()) else set()
 
 
 def check_disjoint(

@@ -3,9 +3,11 @@
 Runs of 13 words are the field's habit for questions that a model may have seen (Brown et al. 2020,
 appendix C), and runs of 50 for text that was copied (Lee et al. 2022, section 4.1). Words are
 compared in lower case and without punctuation; scripts without spaces have words of one character.
+How a letter is encoded (Unicode's NFKC) and where documents are parted makes no difference.
 """
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -54,17 +56,22 @@ class Words:
         return self._runs[length]
 
     def _find_runs(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        hashes = self.runs_of_all(length)
+        # A run that reaches into the next text is none.
+        text_ends = np.repeat(self.ends, self.lengths())[: len(hashes)]
+        starts = np.flatnonzero(np.arange(len(hashes)) + length <= text_ends)
+        return hashes[starts], starts
+
+    def runs_of_all(self, length: int) -> np.ndarray:
+        """Return the hash of the run from each word on, of all texts as one: uint64 [m]."""
         count = len(self.ids) - length + 1
         if count < 1:
-            return np.empty(0, np.uint64), np.empty(0, np.int64)
+            return np.empty(0, np.uint64)
         hashes = np.zeros(count, np.uint64)
         for place in range(length):
             mixed = (self.ids[place : place + count] + np.uint64(1)) * MULTIPLIERS[place]
             hashes = (hashes + (mixed ^ (mixed >> np.uint64(29)))) * FACTOR
-        # A run that reaches into the next text is none.
-        text_ends = np.repeat(self.ends, self.lengths())[:count]
-        starts = np.flatnonzero(np.arange(count) + length <= text_ends)
-        return hashes[starts], starts
+        return hashes
 
 
 class Vocabulary:
@@ -81,7 +88,7 @@ class Vocabulary:
         total = 0
         batch: list[str] = []
         for text in texts:
-            found = WORD.findall(text.lower())
+            found = WORD.findall(unicodedata.normalize("NFKC", text).lower())
             batch += found
             total += len(found)
             ends.append(total)
@@ -123,17 +130,44 @@ def mostly_shared(words: Words, seen: Words) -> set[int]:
     That is: SHARE of the words lie in shared runs of RUN words, or one run of LONG_RUN is shared.
     """
     begins = shared_runs(words, seen)
-    covered = np.zeros(len(begins), bool)
-    for place in range(min(RUN, len(begins))):
-        covered[place:] |= begins[: len(begins) - place]
-    share = _per_text(words, covered) >= np.maximum(1, SHARE * words.lengths())
+    share = _mostly(words, _covered(begins, RUN))
+    return set(np.flatnonzero(share | (_per_text(words, _long(begins)) > 0)).tolist())
+
+
+def joined_copies(words: Words, seen: Words) -> set[int]:
+    """Return the texts, by index, that lie in a run of LONG_RUN words that stands in other texts.
+
+    It may go on from one text to the next, here and there: many short texts that follow one another
+    have it, and parts of a longer one.
+    """
+    begins = np.zeros(len(words.ids), bool)
+    found = np.isin(words.runs_of_all(RUN), seen.runs_of_all(RUN))
+    begins[: len(found)] = found
+    return set(np.flatnonzero(_mostly(words, _covered(_long(begins), LONG_RUN))).tolist())
+
+
+def _mostly(words: Words, flags: np.ndarray) -> np.ndarray:
+    """Whether SHARE of the words of each text have a flag."""
+    return _per_text(words, flags) >= np.maximum(1, SHARE * words.lengths())
+
+
+def _covered(begins: np.ndarray, length: int) -> np.ndarray:
+    """Return which words lie in runs of a length that begin in some places: bool [n]."""
+    changes = np.zeros(len(begins) + length, np.int64)
+    changes[: len(begins)] += begins
+    changes[length:] -= begins
+    return np.cumsum(changes)[: len(begins)] > 0
+
+
+def _long(begins: np.ndarray) -> np.ndarray:
+    """Return where runs of LONG_RUN words begin, of where those of RUN do: bool [n]."""
     # A long run is as many short ones, each a word after the other.
     several = LONG_RUN - RUN + 1
     counts = np.concatenate([[0], np.cumsum(begins)])
     long = np.zeros(len(begins), bool)
     if len(begins) >= several:
         long[: len(begins) - several + 1] = counts[several:] - counts[:-several] == several
-    return set(np.flatnonzero(share | (_per_text(words, long) > 0)).tolist())
+    return long
 
 
 def near_copies(words: Words, seen: Words) -> set[int]:

@@ -100,10 +100,11 @@ class Tokenizer:
             StageError: dataset_invalid, if the model has no template or it refuses the messages.
         """
         if not self.chat_template:
-            names = ", ".join(sorted(self.specials.templates))
-            found = (
-                f"none but those named {names}" if names else "that the model has no chat template"
-            )
+            templates = self.specials.templates
+            names = ", ".join(sorted(name for name, text in templates.items() if text))
+            found = "an empty one" if templates else "that the model has no chat template"
+            if names:
+                found = f"none but those named {names}"
             raise StageError(
                 Failure.DATASET_INVALID,
                 f"expected a chat template for the text's chat messages, found {found}; give plain "

@@ -63,6 +63,7 @@ def ask(folder: Path) -> Answer:
         except Exception as error:  # each class fails in its own way; all mean that none is usable
             _check_named_tokens(folder)
             raise _refused(folder, error) from error
+        _check_encoding(folder, tokenizer, spec)
         ends, unreachable = _ends(folder, tokenizer, rows)
     ids = _ids(folder, tokenizer, rows)
     special = SpecialTokens(
@@ -189,6 +190,27 @@ def _surroundings(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list
     if not found:
         raise ValueError("it puts special tokens inside of texts, or none of them has tokens")
     return found[0]
+
+
+def _check_encoding(
+    folder: Path, tokenizer: "PreTrainedTokenizerBase", spec: dict[str, Any]
+) -> None:
+    """Refuse what is for training alone: ids by chance, and special tokens written out."""
+    dropout = spec["model"].get("dropout")
+    if dropout:
+        raise _wrong_key(
+            folder / "tokenizer.json",
+            "model.dropout",
+            "null, so that a text has the same ids each time,",
+            dropout,
+        )
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise _wrong_key(
+            folder / CONFIG,
+            "split_special_tokens",
+            "false, so that chats have their special tokens,",
+            True,
+        )
 
 
 def _ends(

@@ -167,6 +167,12 @@ def test_of_several_templates_none_serves_without_the_name_default(tmp_path):
     assert caught.value.failure == Failure.DATASET_INVALID
 
 
+def test_an_empty_template_is_said_to_be_empty(tmp_path):
+    source = write_files(tmp_path / "m", chat_template="")
+    with pytest.raises(StageError, match="found an empty one"):
+        Tokenizer(source).render(CHAT)
+
+
 def test_a_template_of_a_processor_is_brought_where_tokenizers_look(tmp_path):
     source = write_files(tmp_path / "m", chat_template=None)
     (source / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))

@@ -1,6 +1,7 @@
 """Texts that share documents, copies but for a character, or questions; and what is no overlap."""
 
 import random
+import unicodedata
 
 import pytest
 
@@ -102,3 +103,48 @@ def test_check_disjoint_refuses_an_allowed_id_that_is_none(name):
     with pytest.raises(StageError, match=f"found {name};") as error:
         check_disjoint(CALIBRATION, EVALUATION, {"g-1": "who?"}, ["g-1", "document-30", name])
     assert error.value.failure == Failure.CONFIG_INVALID
+
+
+def short_lines(seed: int, count: int = 200) -> list[Document]:
+    """Return lines of eight words, each too short to count by itself."""
+    words = [word for text in sentences(seed, 60) for word in text.split()]
+    drawn = random.Random(seed).choices(words, k=8 * count)
+    return [" ".join(drawn[8 * number : 8 * number + 8]) for number in range(count)]
+
+
+LINES = short_lines(11)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "evaluation"),
+    [
+        (LINES, LINES),
+        (["\n".join(map(str, LINES))], LINES),
+        (LINES, ["\n".join(map(str, LINES))]),
+        (LINES, LINES[:40:2] + short_lines(12, 150)),
+    ],
+    ids=["the same file", "parted into lines", "joined", "some of many"],
+)
+def test_check_disjoint_refuses_many_short_documents_of_both_texts(calibration, evaluation):
+    assert "document-1" in refuse(calibration, evaluation, {})
+
+
+def test_check_disjoint_takes_a_few_short_documents_of_both_texts():
+    check_disjoint(LINES, [*LINES[:30:10], *short_lines(12)], {})
+
+
+def test_check_disjoint_refuses_questions_that_are_the_calibration_text():
+    prompts = {f"g-{number}": str(line) for number, line in enumerate(LINES[:20])}
+    assert "20 are gold items" in refuse(LINES, EVALUATION, prompts)
+    check_disjoint(
+        LINES,
+        EVALUATION,
+        {**{f"e-{n}": text for n, text in enumerate(sentences(8, 9))}, "g": str(LINES[0])},
+    )
+
+
+def test_check_disjoint_refuses_a_copy_in_another_encoding_of_its_letters():
+    accented = DOCUMENT.replace("e", "é")
+    wide = "".join(chr(ord(one) + 0xFEE0) if one.isalnum() else one for one in DOCUMENT)
+    for original, copy in ((accented, unicodedata.normalize("NFD", accented)), (DOCUMENT, wide)):
+        refuse([original], [*EVALUATION, copy], {})

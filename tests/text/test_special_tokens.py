@@ -271,6 +271,9 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"tokenizer_config": {"chat_template": "a \ud83d"}, "chat_template": None},
         ("tokenizer_config.json", "chat_template", "whole characters"),
     ),
+    "special tokens that are written out": (
+        config(split_special_tokens=True), ("tokenizer_config.json", "split_special_tokens")
+    ),
     "half a character in a token": (
         config(eos_token="a \ud83d"), ("surrogates",)
     ),
@@ -291,6 +294,14 @@ def test_what_transformers_cannot_take_is_refused_with_file_and_key(name, tmp_pa
         assert caught.value.failure in ("tokenizer_mismatch", "missing_tokenizer")
         for word in words:
             assert word in str(caught.value)
+
+
+def test_ids_by_chance_are_refused(tmp_path):
+    source = write_files(tmp_path / "source")
+    model = json.loads((source / "tokenizer.json").read_text())["model"]
+    edit_json(source / "tokenizer.json", model=model | {"dropout": 0.25})
+    with pytest.raises(StageError, match=r"model\.dropout in .*tokenizer\.json, found 0\.25"):
+        Tokenizer(source)
 
 
 @pytest.mark.parametrize(
