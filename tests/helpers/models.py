@@ -1,9 +1,13 @@
 """Tiny random models with real tokenizers, and texts for them."""
 
+import functools
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
+
+from quantline.text.special_tokens import SpecialTokens, write_special_tokens
 
 # How families call sizes that they name otherwise, or None for those that they do not have.
 OWN_NAMES: dict[str, dict[str, str | None]] = {
@@ -116,6 +120,22 @@ def write_model(
                     parameter.add_(0.3 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
+
+
+def place_model(source: Path, folder: Path) -> None:
+    """Copy a model to where `load` brings it, with the special tokens that `load` writes down.
+
+    Without them every process that opens the tokenizer imports transformers, to ask it.
+    """
+    shutil.copytree(source, folder)
+    write_special_tokens(folder, _special_tokens(source))
+
+
+@functools.cache
+def _special_tokens(folder: Path) -> SpecialTokens:
+    from quantline.text.transformers_tokenizer import ask
+
+    return ask(folder).special
 
 
 def transformers_model(folder: Path) -> Any:

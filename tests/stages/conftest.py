@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from quantline.paths import MODEL
+from tests.helpers.models import place_model
 from tests.helpers.project import Project
 from tests.helpers.recipes import CHOOSE_RECIPES
 
@@ -23,7 +24,7 @@ def calibrated_project(project, calibrated_artifacts, tiny_model) -> Project:
     if calibrated_artifacts.exists():
         shutil.copytree(calibrated_artifacts, "artifacts")
     else:
-        shutil.copytree(tiny_model, MODEL)
+        place_model(tiny_model, MODEL)
         project.stage("calibrate")
         shutil.copytree("artifacts", calibrated_artifacts)
     return project

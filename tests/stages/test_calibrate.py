@@ -16,6 +16,7 @@ from quantline.errors import StageError
 from quantline.model.block_runner import BlockRun
 from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.models import place_model
 from tests.helpers.project import ROOT, Project
 from tests.helpers.tensor_files import read_tensors, write_tensors
 
@@ -48,7 +49,7 @@ with stage_run("calibrate") as run:
 @pytest.fixture
 def loaded(project, tiny_model) -> Project:
     """The project with artifacts/model in place."""
-    shutil.copytree(tiny_model, MODEL)
+    place_model(tiny_model, MODEL)
     return project
 
 

@@ -17,6 +17,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.paths import EXPORTS, MODEL, QUANTIZED
 from quantline.run.lineage import LINEAGE
 from tests.helpers.bundles import SMOKE_CHECKS
+from tests.helpers.models import place_model
 from tests.helpers.project import Project
 from tests.helpers.quantized import rounded
 
@@ -37,7 +38,7 @@ MANIFEST = {
 def ready(project, tiny_model) -> Project:
     """The project with a model and quantized weights in place, as if load and quantize had run."""
     project.compose("suite=default")
-    shutil.copytree(tiny_model, MODEL)
+    place_model(tiny_model, MODEL)
     (MODEL / "manifest.json").write_text(json.dumps(MANIFEST))
     params = load_params()
     for name, rounding in ROUNDINGS.items():
@@ -132,19 +133,19 @@ def test_export_again_gives_the_same_bundle_and_no_second_run(ready):
 
     hashes = []
     for _ in range(2):
-        ready.stage("export", "bf16")
-        hashes.append(manifest_of("bf16")["artifact_sha256"])
+        ready.stage("export", "onnx-fp32")
+        hashes.append(manifest_of("onnx-fp32")["artifact_sha256"])
     client = MlflowClient(tracking_uri=f"sqlite:///{ready.root}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments)
     assert len(set(hashes)) == 1
-    assert run.info.run_name == "bf16"
+    assert run.info.run_name == "onnx-fp32"
     tags = run.data.tags
-    assert tags["quantline.key"] == f"bf16:{hashes[0]}"
+    assert tags["quantline.key"] == f"onnx-fp32:{hashes[0]}"
     assert tags["artifact_sha256"] == hashes[0]
     assert {"recipe_sha256", "git_commit", "model", "format", "runtime"} <= set(tags)
     assert run.data.params["method"] == "none"
-    assert run.data.metrics["bits_per_weight"] == 16
+    assert run.data.metrics["bits_per_weight"] == 32
     files = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert files == {"manifest.json", "smoke.json"}
 
@@ -244,9 +245,9 @@ def test_export_refuses_special_tokens_and_chat_templates_that_are_not_the_sourc
 
 
 def test_export_as_a_command_prints_one_line(ready):
-    done = ready.command("export", "bf16")
+    done = ready.command("export", "onnx-fp32")
     assert done.returncode == 0, done.stderr
-    line = r"export bf16: [\d.]+ MiB, 16\.00 bits per weight, [\d.]+ s\n"
+    line = r"export onnx-fp32: [\d.]+ MiB, 32\.00 bits per weight, [\d.]+ s\n"
     assert re.fullmatch(line, done.stdout)
     assert done.stderr == ""
 

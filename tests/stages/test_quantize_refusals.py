@@ -16,6 +16,7 @@ from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.rtn import round_to_nearest
 from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 from quantline.run.lineage import lineage_file
+from tests.helpers.models import place_model
 from tests.helpers.project import Project
 from tests.helpers.recipes import CHOOSE_RECIPES
 from tests.helpers.tensor_files import read_tensors, write_tensors
@@ -91,7 +92,7 @@ def test_quantize_refuses_rows_that_the_groups_do_not_divide(
 ):
     odd = make_model(tmp_path / "odd", intermediate_size=320, num_hidden_layers=1)
     shutil.rmtree(MODEL)
-    shutil.copytree(odd, MODEL)
+    place_model(odd, MODEL)
     calibrated_project.stage("calibrate")
     capsys.readouterr()
     words = "group_size can be 64, 32 here"

@@ -12,6 +12,7 @@ from quantline.metrics.gold_items import load_gold
 from quantline.metrics.gold_set import read_tokenized
 from quantline.model.output_head import open_head
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.models import place_model
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def calibrated(project, tiny_model, artifacts):
     if artifacts.exists():
         shutil.copytree(artifacts, project.root / "artifacts")
         return project
-    shutil.copytree(tiny_model, project.root / "artifacts/model")
+    place_model(tiny_model, project.root / "artifacts/model")
     project.stage("calibrate")
     shutil.copytree(project.root / "artifacts", artifacts)
     return project

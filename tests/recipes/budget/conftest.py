@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.budget import compose
+from tests.helpers.models import place_model
 from tests.helpers.project import Project
 
 
@@ -23,7 +24,7 @@ def ready(project, calibrated_artifacts, tiny_model) -> Project:
     if calibrated_artifacts.exists():
         shutil.copytree(calibrated_artifacts, artifacts)
     else:
-        shutil.copytree(tiny_model, artifacts / "model")
+        place_model(tiny_model, artifacts / "model")
         project.stage("calibrate")
         shutil.copytree(artifacts, calibrated_artifacts)
     return project

@@ -26,6 +26,7 @@ from tests.helpers.budget import (
     options_of,
     quantize,
 )
+from tests.helpers.models import place_model
 from tests.helpers.quantized import tokens_of, torch_logprobs, torch_model
 
 NAME = "gptq-w4g128-budget"
@@ -112,7 +113,7 @@ def test_awq_and_curvature_follow_the_choice(ready):
 def test_grid_plan_refuses_group_sizes_that_no_row_allows(ready, capsys, make_model, tmp_path):
     shutil.rmtree(ready.root / MODEL)
     odd = make_model(tmp_path / "odd", intermediate_size=320, num_hidden_layers=1)
-    shutil.copytree(odd, ready.root / MODEL)
+    place_model(odd, ready.root / MODEL)
     ready.stage("calibrate")
     capsys.readouterr()
     compose(ready, f"recipes.{NAME}.budget.group_sizes=[128]")
@@ -141,7 +142,7 @@ def test_grid_plan_and_type_plan_choose_for_all_experts_of_a_block_together(
         num_experts_per_tok=2,
         tie_word_embeddings=False,
     )
-    shutil.copytree(experts, ready.root / MODEL)
+    place_model(experts, ready.root / MODEL)
     ready.stage("calibrate")
     compose(ready, f"recipes.{NAME}.symmetric=true", f"recipes.{NAME}.budget.bits=[3,4,8]")
     in_blocks = quantize(ready, "q4_k_m-budget")
