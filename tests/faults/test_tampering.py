@@ -11,6 +11,7 @@ from quantline.config.compose import load_params
 from quantline.errors import Failure
 from quantline.paths import EXPORTS, METRICS, REPORTS
 from quantline.report.rows import VariantRow, read_row
+from tests.helpers.children import fork_children
 from tests.helpers.project import Project, begin_project
 from tests.helpers.report import write_figures
 
@@ -35,6 +36,7 @@ def bundles(tmp_path_factory, tiny_model, texts, empty_database) -> Path:
     shutil.copy(empty_database, root / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        fork_children(patch)
         project = Project(root, tiny_model, texts)
         project.compose(f"variant=[{','.join(VARIANTS)}]", "recipe=[none,int8]")
         project.stage("load")

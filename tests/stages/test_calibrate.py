@@ -3,47 +3,24 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from quantline.calibration.store import CalibrationStore
+from quantline.calibration.store import BlockWriter, CalibrationStore
 from quantline.errors import StageError
 from quantline.model.block_runner import BlockRun
 from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.injection import run_stage
 from tests.helpers.models import place_model
-from tests.helpers.project import ROOT, Project
+from tests.helpers.project import Project
 from tests.helpers.tensor_files import read_tensors, write_tensors
 
 PARTIAL = Path("artifacts/.calibration.partial")
-# A calibrate process that the system kills when it has written some files of a kind.
-KILLED = """
-import os
-
-from quantline.calibration.store import BlockWriter
-from quantline.run.stage import stage_run
-from stages.calibrate import calibrate
-
-close = BlockWriter.close
-kinds = []
-
-
-def close_and_count(self, block):
-    close(self, block)
-    kinds.append(self.kind)
-    if kinds.count({kind!r}) == {count}:
-        os.kill(os.getpid(), 9)
-
-
-BlockWriter.close = close_and_count
-with stage_run("calibrate") as run:
-    calibrate(run)
-"""
 
 
 @pytest.fixture
@@ -103,15 +80,21 @@ def test_calibrate_twice_gives_the_same_bytes(loaded):
 
 
 def kill_after(project: Project, kind: str, count: int) -> None:
-    """Run a process that is killed when it has written `count` files of a kind."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED.format(kind=kind, count=count)],
-        cwd=project.root,
-        check=False,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == -9, done.stderr
+    """Run the stage in a process that is killed when it has written `count` files of a kind."""
+    close = BlockWriter.close
+    kinds = []
+
+    def close_and_count(self, block):
+        close(self, block)
+        kinds.append(self.kind)
+        if kinds.count(kind) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def prepare():
+        BlockWriter.close = close_and_count
+
+    outcome = run_stage(project.root, "calibrate", None, None, prepare)
+    assert outcome.code == -signal.SIGKILL, outcome.words
     assert not CALIBRATION.exists()
 
 

@@ -17,6 +17,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.paths import EXPORTS, MODEL, QUANTIZED
 from quantline.run.lineage import LINEAGE
 from tests.helpers.bundles import SMOKE_CHECKS
+from tests.helpers.children import fork_children
 from tests.helpers.models import place_model
 from tests.helpers.project import Project
 from tests.helpers.quantized import rounded
@@ -47,6 +48,13 @@ def ready(project, tiny_model) -> Project:
     return project
 
 
+@pytest.fixture
+def quick(ready, monkeypatch) -> Project:
+    """The same, whose smoke tests run in forks."""
+    fork_children(monkeypatch)
+    return ready
+
+
 def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
@@ -74,8 +82,8 @@ def assert_refused(
 
 
 @pytest.mark.parametrize("variant", ["bf16", "rtn-w4g128", "onnx-fp32", "onnx-int8"])
-def test_export_makes_everything_that_a_bundle_promises(ready, capsys, variant):
-    ready.stage("export", variant)
+def test_export_makes_everything_that_a_bundle_promises(quick, capsys, variant):
+    quick.stage("export", variant)
     folder = EXPORTS / variant
     manifest = manifest_of(variant)
     assert set(manifest) >= {
@@ -115,7 +123,7 @@ def test_export_makes_everything_that_a_bundle_promises(ready, capsys, variant):
     bits = manifest["bits_per_weight"]
     summary = f"export {variant}: {size:.1f} MiB, {bits:.2f} bits per weight, "
     assert capsys.readouterr().out.startswith(summary)
-    assert ready.events()[-1]["reason_code"] == "stage_finished"
+    assert quick.events()[-1]["reason_code"] == "stage_finished"
 
     smoke = read_json(folder / "smoke.json")
     assert smoke["passed"]
@@ -128,14 +136,14 @@ def test_export_makes_everything_that_a_bundle_promises(ready, capsys, variant):
         assert entry["checks"] == dict.fromkeys(SMOKE_CHECKS, True)
 
 
-def test_export_again_gives_the_same_bundle_and_no_second_run(ready):
+def test_export_again_gives_the_same_bundle_and_no_second_run(quick):
     from mlflow.tracking import MlflowClient
 
     hashes = []
     for _ in range(2):
-        ready.stage("export", "onnx-fp32")
+        quick.stage("export", "onnx-fp32")
         hashes.append(manifest_of("onnx-fp32")["artifact_sha256"])
-    client = MlflowClient(tracking_uri=f"sqlite:///{ready.root}/mlflow.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{quick.root}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments)
     assert len(set(hashes)) == 1
@@ -229,7 +237,7 @@ def test_export_names_an_interpreter_that_is_not_there(ready, capsys):
     ],
 )
 def test_export_refuses_special_tokens_and_chat_templates_that_are_not_the_sources(
-    ready, capsys, monkeypatch, name, old, new, words
+    quick, capsys, monkeypatch, name, old, new, words
 ):
     write = SafetensorsContainer.write
 
@@ -241,7 +249,7 @@ def test_export_refuses_special_tokens_and_chat_templates_that_are_not_the_sourc
         return requested
 
     monkeypatch.setattr(SafetensorsContainer, "write", write_wrongly)
-    assert_refused(ready, capsys, "bf16", "export_run_failed", "tokenizer_mismatch", words)
+    assert_refused(quick, capsys, "bf16", "export_run_failed", "tokenizer_mismatch", words)
 
 
 def test_export_as_a_command_prints_one_line(ready):

@@ -2,38 +2,14 @@
 
 import os
 import shutil
-import subprocess
-import sys
+import signal
 
 import pytest
 
 from quantline.paths import MODEL, QUANTIZED
 from quantline.quantized.store import QuantizedModel, QuantizedWriter
-from tests.helpers.project import ROOT, Project
-
-# A quantize process that the system kills when it has written some parts.
-KILLED = """
-import os
-
-from quantline.quantized.store import QuantizedWriter
-from quantline.run.stage import stage_run
-from stages.quantize import quantize
-
-close_part = QuantizedWriter.close_part
-parts = []
-
-
-def close_and_count(self, part, report):
-    close_part(self, part, report)
-    parts.append(part)
-    if len(parts) == {count}:
-        os.kill(os.getpid(), 9)
-
-
-QuantizedWriter.close_part = close_and_count
-with stage_run("quantize", {name!r}) as run:
-    quantize(run)
-"""
+from tests.helpers.injection import run_stage
+from tests.helpers.project import Project
 
 
 def files(name: str) -> dict[str, bytes]:
@@ -45,15 +21,21 @@ def quantized(name: str) -> QuantizedModel:
 
 
 def kill_after(project: Project, name: str, count: int) -> None:
-    """Run a process that is killed when it has written `count` parts."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED.format(name=name, count=count)],
-        cwd=project.root,
-        check=False,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == -9, done.stderr
+    """Run the stage in a process that is killed when it has written `count` parts."""
+    close_part = QuantizedWriter.close_part
+    parts = []
+
+    def close_and_count(self, part, report):
+        close_part(self, part, report)
+        parts.append(part)
+        if len(parts) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def prepare():
+        QuantizedWriter.close_part = close_and_count
+
+    outcome = run_stage(project.root, "quantize", name, None, prepare)
+    assert outcome.code == -signal.SIGKILL, outcome.words
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 
 import pytest
 
 from quantline.calibration.store import INFO
 from quantline.config.compose import load_params
 from quantline.errors import Failure
+from quantline.recipes.budget import fit
 from quantline.recipes.budget.costs import Costs
 from quantline.run.lineage import lineage_file
 from tests.helpers.budget import (
@@ -23,7 +23,8 @@ from tests.helpers.budget import (
     options_of,
     quantize,
 )
-from tests.helpers.project import ROOT, Project
+from tests.helpers.injection import run_stage
+from tests.helpers.project import Project
 
 
 def files_of(project: Project, name: str) -> dict[str, bytes]:
@@ -92,30 +93,20 @@ def test_fit_without_gradients_weighs_shares_of_the_output(ready):
 
 def kill_after(project: Project, name: str, parts: int) -> None:
     """Run the stage in a process that is killed when it has the costs of so many parts."""
-    code = f"""
-import os
-from quantline.recipes.budget import fit
-from quantline.run.stage import stage_run
-from stages.quantize import quantize
-write = fit.write_json
-done = []
-def write_and_count(path, value):
-    write(path, value)
-    done.append(path)
-    if len(done) == {parts}:
-        os.kill(os.getpid(), 9)
-fit.write_json = write_and_count
-with stage_run("quantize", {name!r}) as run:
-    quantize(run)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=project.root,
-        check=False,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == -9, done.stderr.decode()
+    write = fit.write_json
+    done = []
+
+    def write_and_count(path, value):
+        write(path, value)
+        done.append(path)
+        if len(done) == parts:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def prepare():
+        fit.write_json = write_and_count
+
+    outcome = run_stage(project.root, "quantize", name, None, prepare)
+    assert outcome.code == -signal.SIGKILL, outcome.words
 
 
 def test_fit_after_a_kill_goes_on_with_the_costs_that_it_has(ready, capsys, monkeypatch):
