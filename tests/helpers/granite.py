@@ -1,10 +1,10 @@
 """A model of a family without a table, Granite, and a converter for it as llama.cpp has one."""
 
-import shutil
 from pathlib import Path
 
 from quantline.ingest.llama_cpp_converter import SCRIPT, convert
 from quantline.model.gguf_checkpoint import GgufCheckpoint
+from tests.helpers.models import place_model
 from tests.helpers.project import ROOT
 
 MULTIPLIERS = {
@@ -100,6 +100,7 @@ def converted_copy(granite: Path, folder: Path, change: str = "") -> GgufCheckpo
         folder: The checkout of the converter is made in it too.
         change: As in `write_converter`.
     """
-    copy = Path(shutil.copytree(granite, folder / "model"))
+    copy = folder / "model"
+    place_model(granite, copy)
     convert(write_converter(folder / "checkout", change), copy)
     return GgufCheckpoint(copy)

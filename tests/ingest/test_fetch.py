@@ -1,7 +1,10 @@
 """Files come from a folder or from a Hub: pinned, only what is needed, refused before weights."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from quantline.errors import Failure, StageError
 from quantline.ingest.fetch import bring, fetch, weight_files
 from quantline.model.checkpoint import INDEX
 from tests.helpers.hub import COMMIT, NAME, Hub, serve_hub
-from tests.helpers.project import Project
+from tests.helpers.project import ROOT, Project
 from tests.helpers.tensor_files import edit_json
 
 MODEL = Path("artifacts/model")
@@ -42,6 +45,29 @@ def load(project: Project, hub: Hub, **environment: str):
     return project.command("load", **hub.environment | environment)
 
 
+def fetch_in_a_process(project: Project, hub: Hub, **environment: str) -> str:
+    """Fetch the model of params.yaml in a fresh process; return the failure, if there is one."""
+    code = """
+from quantline.config.compose import load_params
+from quantline.errors import StageError
+from quantline.ingest.fetch import fetch
+
+try:
+    fetch(load_params().model)
+except StageError as error:
+    print(error.failure)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=project.root,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | hub.environment | environment,
+    )
+    return done.stdout.strip()
+
+
 def test_fetch_pins_the_revision_and_downloads_only_what_it_needs(from_hub, hub, tiny_model):
     named = hub.folder / "additional_chat_templates"
     named.mkdir()
@@ -59,11 +85,9 @@ def test_fetch_pins_the_revision_and_downloads_only_what_it_needs(from_hub, hub,
     assert sorted(hub.downloads) == sorted([*needed, "tool_use.jinja"])
     assert (MODEL / "additional_chat_templates/tool_use.jinja").read_text() == "tools"
 
-    offline = load(project, hub, HF_HUB_OFFLINE="1")
-    assert offline.returncode == 1
-    assert "network_unavailable" in offline.stderr  # a branch is not a commit
-    again = load(from_hub(revision=COMMIT), hub, HF_HUB_OFFLINE="1")
-    assert again.returncode == 0, again.stderr
+    # Without the Hub a commit is known, and a branch is not.
+    assert fetch_in_a_process(project, hub, HF_HUB_OFFLINE="1") == Failure.NETWORK_UNAVAILABLE
+    assert not fetch_in_a_process(from_hub(revision=COMMIT), hub, HF_HUB_OFFLINE="1")
 
 
 def test_fetch_refuses_custom_code_before_weights_are_downloaded(from_hub, hub):
