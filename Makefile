@@ -9,6 +9,8 @@ export DVC_NO_ANALYTICS := true
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
+# The processes that stages and tests start read what the first one has compiled.
+export PYTHONDONTWRITEBYTECODE :=
 PYTEST := python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup \
   --max-worker-restart 0
 
