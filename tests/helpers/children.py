@@ -1,0 +1,64 @@
+"""Child processes that are forked from the tests', and so have everything imported already.
+
+What a stage computes in a fresh interpreter (quantline/run/child_process.py) takes seconds, nearly
+all of which go into imports. Where a test is not about the process, a fork gives the same answer.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from quantline.errors import Failure, Reason, StageError
+from quantline.files import read_json, write_json
+from quantline.methods import threads
+from quantline.run import worker
+from quantline.run.child_process import Limits
+
+CALLERS = ("stages.smoke", "stages.evaluate")  # modules that have a name for it
+
+
+def fork_children(patch: Any) -> None:
+    """Let the stages call functions in forks until a MonkeyPatch is undone."""
+    for module in CALLERS:
+        patch.setattr(f"{module}.call_in_child", call_in_fork)
+
+
+def call_in_fork(
+    function: str, arguments: dict[str, Any], limits: Limits, label: str, python: str | None = None
+) -> dict[str, Any]:
+    """Do what `call_in_child` does, without its limits, in a fork of this process."""
+    assert python is None, "a fork has no other interpreter"
+    with tempfile.TemporaryDirectory() as folder:
+        call, answer = Path(folder) / "call.json", Path(folder) / "answer.json"
+        write_json(call, {"function": function, "arguments": arguments})
+        child = os.fork()
+        if not child:
+            _answer(call, answer)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        assert code == 0, f"the fork for {label} ended with {code}"
+        result: dict[str, Any] = read_json(answer)
+    if "failure" in result:
+        reason = result.get("reason")
+        raise StageError(
+            Failure(result["failure"]), result["message"], Reason(reason) if reason else None
+        )
+    return result
+
+
+def _answer(call: Path, answer: Path) -> None:
+    """Answer a call and end this process. Its threads have stayed in the parent."""
+    try:
+        threads._pool.cache_clear()
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)
+            torch.set_num_threads = lambda _: None
+        worker.main(call, answer)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)
