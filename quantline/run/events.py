@@ -23,7 +23,8 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 def append_event(path: Path, event: dict[str, Any]) -> None:
     """Append an event as one line, in one write, so that lines of two processes do not mix.
 
-    After a line that a full disk cut off, it starts a new one.
+    Where a full disk takes a part of it alone, writing the rest brings the system's own error.
+    After a line that was cut off so, the next event starts a new one.
 
     Raises:
         OSError: If the file cannot take the line.
@@ -37,9 +38,8 @@ def append_event(path: Path, event: dict[str, Any]) -> None:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line
-        written = os.write(descriptor, line)
-        if written < len(line):
-            raise OSError(f"expected to append {len(line)} bytes to {path}, wrote {written}")
+        while line:
+            line = line[os.write(descriptor, line) :]
     finally:
         os.close(descriptor)
 

@@ -1,11 +1,13 @@
 """Run events on disk: whole lines, also beside broken ones."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from quantline.run.events import append_event, read_events
+from tests.helpers.full_disk import largest_file
 
 EVENT = {
     "stage": "load",
@@ -59,3 +61,13 @@ def test_append_event_takes_half_a_character(path):
     (event,) = read_events(path)
     assert event["summary"].startswith("half ")
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("room", [0, 1, 77])
+def test_append_event_on_a_full_disk_raises_the_systems_own_error(path, room):
+    append_event(path, EVENT)
+    with largest_file(path.stat().st_size + room), pytest.raises(OSError, match="large") as full:
+        append_event(path, EVENT | {"summary": "too much"})
+    assert full.value.errno == errno.EFBIG
+    append_event(path, EVENT | {"summary": "with room again"})
+    assert [event["summary"] for event in read_events(path)] == ["load started", "with room again"]

@@ -14,7 +14,7 @@ import pytest
 
 from quantline.config.compose import as_yaml, compose
 from quantline.errors import Failure, Reason, StageError
-from quantline.run.stage import StageRun, stage_run
+from quantline.run.stage import stage_run
 from tests.helpers.project import ROOT, read_events
 
 KEYS = {
@@ -155,17 +155,6 @@ def test_stage_run_takes_the_reason_of_an_error(folder):
 def test_stage_run_names_what_is_no_exception(folder, error, failure):
     assert exit_code_after(error) == 1
     assert read_events(folder)[-1]["payload"]["failure"] == failure
-
-
-def test_stage_run_prints_a_full_disk_that_takes_no_event_either(folder, capsys, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(SystemExit) as stopped, stage_run("load") as run:
-        monkeypatch.setattr(StageRun, "event", full)
-        run.event("info", "x")
-    assert stopped.value.code == 1
-    assert "disk_full" in capsys.readouterr().err
 
 
 def test_stage_run_stops_at_stale_parameters_before_any_code(folder, capsys):

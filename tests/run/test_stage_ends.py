@@ -1,5 +1,6 @@
-"""How a stage ends before its time: Ctrl-C, a request, its limits, or the death of its starter."""
+"""How a stage ends before its time: Ctrl-C, a request, limits, its starter's death, a full disk."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 
 from quantline.config.compose import as_yaml, compose
 from quantline.run import watchdog
-from quantline.run.stage import stage_run
+from quantline.run.stage import StageRun, stage_run
+from tests.helpers.full_disk import largest_file
 from tests.helpers.project import ROOT, read_events
 
 
@@ -122,3 +124,27 @@ def test_a_stage_ends_when_the_run_that_started_it_is_killed(folder):
         starter.stdout.read()  # until the stage has closed it, too
     assert read_events(folder)[-1]["payload"]["failure"] == "interrupted"
     assert f"(process {starter.pid}) was killed" in read_events(folder)[-1]["summary"]
+
+
+def test_stage_run_prints_a_full_disk_that_takes_no_event_either(folder, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit) as stopped, stage_run("load") as run:
+        monkeypatch.setattr(StageRun, "event", full)
+        run.event("info", "x")
+    assert stopped.value.code == 1
+    assert "disk_full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", [0, 77])
+def test_stage_run_names_a_full_disk_at_its_very_first_event(folder, capsys, room):
+    limit = 1 << 16
+    Path("events.jsonl").write_text("." * (limit - room - 1) + "\n")
+    with largest_file(limit), pytest.raises(SystemExit) as stopped, stage_run("load"):
+        pytest.fail("the stage ran")
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "load: load_rejected (disk_full): OSError: [Errno 27] File too large" in said
+    assert "free some space" in said
+    assert "Traceback" not in said
