@@ -1,4 +1,4 @@
-"""The frame around every stage: parameters, run events, atomic outputs, MLflow, named failures."""
+"""The frame around every stage: parameters, inputs, atomic outputs, and named failures."""
 
 import contextlib
 import difflib
@@ -6,10 +6,8 @@ import os
 import signal
 import time
 import traceback
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +24,19 @@ from quantline.errors import (
     failure_of,
 )
 from quantline.folders import atomic_folder, resumable_folder
-from quantline.messages import redacted, say, shortened
+from quantline.messages import say, shortened
 from quantline.paths import EVENTS
-from quantline.run.events import append_event
 from quantline.run.project_lock import project_lock
 from quantline.run.signals import AGAIN, Terminated, ends_on_request
 from quantline.run.stage_inputs import READS, StageInputs
-from quantline.run.stage_names import INSTANCES, parent_name, run_name
+from quantline.run.stage_names import INSTANCES, run_name
+from quantline.run.stage_record import StageRecord
 from quantline.run.watchdog import watched
-from quantline.tracking.mlflow_runs import FAILED, Dataset
-from quantline.tracking.store import events_root
-from quantline.tracking.undelivered import Run, log_failure, log_or_keep
 
 LOCK_WAIT_S = 10  # a composition ends within seconds
-LONGEST_TAG = 1000  # characters of a message in MLflow
-SEVERITIES = ("info", "warning", "error", "critical")
 
 
-class StageRun:
+class StageRun(StageRecord):
     """One run of one stage.
 
     Attributes:
@@ -54,38 +47,16 @@ class StageRun:
 
     def __init__(self, stage: str, instance: str | None) -> None:
         """Start the clock."""
-        self.stage = stage
-        self.instance = instance
-        self.run_id = run_name(stage, instance, None)
+        super().__init__(stage, instance)
         self._timer = time.perf_counter()
-        self._started = time.time()
-        self._params: Params | None = None
         self._inputs: StageInputs | None = None
         self._summary = "done"
-        self._warned = False
-
-    @property
-    def params(self) -> Params:
-        """The content of params.yaml; `stage_run` has read it."""
-        assert self._params is not None, "params.yaml was not read"
-        return self._params
 
     @property
     def inputs(self) -> StageInputs:
         """What the stage reads, as it was when it started."""
         assert self._inputs is not None, f"{self.stage} makes no artifact"
         return self._inputs
-
-    @property
-    def name(self) -> str:
-        """The recipe or variant of a stage that takes one."""
-        assert self.instance is not None, f"{self.stage} takes no name"
-        return self.instance
-
-    @property
-    def label(self) -> str:
-        """The stage with its recipe or variant."""
-        return f"{self.stage} {self.instance}" if self.instance else self.stage
 
     def load_params(self) -> None:
         """Read params.yaml, if it is fresh; set HF_HUB_OFFLINE=1 unless a source is the Hub.
@@ -121,54 +92,6 @@ class StageRun:
             f"({', '.join(valid)}), found {self.instance or 'none'}{hint}"
         )
 
-    def event(
-        self,
-        severity: str,
-        summary: str,
-        reason: Reason | None = None,
-        payload: dict[str, Any] | None = None,
-        failure: Failure | None = None,
-    ) -> None:
-        """Append a line to events.jsonl; in a queued experiment to the main repository's too.
-
-        Args:
-            severity: info, warning, error or critical.
-            summary: A sentence.
-            reason: Required at error and critical.
-            payload: Details, as JSON.
-            failure: The named cause.
-
-        Raises:
-            ValueError: For an unknown severity, or an error without a reason.
-        """
-        if severity not in SEVERITIES or (reason is None and severity in ("error", "critical")):
-            raise ValueError(
-                f"expected a severity among {', '.join(SEVERITIES)}, with a reason at error and "
-                f"critical; found {severity} and {reason}"
-            )
-        details: dict[str, Any] = {"instance": self.instance}
-        if failure:
-            details["failure"] = failure
-        event = {
-            "id": str(uuid.uuid4()),
-            "ts": datetime.now(UTC).isoformat(),
-            "run_id": self.run_id,
-            "parent_run_id": parent_name(self.stage, self.instance, self._params),
-            "stage": self.stage,
-            "severity": severity,
-            "reason_code": reason,
-            "actor": "quantline",
-            "summary": summary,
-            "payload": details | (payload or {}),
-        }
-        for path in sorted({EVENTS.resolve(), events_root() / EVENTS}):
-            append_event(path, redacted(event))
-
-    def warn(self, message: str) -> None:
-        """Print a warning, and write it as an event."""
-        self.event("warning", message)
-        say(f"{self.label}: warning: {message}", error=True)
-
     def output(self, target: str | Path) -> AbstractContextManager[Path]:
         """Return an output folder that appears when its block ends well."""
         return atomic_folder(Path(target))
@@ -185,80 +108,6 @@ class StageRun:
     def _announce(self, sentence: str) -> None:
         say(f"{self.label}: {sentence}")
         self.event("info", f"{self.label} {sentence}", Reason.STAGE_STARTED)
-
-    def track(
-        self,
-        key: str,
-        name: str,
-        params: dict[str, Any] | None = None,
-        metrics: dict[str, Any] | None = None,
-        tags: dict[str, str] | None = None,
-        files: Sequence[Path] = (),
-        datasets: Sequence[Dataset] = (),
-    ) -> str | None:
-        """Log what the stage made to MLflow; if it takes nothing now, keep it for later and say so.
-
-        Args:
-            key: Names the content: what has the same key is logged to the same run.
-            name: Shown by MLflow.
-            params: Of a new run.
-            metrics: Added to the run, nested ones by their path.
-            tags: Added to the run, besides stage, model and suite.
-            files: Logged as artifacts.
-            datasets: What the figures were measured on.
-
-        Returns:
-            MLflow's id of the run; None if it was kept for later.
-        """
-        run = Run(key, name, params or {}, metrics or {}, self._tags(tags or {}), files, datasets)
-        run.started = self._started
-        try:
-            outcome = log_or_keep(self.params.tracking, run)
-        except OSError as error:
-            self._warn_of_tracking(f"and it cannot be kept for later: {error}", None)
-            return None
-        if outcome.error is not None:
-            self._warn_of_tracking(
-                f"{outcome.error}; it is kept, `quantline track` delivers it, and so does the next "
-                "stage",
-                outcome.error.failure,
-            )
-        return outcome.run_id
-
-    def _tags(self, more: dict[str, str]) -> dict[str, str]:
-        model = self.params.model
-        tags = {
-            "stage": self.stage,
-            "model": model.id or model.path or "",
-            "suite": self.params.suite,
-        }
-        return tags | more
-
-    def _warn_of_tracking(self, message: str, failure: Failure | None) -> None:
-        """Say once that MLflow does not take the stage's runs."""
-        if self._warned:
-            return
-        self._warned = True
-        message = shortened(f"MLflow does not have what {self.label} made: {message}")
-        say(f"{self.label}: {message}", error=True)
-        self.event("warning", message, Reason.RUN_NOT_TRACKED, failure=failure)
-
-    def track_failure(self, failure: Failure, reason: Reason, message: str) -> None:
-        """Log a FAILED run with the failure's name, so far as parameters say where to."""
-        if self._params is None:
-            return
-        tags = {
-            "failure": str(failure),
-            "reason_code": str(reason),
-            "instance": self.instance or "",
-            "message": shortened(message, LONGEST_TAG),
-        }
-        key = f"failed:{self.run_id}:{failure}"
-        run = Run(key, self.label, tags=self._tags(tags), started=self._started, status=FAILED)
-        try:
-            log_failure(self._params.tracking, run)
-        except Exception as error:  # the failure itself has been said, and this is no other one
-            say(f"{self.label}: MLflow does not have the failed run: {error}", error=True)
 
     def set_summary(self, summary: str) -> None:
         """Set the summary that is printed when the stage ends."""
