@@ -4,9 +4,9 @@ After that the artifacts are those of an undisturbed run to the byte, nothing el
 block that was complete has been computed again. In between there is the old artifact or the new
 one, whole.
 
-By default a sample of the moments is tried; `make test-all` tries all, or
+By default a sample of the moments is tried; `make test-all` tries all, or, with their counts,
 
-    python -m pytest -n 0 -m slow tests/faults/test_kills.py -s
+    python -m pytest -n 2 -rP -m slow tests/faults/test_kills.py
 """
 
 import errno
@@ -119,8 +119,9 @@ def disturb(projects: dict[str, Path], stage: str, moment: Moment) -> Outcome:
         found = files_of(root)
         assert found.keys() - wanted.keys() == set(), f"{moment} left something"
         assert found == wanted, f"{moment}: {[n for n in wanted if found.get(n) != wanted[n]]}"
-    total = len(set(outcome.parts) | set(again.parts))
-    assert len(outcome.parts) + len(again.parts) <= total + 1, f"{moment} lost blocks"
+    if outcome.code:  # else the second run had nothing to go on from
+        total = len(set(outcome.parts) | set(again.parts))
+        assert len(outcome.parts) + len(again.parts) <= total + 1, f"{moment} lost blocks"
     return outcome
 
 
@@ -174,45 +175,41 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_old_result(projects, stage
     fill_disk(projects, LIMITS[-1 - IDS.index(stage) % len(LIMITS)], stage)
 
 
-def attempt_all(
-    projects: dict[str, Path],
-    capsys: pytest.CaptureFixture[str],
-    calls: Callable[[str], Iterator[tuple[str, Callable[[], str | None]]]],
-) -> Counter[str]:
-    """Try everything on every stage, and return how often which kind came out right."""
+def attempt_all(stage: str, calls: Iterator[tuple[str, Callable[[], str | None]]]) -> None:
+    """Try everything on a stage, and print how often which kind came out right."""
     counts: Counter[str] = Counter()
     wrong = []
-    for stage in IDS:
-        for kind, call in calls(stage):
-            try:
-                counts[call() or kind] += 1
-            except AssertionError as error:
-                wrong.append((stage, kind, str(error)))
-        with capsys.disabled():
-            print(f"\n{stage}: {dict(counts)}, wrong: {wrong}", flush=True)
+    for kind, call in calls:
+        try:
+            counts[call() or kind] += 1
+        except AssertionError as error:
+            wrong.append((kind, str(error)))
+    right = counts.total()
+    print(f"{stage}: {right} of {right + len(wrong)} as they should be: {dict(counts)}")
     assert not wrong
-    return counts
+    assert right > 30
 
 
 @pytest.mark.slow
-def test_every_stage_is_killed_at_every_operation(projects, capsys):
-    def calls(stage: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
+@pytest.mark.parametrize("stage", IDS)
+def test_a_stage_is_killed_at_every_operation(projects, stage):
+    def calls() -> Iterator[tuple[str, Callable[[], str | None]]]:
         for at in range(len(moments_of(projects, stage))):
-            yield "at an operation", partial(kill_at, projects, at, stage)
+            yield "killed at an operation", partial(kill_at, projects, at, stage)
         for largest in LIMITS:
-            yield "within a write", partial(cut_off, projects, largest, stage)
+            yield "killed within a write", partial(cut_off, projects, largest, stage)
 
-    assert attempt_all(projects, capsys, calls).total() >= 200
+    attempt_all(stage, calls())
 
 
 @pytest.mark.slow
-def test_every_operation_of_every_stage_fails(projects, capsys):
-    def calls(stage: str) -> Iterator[tuple[str, Callable[[], str | None]]]:
+@pytest.mark.parametrize("stage", IDS)
+def test_every_operation_of_a_stage_fails(projects, stage):
+    def calls() -> Iterator[tuple[str, Callable[[], str | None]]]:
         for at in range(len(moments_of(projects, stage))):
             error = ERRORS[at % len(ERRORS)]
             yield "error", partial(fail_at, projects, at, error, stage)
         for largest in LIMITS:
             yield "full disk", partial(fill_disk, projects, largest, stage)
 
-    counts = attempt_all(projects, capsys, calls)
-    assert counts["named"] + counts["full disk"] >= 40
+    attempt_all(stage, calls())
