@@ -11,6 +11,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from quantline.errors import NOT_OFFERED
+
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2  # of linux/fs.h
 SUFFIX_BYTES = 4  # of a temporary name, as twice as many characters
@@ -62,9 +64,18 @@ def replace_folder(folder: Path, target: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two names change places in one step; return whether the file system can."""
+    """Let two names change places in one step; return whether the file system can.
+
+    Raises:
+        OSError: If it can, and something else is in the way.
+    """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
     names = (os.fsencode(first), os.fsencode(second))
-    return rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
+    if rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number not in NOT_OFFERED:
+        raise OSError(number, os.strerror(number), str(first), None, str(second))
+    return False

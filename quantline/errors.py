@@ -118,6 +118,22 @@ OF_ERRNO = {
     errno.ENOTDIR: Failure.MISSING_FILE,
     errno.EISDIR: Failure.MISSING_FILE,
 }
+# Causes that lie with the machine, whatever was read or written when they came up.
+OF_MACHINE = frozenset(
+    {
+        *(Failure.DISK_FULL, Failure.DISK_ERROR, Failure.PERMISSION_DENIED),
+        *(Failure.TOO_MANY_OPEN_FILES, Failure.NAME_TOO_LONG, Failure.OUT_OF_MEMORY),
+    }
+)
+# By these the system says that it has no such step here, so that another way is right. After any
+# other number another way would hide what happened.
+NOT_OFFERED = frozenset(
+    {
+        *(errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL),
+        *(errno.EPERM, errno.EMLINK, errno.ETXTBSY),
+        errno.EAGAIN,  # of file systems that cannot share what they have not written yet
+    }
+)
 # What libraries say in words alone: torch and onnxruntime, numpy's `tofile`, sqlite.
 OF_WORDS = {
     r"can't allocate memory|not enough memory|out of memory|bad_alloc|bad allocation": (
@@ -187,6 +203,31 @@ def reading_foreign(failure: Failure, expected: str) -> Iterator[None]:
         ) from error
 
 
+def pass_on(error: BaseException) -> None:
+    """Raise an error again if its cause lies with the machine.
+
+    It is called where an error is about to be taken for a fault of what was read, or for a sign
+    that something is absent: a full disk or a lack of memory is neither. Words count only with the
+    system's number, for others may quote the file.
+
+    Raises:
+        OSError: This very error.
+        MemoryError: The same.
+        StageError: This very error, or one with the cause's name for an error of a library.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, OSError | MemoryError | StageError):
+            failure = _failure_of_one(cause)
+        else:
+            failure = _failure_by_number(str(cause).lower())
+        if failure not in OF_MACHINE:
+            continue
+        if isinstance(error, OSError | MemoryError | StageError):
+            raise error
+        message = f"{type(error).__name__}: {error}; {ADVICE[failure]}"
+        raise StageError(failure, message) from error
+
+
 def failure_of(error: BaseException) -> Failure:
     """Name a failure that no stage foresaw.
 
@@ -231,13 +272,23 @@ def _failure_of_one(error: BaseException) -> Failure | None:
     return _failure_in_words(str(error).lower())
 
 
+def _failure_by_number(words: str) -> Failure | None:
+    """Name a failure by the system's number in a message, in lower case."""
+    for found in NUMBER_IN_WORDS.findall(words):
+        failure = OF_ERRNO.get(int("".join(found)))
+        if failure is not None:
+            return failure
+    return None
+
+
 def _failure_in_words(words: str) -> Failure | None:
     """Name a failure by the words of its message, in lower case."""
-    numbers = [int("".join(found)) for found in NUMBER_IN_WORDS.findall(words)]
-    numbers += [number for number in OF_ERRNO if os.strerror(number).lower() in words]
-    for number in numbers:
-        if number in OF_ERRNO:
-            return OF_ERRNO[number]
+    failure = _failure_by_number(words)
+    if failure is not None:
+        return failure
+    for number, named in OF_ERRNO.items():
+        if os.strerror(number).lower() in words:
+            return named
     for pattern, failure in OF_WORDS.items():
         if re.search(pattern, words):
             return failure

@@ -114,11 +114,15 @@ class _Note(NamedTuple):
 
 
 def _read_note(path: Path) -> _Note:
-    """Return the note of a run that was killed; an empty one where there is none."""
+    """Return the note of a run that was killed; an empty one where there is none.
+
+    Raises:
+        OSError: If there is one that cannot be read now: the work that it tells of is kept.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         note = _Note(values["key"], values["inode"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return _Note({}, None)
     return note if isinstance(note.key, dict) else _Note({}, None)
 

@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+from quantline.errors import NOT_OFFERED
+
 FICLONE = 0x40049409  # ioctl of linux/fs.h that shares a file's blocks until one side writes
 COPY_BYTES = 1 << 24
 
@@ -13,14 +15,19 @@ def clone(source: Path, target: Path) -> bool:
     """Make `target` share the blocks of `source` (a reflink); return whether that is possible here.
 
     Writing to one file leaves the other alone.
+
+    Raises:
+        OSError: If the source cannot be read or the target cannot be written.
     """
-    try:
-        with source.open("rb") as read, target.open("wb") as write:
+    with source.open("rb") as read, target.open("wb") as write:
+        try:
             fcntl.ioctl(write.fileno(), FICLONE, read.fileno())
-        return True
-    except OSError:
-        target.unlink()
-        return False
+            return True
+        except OSError as error:
+            target.unlink()
+            if error.errno not in NOT_OFFERED:
+                raise
+    return False
 
 
 def clone_or_copy(source: Path, target: Path) -> None:
@@ -39,6 +46,9 @@ def link(source: Path, target: Path) -> str:
 
     A hard link is the same file under two names, so the manifest's hashes are what notices a
     source that is changed in place.
+
+    Raises:
+        OSError: If the source cannot be read or the target cannot be written.
     """
     source = source.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +57,8 @@ def link(source: Path, target: Path) -> str:
     try:
         os.link(source, target)
         return "hard link"
-    except OSError:
-        shutil.copyfile(source, target)
-        return "copy"
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+    shutil.copyfile(source, target)
+    return "copy"

@@ -3,32 +3,27 @@
 import errno
 import os
 import resource
-import signal
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from quantline.errors import ADVICE, OF_ERRNO, ConfigError, Failure, StageError, failure_of
+from quantline.errors import (
+    ADVICE,
+    OF_ERRNO,
+    OF_MACHINE,
+    ConfigError,
+    Failure,
+    StageError,
+    failure_of,
+    pass_on,
+)
+from tests.helpers.full_disk import largest_file
 
 FULL = Path("/dev/full")  # a device that is always full
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as a disk with no more room."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def error_of(call: Callable[[], object]) -> BaseException:
@@ -210,3 +205,30 @@ def test_failure_of_survives_an_error_that_leads_to_itself():
 
 def test_every_failure_that_the_system_names_has_advice():
     assert set(OF_ERRNO.values()) <= set(ADVICE)
+
+
+@pytest.mark.parametrize(("number", "failure"), OF_ERRNO.items())
+def test_pass_on_raises_what_the_machine_is_to_blame_for_and_nothing_else(number, failure):
+    system = OSError(number, os.strerror(number))
+    of_rust = Exception(f"a library's own error (os error {number})")
+    wrapped = raised(RuntimeError("cannot load"), system, "from")
+    if failure not in OF_MACHINE:
+        for error in (system, of_rust, wrapped):
+            pass_on(error)
+        return
+    assert error_of(lambda: pass_on(system)) is system
+    for error in (of_rust, wrapped):
+        named = error_of(lambda error=error: pass_on(error))
+        assert isinstance(named, StageError)
+        assert named.failure == failure
+        assert str(error) in str(named)
+        assert ADVICE[failure] in str(named)
+
+
+def test_pass_on_takes_no_words_that_a_file_may_hold_for_a_cause():
+    pass_on(ValueError("expected a name, found 'No space left on device, out of memory'"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), StageError(Failure.DISK_FULL, "full")])
+def test_pass_on_raises_an_error_that_has_a_name_already(error):
+    assert error_of(lambda: pass_on(error)) is error

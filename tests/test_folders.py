@@ -1,6 +1,7 @@
 """Folders that appear whole or not at all, and go on where a killed run stopped."""
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
@@ -125,6 +126,24 @@ def test_resumable_folder_starts_over_when_the_key_is_damaged(tmp_path):
     with resumable_folder(target, {"seed": 1}, announced.append) as folder:
         assert names(folder) == []
     assert announced == ["starts over, because seed changed since a run was killed"]
+
+
+def test_resumable_folder_keeps_work_whose_key_cannot_be_read_now(tmp_path, monkeypatch):
+    target = tmp_path / "made"
+    killed_run(target, {"seed": 1}, [])
+
+    def too_many(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", too_many)
+        with (
+            pytest.raises(OSError, match="Too many open files"),
+            resumable_folder(target, {"seed": 1}, print),
+        ):
+            pytest.fail("it began")
+    with resumable_folder(target, {"seed": 1}, print) as folder:
+        assert names(folder) == ["half"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "full"), StageError(Failure.DISK_FULL, "full")])

@@ -37,5 +37,5 @@ def _read(path: Path, code: int) -> list[tuple[str | None, str]]:
     """Return what DVC refused: the stage, if it is one of one stage, and what DVC said."""
     try:
         return [(name, str(said)) for name, said in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return [(None, f"it ended with exit code {code}")] if code else []

@@ -114,7 +114,7 @@ def _is_in_git(root: Path, path: str) -> bool:
         command = ["git", "ls-files", "-z", kind, "--", f":(literal){path}"]
         try:
             done = subprocess.run(command, cwd=root, capture_output=True, check=False)
-        except OSError:
+        except (FileNotFoundError, PermissionError):  # no git
             return False
         if done.returncode:
             return False

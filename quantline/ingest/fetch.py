@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quantline.config.params import Model
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, StageError, pass_on
 from quantline.ingest import verify
 from quantline.links import link
 from quantline.model.checkpoint import (
@@ -110,6 +110,7 @@ def fetch_from_hub(
             f"{error}",
         ) from error
     except (errors.HTTPError, OSError) as error:
+        pass_on(error)
         raise StageError(
             Failure.NETWORK_UNAVAILABLE,
             f"cannot get {name} at {revision} from the Hub: {error}; try again, or use "

@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 
 from quantline.config.texts import Limits
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, StageError, pass_on
 from quantline.files import sha256_file, sha256_json
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.gguf_checkpoint import FILE, GgufCheckpoint
@@ -59,7 +59,7 @@ def _commit(folder: Path) -> str | None:
     command = ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no git
+    except (FileNotFoundError, PermissionError):  # no git
         return None
     root, _, commit = done.stdout.strip().partition("\n")
     return commit if done.returncode == 0 and Path(root) == folder else None
@@ -125,6 +125,7 @@ def check_conversion(folder: Path) -> None:
     except StageError as error:
         raise _wrong("a GGUF file", f"one that cannot be read: {error}") from None
     except Exception as error:  # the reader fails in as many ways as a file can be damaged
+        pass_on(error)
         raise _wrong("a GGUF file", f"one that cannot be read: {error}") from None
     checkpoint = converted.checkpoint
     embedding = converted.arch.embedding

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from quantline.errors import Failure, StageError, reading_foreign
+from quantline.errors import Failure, StageError, pass_on, reading_foreign
 from quantline.files import read_json
 from quantline.model.architecture import Architecture, architecture_from_config
 from quantline.model.checkpoint import INDEX, SINGLE, Checkpoint, inside
@@ -111,7 +111,8 @@ def check_task(config: dict[str, Any]) -> str:
     name = class_name(config)
     try:
         model_class = getattr(transformers, name, None)
-    except Exception:  # modules that transformers imports for a name can fail in any way
+    except Exception as error:  # modules that transformers imports for a name fail in any way
+        pass_on(error)
         model_class = None
     task = "unknown to transformers"
     if isinstance(model_class, type):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantline.config.params import Params
-from quantline.errors import ConfigError
+from quantline.errors import ConfigError, pass_on
 from quantline.metrics.figure import FIGURES
 
 GOLD = "gold_"
@@ -67,6 +67,7 @@ def _tasks(gold: str | None) -> list[str] | None:
             items += bool(item)
             if item.get("task") is not None:
                 tasks.add(str(item["task"]))
-    except (AttributeError, OSError, ValueError):
+    except (AttributeError, OSError, ValueError) as error:
+        pass_on(error)
         return None
     return sorted(tasks) if items else None

@@ -62,7 +62,7 @@ class BoundedCall:
                     "it does more than a model needs: take another one",
                 )
             kind, value = pipe.recv()
-        except (EOFError, OSError) as error:
+        except (EOFError, ConnectionError) as error:
             self._end()
             raise StageError(
                 Failure.RUNTIME_CRASHED,

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple, cast
 import psutil
 
 from quantline.config.texts import Limits
-from quantline.errors import Failure, Reason, StageError, failure_of
+from quantline.errors import Failure, Reason, StageError, failure_of, pass_on
 from quantline.files import MIB, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -64,6 +64,8 @@ def call_in_child(
                 env=_environment(Path(folder), python),
             )
         except OSError as error:
+            if not isinstance(error, PermissionError):  # of a file that is no program
+                pass_on(error)
             raise StageError(
                 Failure.RUNTIME_UNAVAILABLE,
                 f"expected a Python interpreter for {label}, and {python} does not start: "

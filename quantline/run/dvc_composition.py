@@ -98,6 +98,6 @@ def present_params() -> dict[str, Any]:
     """Return the content of params.yaml; nothing if there is none that could be read."""
     try:
         values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}

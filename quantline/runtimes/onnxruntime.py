@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
-from quantline.errors import ADVICE, Failure, StageError
+from quantline.errors import ADVICE, Failure, StageError, pass_on
 from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily, one_line
 from quantline.runtimes.without_links import without_links
 
@@ -51,6 +51,7 @@ class Engine:
                     folder / path.name, options, providers=["CPUExecutionProvider"]
                 )
         except Exception as error:  # its exceptions have no class in common
+            pass_on(error)
             raise StageError(
                 Failure.RUNTIME_CRASHED,
                 f"expected onnxruntime to load {path}, found that it refuses (onnxruntime says: "

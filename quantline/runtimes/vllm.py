@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, StageError, pass_on
 
 register_runtime(
     RuntimeInfo(
@@ -55,6 +55,7 @@ class Engine:
                 disable_log_stats=True,
             )
         except Exception as error:  # vLLM's, torch's, CUDA's
+            pass_on(error)
             raise StageError(
                 Failure.RUNTIME_CRASHED,
                 f"vLLM cannot load {bundle}: {type(error).__name__}: {error}; look whether it has "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from quantline.errors import Failure, Reason, StageError
+from quantline.errors import Failure, Reason, StageError, pass_on
 
 SHOWN = 10  # bad lines in one message
 BOM = "\ufeff"
@@ -58,6 +58,7 @@ def read_text_file(path: Path, reason: Reason | None = None) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
+        pass_on(error)
         raise refuse(f"one that cannot be read ({error.strerror})", "mend that") from error
     for mark, kind in PACKED.items():
         if data.startswith(mark):

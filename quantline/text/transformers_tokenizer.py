@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, StageError, pass_on
 from quantline.files import read_json
 from quantline.text.special_tokens import DEFAULT, SpecialTokens, template_files
 
@@ -58,9 +58,8 @@ def ask(folder: Path) -> Answer:
             rows = rows if isinstance(rows, int) else None
             spec = json.loads(tokenizer.backend_tokenizer.to_str())
             begin, finish = _surroundings(tokenizer)
-        except MemoryError:
-            raise
         except Exception as error:  # each class fails in its own way; all mean that none is usable
+            pass_on(error)
             _check_named_tokens(folder)
             raise _refused(folder, error) from error
         _check_encoding(folder, tokenizer, spec)
@@ -165,7 +164,8 @@ def _config(folder: Path) -> Any:
     settings = {"trust_remote_code": False, "local_files_only": True}
     try:
         return AutoConfig.from_pretrained(folder, **settings)
-    except Exception:  # a model type that transformers does not know, as for AutoTokenizer
+    except Exception as error:  # a model type that transformers does not know, as for AutoTokenizer
+        pass_on(error)
         return PreTrainedConfig.from_pretrained(folder, local_files_only=True)
 
 
@@ -229,6 +229,7 @@ def _ends(
         try:
             configured = GenerationConfig.from_pretrained(folder, **options).eos_token_id
         except Exception as error:  # its values are checked in many places
+            pass_on(error)
             raise StageError(
                 Failure.TOKENIZER_MISMATCH,
                 f"expected settings for generation in {folder / name}, found some that "

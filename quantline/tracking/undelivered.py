@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantline.config.tracking import Tracking
-from quantline.errors import Failure
+from quantline.errors import Failure, failure_of, pass_on
 from quantline.files import sha256_json, write_json
 from quantline.folders import atomic_folder
 from quantline.messages import redacted
@@ -83,6 +83,12 @@ def log_or_keep(tracking: Tracking, run: Run) -> Outcome:
     except TrackingError as error:
         keep(run)
         return Outcome(None, len(before.delivered), error)
+    except OSError as error:
+        keep(run)
+        refusal = TrackingError(
+            failure_of(error), f"expected to read the runs that wait, found {error}"
+        )
+        return Outcome(None, len(before.delivered), refusal)
     return Outcome(run_id, len(before.delivered))
 
 
@@ -120,7 +126,11 @@ def keep(run: Run) -> None:
 
 
 def kept() -> Iterator[tuple[Path, Run]]:
-    """Yield the folder and the content of each run that waits, the oldest first."""
+    """Yield the folder and the content of each run that waits, the oldest first.
+
+    Raises:
+        OSError: If one cannot be read now.
+    """
     for path in sorted(_folder().glob(f"[0-9]*/{RUN}")):
         folder = path.parent
         try:
@@ -128,7 +138,8 @@ def kept() -> Iterator[tuple[Path, Run]]:
             values["files"] = [_copy_of(folder, name) for name in values["files"]]
             values["datasets"] = [Dataset(**dataset) for dataset in values["datasets"]]
             yield folder, Run(**values)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            pass_on(error)
             continue  # none of ours
 
 
