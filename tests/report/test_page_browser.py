@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -151,10 +152,15 @@ def test_page_reaches_every_part_that_scrolls_and_every_control_by_the_tab_key(b
     assert len(reached) == wanted > 20
 
 
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("parts", ["closed", "open"])
-def test_page_has_nothing_serious_for_axe(browser, width, scheme, parts):
+def each_state() -> Iterator:
+    """Yield each way to meet the page; all but one in each colour scheme are slow."""
+    for state in product(["closed", "open"], ["light", "dark"], [PHONE, DESKTOP]):
+        fast = state in (("open", "light", DESKTOP), ("open", "dark", PHONE))
+        yield pytest.param(*state, marks=[] if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("parts", "scheme", "width"), each_state())
+def test_page_has_nothing_serious_for_axe(browser, parts, scheme, width):
     """Deque's axe-core, all its rules: as a person meets the page, and with all unfolded."""
     from axe_playwright_python.sync_playwright import Axe
 

@@ -159,8 +159,8 @@ def test_export_again_gives_the_same_bundle_and_no_second_run(quick):
 
 
 @pytest.mark.parametrize("variant", ["rtn-w4g128", "onnx-fp32"])
-def test_export_writes_a_readme_whose_python_lines_run(ready, variant):
-    ready.stage("export", variant)
+def test_export_writes_a_readme_whose_python_lines_run(quick, variant):
+    quick.stage("export", variant)
     manifest = manifest_of(variant)
     text = (EXPORTS / variant / "README.md").read_text()
     assert manifest["artifact_sha256"] in text
@@ -252,6 +252,7 @@ def test_export_refuses_special_tokens_and_chat_templates_that_are_not_the_sourc
     assert_refused(quick, capsys, "bf16", "export_run_failed", "tokenizer_mismatch", words)
 
 
+@pytest.mark.slow
 def test_export_as_a_command_prints_one_line(ready):
     done = ready.command("export", "onnx-fp32")
     assert done.returncode == 0, done.stderr

@@ -188,7 +188,7 @@ def unquantized(tmp_path_factory, make_model) -> Unquantized:
 @pytest.mark.parametrize("with_importance", [False, True], ids=["plain", "importance"])
 @pytest.mark.parametrize(
     "mix",
-    [pytest.param(mix, marks=[pytest.mark.slow] * (mix == "IQ1_S")) for mix in BASE_TYPES],
+    [pytest.param(mix, marks=[pytest.mark.slow] * mix.startswith("IQ1_")) for mix in BASE_TYPES],
 )
 def test_quantize_blocks_makes_llama_cpps_bytes(mix, with_importance, unquantized, tmp_path):
     source, file, matrix = unquantized
