@@ -100,6 +100,9 @@ ADVICE = {
     Failure.PROJECT_BUSY: "wait until the other run has ended, and run it again",
     Failure.MISSING_FILE: "put the file there, or run `quantline repro`",
 }
+# Something has the name that is not what was expected there: a file in place of a folder, a folder
+# in place of a file, a link that leads to itself.
+OF_ANOTHER_KIND = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 # What the system says, as a number.
 OF_ERRNO = {
     errno.ENOSPC: Failure.DISK_FULL,
@@ -115,8 +118,7 @@ OF_ERRNO = {
     errno.ENAMETOOLONG: Failure.NAME_TOO_LONG,
     errno.ENOMEM: Failure.OUT_OF_MEMORY,
     errno.ENOENT: Failure.MISSING_FILE,
-    errno.ENOTDIR: Failure.MISSING_FILE,
-    errno.EISDIR: Failure.MISSING_FILE,
+    **dict.fromkeys(OF_ANOTHER_KIND, Failure.MISSING_FILE),
 }
 # Causes that lie with the machine, whatever was read or written when they came up.
 OF_MACHINE = frozenset(
@@ -240,6 +242,14 @@ def failure_of(error: BaseException) -> Failure:
         if failure is not None and (number == 0 or failure is not Failure.MISSING_FILE):
             return failure
     return Failure.INTERNAL_ERROR
+
+
+def advice_on(error: BaseException) -> str:
+    """Return what to do about an error that no stage foresaw, after a semicolon; "" if unknown."""
+    if isinstance(error, OSError) and error.errno in OF_ANOTHER_KIND:
+        return "; something of another kind has that name: move it away, and run it again"
+    advice = ADVICE.get(failure_of(error))
+    return f"; {advice}" if advice else ""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -4,6 +4,7 @@ Messages quote what others wrote: names in a checkpoint, lines of a gold set, er
 Whatever quantline prints goes through `say`, and whatever it keeps through `without_secrets`.
 """
 
+import io
 import logging
 import os
 import re
@@ -161,6 +162,8 @@ def say(text: object, *, error: bool = False) -> None:
 
 def guard_libraries() -> None:
     """Let what libraries log, warn of, and leave uncaught reach a terminal as `say` would."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a table on a terminal of another encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     make = logging.getLogRecordFactory()
     if not getattr(make, "guards", False):
 

@@ -13,11 +13,13 @@ from safetensors.numpy import save_file
 
 from quantline.errors import (
     ADVICE,
+    OF_ANOTHER_KIND,
     OF_ERRNO,
     OF_MACHINE,
     ConfigError,
     Failure,
     StageError,
+    advice_on,
     failure_of,
     pass_on,
 )
@@ -154,6 +156,15 @@ def test_failure_of_finds_a_systems_number_as_a_number_and_in_words(number, fail
     assert failure_of(RuntimeError(f"I/O error: x (os error {number})")) == failure
     assert failure_of(RuntimeError(f"it failed: {OSError(number, 'x')}")) == failure
     assert failure_of(RuntimeError(f"while writing: {os.strerror(number)}")) == failure
+
+
+@pytest.mark.parametrize("number", OF_ANOTHER_KIND)
+def test_advice_on_a_name_that_something_else_has_is_not_to_put_it_there(number):
+    error = OSError(number, os.strerror(number))
+    assert failure_of(error) == Failure.MISSING_FILE
+    assert "move it away" in advice_on(error)
+    assert advice_on(OSError(errno.ENOENT, "gone")) == f"; {ADVICE[Failure.MISSING_FILE]}"
+    assert advice_on(ValueError("no idea")) == ""
 
 
 def raised(error: BaseException, cause: BaseException, how: str) -> BaseException:

@@ -59,11 +59,15 @@ def grid_options(arguments: Sequence[str]) -> dict[str, list[Any]]:
     words = [word for argument in arguments for word in argument.split("=", 1)]
     if len(words) % 2:
         raise ConfigError(f"expected --option value,value,…, found {words[-1]} without a value")
-    options = {}
+    options: dict[str, list[Any]] = {}
     for name, values in zip(words[::2], words[1::2], strict=True):
         if not name.startswith("--"):
             raise ConfigError(f"expected --option value,value,…, found {name}")
         key = name.removeprefix("--").replace("-", "_")
+        if key in options:
+            raise ConfigError(
+                f"expected all values of {name} once, separated by commas, found it twice"
+            )
         try:
             options[key] = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:

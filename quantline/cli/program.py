@@ -14,7 +14,7 @@ import psutil
 import typer
 from typer.core import TyperGroup
 
-from quantline.errors import ADVICE, ConfigError, StageError, failure_of
+from quantline.errors import ConfigError, StageError, advice_on, failure_of
 from quantline.messages import guard_libraries, say
 from quantline.paths import REPORTS
 from quantline.run.leash import is_running, leashed
@@ -39,9 +39,7 @@ class Program(TyperGroup):
         except (ConfigError, StageError) as error:
             raise stop(error) from None
         except OSError as error:
-            failure = failure_of(error)
-            advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
-            say(f"{failure}: {error}{advice}", error=True)
+            say(f"{failure_of(error)}: {error}{advice_on(error)}", error=True)
             raise typer.Exit(1) from None
 
 

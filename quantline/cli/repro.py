@@ -24,6 +24,7 @@ from quantline.files import as_json
 from quantline.messages import say
 from quantline.run.dvc_program import has_git
 from quantline.run.project_lock import project_lock
+from quantline.run.result_folders import check_result_folders
 
 DVC_FOLDER = Path(".dvc")
 
@@ -52,6 +53,7 @@ def _check_tree() -> None:
             f"expected {DVC_FOLDER}/config in {Path.cwd()}, found none: the project was copied "
             f"without its hidden files; copy {DVC_FOLDER}/ and .dvcignore too"
         )
+    check_result_folders()
     if not has_git(Path.cwd()):
         say("no git repository here: `dvc exp` and `dvc repro` by themselves need `git init`")
 

@@ -23,7 +23,7 @@ def track() -> None:
         tracking = load_params(PARAMS).tracking
         waiting = len(list(kept()))
         if not waiting:
-            say("MLflow has all runs")
+            say("no run waits for MLflow")
             return
         delivery = deliver(tracking)
     except (ConfigError, TrackingError) as error:

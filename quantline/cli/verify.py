@@ -35,6 +35,14 @@ def verify(
 
     bundles = [Path(name) for name in names or [] if (Path(name) / MANIFEST).is_file()]
     variants = [name for name in names or [] if Path(name) not in bundles]
+    if figures is not None and (len(bundles) != 1 or variants):
+        # A variant's own are known; and one file of figures belongs to one bundle.
+        raise stop(
+            ConfigError(
+                f"expected the folder of one bundle with --figures {figures}, found "
+                f"{' '.join(names or []) or 'none'}; leave --figures out for a variant"
+            )
+        )
     failed = False
     for folder in bundles:
         try:

@@ -6,7 +6,7 @@ from typing import Any
 from quantline.config.params import Params
 from quantline.errors import Failure, StageError
 from quantline.files import MIB, known_sha256, read_json, sha256_json
-from quantline.formats.bundle.manifest import MANIFEST, check_files, read_manifest
+from quantline.formats.bundle.manifest import DESCRIPTIONS, MANIFEST, check_files, read_manifest
 from quantline.paths import EXPORTS, METRICS
 from quantline.report.rows import read_row
 from quantline.run.lineage import LINEAGE
@@ -46,11 +46,12 @@ def verify_bundle(folder: Path, figures: Path | None = None) -> str:
             f"expected figures of sha256 {sha256[:SHOWN]}… in {figures}, found those of "
             f"{str(found)[:SHOWN]}…; measure the bundle again",
         )
+    _check_figures(figures)
     return f"{sentence}; {figures} was measured on these bytes"
 
 
 def _check_hashes(folder: Path, manifest: dict[str, Any]) -> None:
-    """Check the manifest itself. Raises StageError: artifact_changed."""
+    """Check the files that the manifest leaves out, and itself. Raises artifact_changed."""
     hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     expected = sha256_json(hashes)
     if manifest["artifact_sha256"] != expected:
@@ -63,13 +64,34 @@ def _check_hashes(folder: Path, manifest: dict[str, Any]) -> None:
     lineage = folder / LINEAGE
     if not lineage.is_file():
         return
-    contents = read_json(lineage).get("contents")
-    written = contents.get(MANIFEST) if isinstance(contents, dict) else None
-    if written != known_sha256(folder / MANIFEST):
+    contents = _contents_in(lineage)
+    for name in sorted({MANIFEST, *contents} & set(DESCRIPTIONS)):
+        path = folder / name
+        if not path.is_file() or contents.get(name) != known_sha256(path):
+            raise StageError(
+                Failure.ARTIFACT_CHANGED,
+                f"{path} is not what its stage wrote; export the variant again",
+            )
+
+
+def _check_figures(figures: Path) -> None:
+    """Check figures against the lineage that lies where their stage puts it, if it is there.
+
+    Raises:
+        StageError: artifact_changed.
+    """
+    lineage = figures.parent / "lineage" / figures.name
+    if lineage.is_file() and _contents_in(lineage).get(figures.name) != known_sha256(figures):
         raise StageError(
             Failure.ARTIFACT_CHANGED,
-            f"{folder / MANIFEST} is not what its stage wrote; export the variant again",
+            f"{figures} is not what its stage wrote; measure the bundle again",
         )
+
+
+def _contents_in(lineage: Path) -> dict[str, Any]:
+    """Return file → sha256 as a lineage file has it; nothing if it has none."""
+    contents = read_json(lineage).get("contents")
+    return contents if isinstance(contents, dict) else {}
 
 
 def verify_variant(name: str, params: Params) -> str:

@@ -15,18 +15,19 @@ from quantline.config.compose import load_params
 from quantline.config.params import Params
 from quantline.config.stale import check_fresh
 from quantline.errors import (
-    ADVICE,
     REASON_OF_STAGE,
     ConfigError,
     Failure,
     Reason,
     StageError,
+    advice_on,
     failure_of,
 )
 from quantline.folders import atomic_folder, resumable_folder
 from quantline.messages import say, shortened
 from quantline.paths import EVENTS
 from quantline.run.project_lock import project_lock
+from quantline.run.result_folders import check_result_folders
 from quantline.run.signals import AGAIN, Terminated, ends_on_request
 from quantline.run.stage_inputs import READS, StageInputs
 from quantline.run.stage_names import INSTANCES, run_name
@@ -62,11 +63,13 @@ class StageRun(StageRecord):
         """Read params.yaml, if it is fresh; set HF_HUB_OFFLINE=1 unless a source is the Hub.
 
         Raises:
-            ConfigError: If params.yaml is invalid or stale, or the stage takes another name.
+            ConfigError: If params.yaml is invalid or stale, the stage takes another name, or a
+                folder of results leads out of the project.
             StageError: artifact_changed, if an artifact is not what its stage wrote.
         """
         params = load_params()
         check_fresh(params)
+        check_result_folders()
         self._check_instance(params)
         self._params = params
         self.run_id = run_name(self.stage, self.instance, params)
@@ -144,8 +147,7 @@ class StageRun(StageRecord):
             if not isinstance(error, Exception | SystemExit):
                 raise error
             say(traceback.format_exc(), error=True)
-        advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
-        message = f"{type(error).__name__}: {error}{advice}"
+        message = f"{type(error).__name__}: {error}{advice_on(error)}"
         self.fail(failure, message, traceback=traceback.format_exc())
 
     def succeed(self) -> None:

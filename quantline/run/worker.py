@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from quantline.errors import ADVICE, Failure, StageError, failure_of
+from quantline.errors import Failure, StageError, advice_on, failure_of
 from quantline.files import read_json, write_json
 from quantline.registry import load_object
 from quantline.run.leash import call_with_children, end_group, end_with_parent
@@ -33,8 +33,8 @@ def main(call: Path, answer: Path) -> None:
         failure = failure_of(error)
         if failure is Failure.INTERNAL_ERROR:
             raise
-        advice = f"; {ADVICE[failure]}" if failure in ADVICE else ""
-        result = {"failure": failure, "message": f"{type(error).__name__}: {error}{advice}"}
+        message = f"{type(error).__name__}: {error}{advice_on(error)}"
+        result = {"failure": failure, "message": message}
     write_json(answer, result)
 
 

@@ -17,6 +17,7 @@ from quantline.config.texts import Evaluation
 from quantline.config.tracking import Tracking
 from quantline.files import sha256_json
 from quantline.messages import redacted, without_secrets
+from quantline.tracking.moved_project import RUN_FILES
 from quantline.tracking.store import main_root, with_client
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _experiment(client: "MlflowClient", name: str) -> Any:
     if experiment is not None:
         return experiment
     local = client.tracking_uri.startswith("sqlite:")
-    artifacts = (main_root() / "mlartifacts").as_uri() if local else None
+    artifacts = (main_root() / RUN_FILES).as_uri() if local else None
     tags = {"mlflow.note.content": NOTE}
     try:
         return client.get_experiment(client.create_experiment(name, artifacts, tags=tags))

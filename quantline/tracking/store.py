@@ -21,6 +21,7 @@ from quantline.config.tracking import Tracking
 from quantline.durable import remove_leftovers, sync, temporary_path
 from quantline.errors import ConfigError, Failure, StageError, failure_of
 from quantline.messages import plain, shortened, without_secrets
+from quantline.tracking.moved_project import follow_project
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -171,7 +172,9 @@ def _make_database(uri: str) -> None:
     if path.exists() and (path.is_dir() or path.stat().st_size):
         with closing(sqlite3.connect(path)) as database:
             database.execute("begin immediate")
-            database.rollback()
+            if path.parent == main_root():
+                follow_project(database, path.parent)
+            database.commit()
         return
     remove_leftovers(path)
     temporary = temporary_path(path)

@@ -128,10 +128,16 @@ def test_write_grid_refuses_a_suite_whose_content_it_would_lose(conf, text):
     assert contents(conf) == before
 
 
-@pytest.mark.parametrize("arguments", [["--bits="], ["--bits", ""], ["--bits", "[]", "--bits="]])
+@pytest.mark.parametrize("arguments", [["--bits="], ["--bits", ""]])
 def test_grid_refuses_an_option_without_values(arguments):
     with pytest.raises(ConfigError, match="--bits, found none"):
         grid_options(arguments)
+
+
+@pytest.mark.parametrize("again", [["--bits", "4"], ["--bits=3"]])
+def test_grid_refuses_an_option_twice_in_place_of_dropping_the_first(again):
+    with pytest.raises(ConfigError, match="all values of --bits once, .* found it twice"):
+        grid_options(["--bits", "3", *again])
 
 
 def test_write_grid_leaves_files_that_exist_as_they_are(conf):

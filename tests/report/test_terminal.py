@@ -1,9 +1,11 @@
 """The report as a table in a terminal."""
 
 import io
+import sys
 
 import pytest
 
+from quantline.messages import guard_libraries
 from quantline.metrics.figure import cli_columns
 from quantline.report.terminal import print_report
 from quantline.report.variant import VariantRow
@@ -64,3 +66,12 @@ def test_print_report_marks_what_was_measured_on_a_busy_machine():
     assert not lines[3].endswith("*")
     said = " ".join(lines[-2:])
     assert "busy machine, so that speeds are too low: small, large; of the first, other" in said
+
+
+def test_print_report_prints_in_any_encoding(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    guard_libraries()
+    print_report(make_report([make_row("small", 2.5, 0.001, pareto=True)]).to_json())
+    sys.stdout.flush()
+    assert b"\\u25c6 on the Pareto front" in written.getvalue()

@@ -71,6 +71,36 @@ def test_verify_bundle_refuses_an_edited_manifest(bundle, changes, words):
         verify_bundle(bundle)
 
 
+@pytest.mark.parametrize("name", ["README.md", "smoke.json"])
+def test_verify_bundle_refuses_another_file_that_describes_it(bundle, name):
+    (bundle / name).write_text("as exported")
+    write_lineage(bundle, bundle / LINEAGE, Lineage(), [MANIFEST, name])
+    verify_bundle(bundle)
+    (bundle / name).write_text("run this instead")
+    with pytest.raises(StageError, match=f"{name} is not what its stage wrote"):
+        verify_bundle(bundle)
+    (bundle / name).unlink()
+    with pytest.raises(StageError, match=f"{name} is not what its stage wrote"):
+        verify_bundle(bundle)
+
+
+def test_verify_bundle_refuses_figures_that_were_edited_beside_their_lineage(bundle):
+    figures = figures_of(bundle)
+    lineage = figures.parent / "lineage" / figures.name
+    write_lineage(figures.parent, lineage, Lineage(), [figures.name])
+    verify_bundle(bundle, figures)
+    write_json(figures, json.loads(figures.read_text()) | {"mean_kld": 0.00001})
+    with pytest.raises(StageError, match="is not what its stage wrote; measure the bundle again"):
+        verify_bundle(bundle, figures)
+
+
+@pytest.mark.parametrize("names", [["gguf-q4_k_m"], [], ["downloaded", "downloaded"]])
+def test_verify_takes_figures_with_the_folder_of_one_bundle_alone(bundle, names):
+    done = quantline("verify", *names, "--figures", str(figures_of(bundle)))
+    assert done.exit_code == 1
+    assert "expected the folder of one bundle with --figures" in done.output
+
+
 def test_verify_works_without_a_project_and_ends_with_its_verdict(bundle):
     figures = str(figures_of(bundle))
     assert quantline("verify", str(bundle), "--figures", figures).exit_code == 0

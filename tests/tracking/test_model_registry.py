@@ -1,6 +1,7 @@
 """The pick becomes one model version for its bytes, with the alias, and only when it may."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from quantline.errors import ConfigError, Failure, StageError
 from quantline.paths import EXPORTS, METRICS, REPORTS
 from quantline.tracking import model_registry
 from quantline.tracking.model_registry import NoRegistryError, register
+from tests.helpers.attacks import tree
 from tests.helpers.lineage import vouch_for
 from tests.helpers.project import Project
 from tests.helpers.report import event, write_events, write_measured
@@ -75,6 +77,27 @@ def test_register_makes_one_version_for_the_same_bytes_and_the_alias_follows_the
     compared.stage("compare")
     assert len(versions()) == 2
     assert champion() == version.version
+
+
+def test_a_copy_of_a_project_leaves_the_runs_and_the_champion_of_the_original_alone(
+    compared, tmp_path, monkeypatch
+):
+    compared.stage("compare")
+    copy = tmp_path / "copy of it"
+    shutil.copytree(compared.root, copy)
+    original = compared.root
+    before = tree(original)
+    monkeypatch.chdir(copy)
+    compared.root = copy
+    compared.compose("target.context=512", *CHOICE)
+    compared.stage("compare")
+    assert tree(original) == before
+    (version,) = versions()
+    assert version.source == (copy / "artifacts/exports/gguf-q8_0").as_uri()
+    for run in client().search_runs(["1"]):
+        assert run.info.artifact_uri == (copy / "mlartifacts" / run.info.run_id).as_uri() + (
+            "/artifacts"
+        )
 
 
 def test_register_uploads_the_bundle_among_its_runs_artifacts(compared):

@@ -306,7 +306,7 @@ def test_quantline_track_delivers_all_and_registers(down, monkeypatch):
     ran = []
     monkeypatch.setattr("quantline.cli.track.run_module", lambda name: ran.append(name) or 0)
     answer = CliRunner().invoke(app, ["track"])
-    assert (answer.exit_code, answer.output) == (0, "MLflow has all runs\n")
+    assert (answer.exit_code, answer.output) == (0, "no run waits for MLflow\n")
     with stage_run("load") as run:
         run.track("a", "a")
     answer = CliRunner().invoke(app, ["track"])
