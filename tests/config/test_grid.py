@@ -136,7 +136,7 @@ def test_grid_refuses_an_option_without_values(arguments):
 
 @pytest.mark.parametrize("again", [["--bits", "4"], ["--bits=3"]])
 def test_grid_refuses_an_option_twice_in_place_of_dropping_the_first(again):
-    with pytest.raises(ConfigError, match="all values of --bits once, .* found it twice"):
+    with pytest.raises(ConfigError, match=r"all values of --bits once, .* found it twice"):
         grid_options(["--bits", "3", *again])
 
 
