@@ -8,7 +8,7 @@ from typing import Any
 
 from quantline.errors import Failure, StageError
 from quantline.files import read_json
-from quantline.model.checkpoint import inside
+from quantline.model.checkpoint_files import inside
 from quantline.run.bounded_call import pattern_begins
 
 CONFIG = "adapter_config.json"

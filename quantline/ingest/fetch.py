@@ -8,7 +8,7 @@ from quantline.config.params import Model
 from quantline.errors import Failure, StageError, pass_on
 from quantline.ingest import verify
 from quantline.links import link
-from quantline.model.checkpoint import (
+from quantline.model.checkpoint_files import (
     INDEX,
     SIDE_FILES,
     SINGLE,

@@ -9,7 +9,8 @@ from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
 from quantline.ingest.fetch import bring, fetch
 from quantline.ingest.settle_tokenizer import settle_tokenizer
-from quantline.model.checkpoint import INDEX, SINGLE, Checkpoint, listing_sha256
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import INDEX, SINGLE, listing_sha256
 from quantline.model.configuration import (
     CONFIG,
     read_config,

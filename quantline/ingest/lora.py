@@ -25,7 +25,8 @@ from quantline.ingest.adapter_config import (
     SAVE_AGAIN,
     AdapterConfig,
 )
-from quantline.model.checkpoint import Checkpoint, inside
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import inside
 from quantline.model.safetensors_writer import SafetensorsWriter
 
 __all__ = ["CONFIG", "WEIGHTS", "Adapter", "merge"]

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from quantline.errors import Failure, StageError, pass_on, reading_foreign
 from quantline.files import read_json
 from quantline.model.architecture import Architecture, architecture_from_config
-from quantline.model.checkpoint import INDEX, SINGLE, Checkpoint, inside
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import INDEX, SINGLE, inside
 from quantline.model.configuration import (
     CONFIG,
     read_config,

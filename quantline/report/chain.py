@@ -7,7 +7,7 @@ from quantline.config.params import Params
 from quantline.errors import Failure, StageError
 from quantline.files import known_sha256
 from quantline.metrics.results import ResultFiles
-from quantline.model.checkpoint import listing_sha256
+from quantline.model.checkpoint_files import listing_sha256
 from quantline.paths import METRICS
 from quantline.run.lineage import (
     Lineage,

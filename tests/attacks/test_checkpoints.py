@@ -12,7 +12,7 @@ import pytest
 
 from quantline.config.params import Model
 from quantline.ingest.load import load
-from quantline.model.checkpoint import INDEX, SINGLE
+from quantline.model.checkpoint_files import INDEX, SINGLE
 from tests.attacks.conftest import PRIVATE
 from tests.helpers.attacks import HARMLESS, outcome, safetensors_file
 

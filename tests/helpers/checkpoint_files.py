@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantline.ingest.settle_tokenizer import settle_tokenizer
-from quantline.model.checkpoint import side_files
+from quantline.model.checkpoint_files import side_files
 from tests.helpers.models import write_tokenizer
 
 ROWS = 400  # of the embedding: a few more than the 384 tokens

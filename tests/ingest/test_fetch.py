@@ -12,7 +12,7 @@ import pytest
 from quantline.config.params import Model
 from quantline.errors import Failure, StageError
 from quantline.ingest.fetch import bring, fetch, weight_files
-from quantline.model.checkpoint import INDEX
+from quantline.model.checkpoint_files import INDEX
 from tests.helpers.hub import COMMIT, NAME, Hub, serve_hub
 from tests.helpers.project import ROOT, Project
 from tests.helpers.tensor_files import edit_json

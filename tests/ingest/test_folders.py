@@ -15,7 +15,8 @@ from quantline.errors import Failure, StageError
 from quantline.ingest import verify
 from quantline.ingest.fetch import fetch
 from quantline.ingest.load import load
-from quantline.model.checkpoint import INDEX, SINGLE, Checkpoint
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import INDEX, SINGLE
 from tests.helpers.models import transformers_model
 from tests.helpers.tensor_files import edit_json
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantline.model.checkpoint import INDEX, Checkpoint
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import INDEX
 from quantline.model.family import FAMILIES
 from tests.helpers.tensor_files import change_tensors, edit_json, read_tensors, write_tensors
 

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from quantline.errors import Failure, StageError
 from quantline.ingest import verify
-from quantline.model.checkpoint import INDEX, Checkpoint, inside
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import INDEX, inside
 from tests.helpers.tensor_files import read_tensors, write_tensors
 
 

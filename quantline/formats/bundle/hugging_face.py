@@ -6,7 +6,8 @@ from typing import Any
 
 from quantline.formats.bundle.tokenizer_metadata import metadata_of_tokenizer
 from quantline.formats.container import Container
-from quantline.model.checkpoint import Checkpoint, side_files
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import side_files
 from quantline.text.special_tokens import FILE as SPECIAL_TOKENS
 from quantline.text.tokenizer import Tokenizer
 

@@ -20,7 +20,8 @@ from quantline.formats.safetensors.loadable import check_grids, check_loadable
 from quantline.formats.safetensors.serve import serve_text
 from quantline.formats.safetensors.shards import ShardWriter
 from quantline.links import clone_or_copy
-from quantline.model.checkpoint import INDEX, Checkpoint
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.checkpoint_files import INDEX
 from quantline.model.dtypes import CONFIG_NAMES, NUMPY_DTYPES, STORED_NAMES
 from quantline.quantized.store import QuantizedModel
 from quantline.quantized.tensors import Scheme

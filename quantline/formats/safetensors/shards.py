@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from quantline.files import write_json, write_tensors
-from quantline.model.checkpoint import INDEX, SINGLE
+from quantline.model.checkpoint_files import INDEX, SINGLE
 
 SHARD_BYTES = 2 << 30  # a shard is in memory until it is written
 
