@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from quantline.errors import Failure, StageError, pass_on, reading_foreign
 from quantline.files import read_json
-from quantline.model.architecture import Architecture, architecture_from_config
+from quantline.model.architecture import Architecture
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, SINGLE, inside
 from quantline.model.configuration import (
@@ -21,6 +21,7 @@ from quantline.model.configuration import (
 )
 from quantline.model.configuration_limits import check_numbers
 from quantline.model.family import FAMILIES
+from quantline.model.read_architecture import architecture_from_config
 from quantline.text.tokenizer import SLOW_FILES, Tokenizer
 
 CHECKED_TOKENS = 32

@@ -18,9 +18,10 @@ from quantline.inputs.recipes import check_recipe
 from quantline.metrics.gold_items import GoldItem, load_gold, prompts_of
 from quantline.metrics.gold_tokens import tokenize_items
 from quantline.metrics.speed import check_speed
-from quantline.model.architecture import Architecture, architecture_from_config
+from quantline.model.architecture import Architecture
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.positions import check_item_lengths, check_length, learned_positions
+from quantline.model.read_architecture import architecture_from_config
 from quantline.text.disjoint import check_disjoint
 from quantline.text.documents import Document, read_documents
 from quantline.text.tokenizer import Tokenizer

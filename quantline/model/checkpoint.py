@@ -9,10 +9,11 @@ import numpy as np
 from safetensors import safe_open
 
 from quantline.files import stamp
-from quantline.model.architecture import Architecture, architecture_of, known_family
+from quantline.model.architecture import Architecture
 from quantline.model.checkpoint_files import INDEX, SINGLE, weight_map
 from quantline.model.configuration import CONFIG, read_config, read_configuration
-from quantline.model.find_family import family_of, tied_head
+from quantline.model.find_family import family_of, known_family, tied_head
+from quantline.model.read_architecture import architecture_of
 
 # With the names of its files, for those who read or write such a folder.
 __all__ = ["INDEX", "SINGLE", "Checkpoint", "weight_map"]

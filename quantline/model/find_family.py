@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from quantline.errors import Failure, StageError
 from quantline.model.family import FAMILIES, Family
 from quantline.model.inferred_family import infer_family
 
@@ -12,6 +13,19 @@ def family_of(config: dict[str, Any]) -> Family | None:
     if not name or not isinstance(name, str):
         return None
     return FAMILIES[name] if name in FAMILIES else infer_family(config)
+
+
+def known_family(config: dict[str, Any]) -> Family:
+    """Return the family that a config.json names. Raises StageError: unsupported_architecture."""
+    family = family_of(config)
+    if family is None:
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected model_type among {', '.join(FAMILIES)}, or a decoder without experts that "
+            f"transformers has, found {config.get('model_type')!r} in config.json; take another "
+            "model",
+        )
+    return family
 
 
 def is_tied(configuration: dict[str, Any], family: Family | None) -> bool:

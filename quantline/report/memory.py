@@ -7,8 +7,10 @@ from quantline.config.runtimes import RUNTIMES
 from quantline.config.targets import Target
 from quantline.errors import Failure, StageError
 from quantline.files import MIB
-from quantline.model.architecture import Architecture, architecture_of, known_family
+from quantline.model.architecture import Architecture
 from quantline.model.configuration import CONFIG, read_config, read_configuration
+from quantline.model.find_family import known_family
+from quantline.model.read_architecture import architecture_of
 from quantline.report.variant import VariantRow
 from quantline.run.lineage import make_again
 

@@ -7,8 +7,8 @@ from typing import Any
 from quantline.config.compose import load_params
 from quantline.config.targets import Gate, Optimize, Target
 from quantline.files import sha256_file, write_json, write_text
-from quantline.model.architecture import architecture_of
 from quantline.model.family import FAMILIES
+from quantline.model.read_architecture import architecture_of
 from quantline.paths import EVENTS, EXPORTS, METRICS
 from quantline.report.build import Report
 from quantline.report.gates import check_gate

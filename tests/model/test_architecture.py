@@ -5,9 +5,9 @@ import json
 import pytest
 
 from quantline.errors import Failure, StageError
-from quantline.model.architecture import architecture_from_config
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.family import FAMILIES
+from quantline.model.read_architecture import architecture_from_config
 
 
 def test_architecture_of_a_tied_model_with_shared_keys(tiny_model):
