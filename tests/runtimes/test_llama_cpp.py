@@ -5,7 +5,7 @@ import pytest
 
 from quantline.errors import Failure, StageError
 from quantline.formats.gguf.container import FILE
-from quantline.runtimes.llama_cpp import Log
+from quantline.runtimes.llama_cpp_log import Log
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.gguf import write_unquantized
 from tests.helpers.quantized import torch_logprobs, torch_model

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import log_softmax
 
 from quantline.model.checkpoint import Checkpoint
-from quantline.runtimes import llama_cpp, runtime
+from quantline.runtimes import llama_cpp, llama_cpp_context, runtime
 from quantline.runtimes.runtime import logit_chunks, open_runtime
 from tests.helpers.quantized import rounded, tokens_of
 from tests.helpers.variants import write_variant
@@ -45,7 +45,8 @@ def test_logit_chunks_make_up_the_whole(served, first, end, values, batch, monke
     for module in (runtime, llama_cpp):
         monkeypatch.setattr(module, "CHUNK_VALUES", values)
     monkeypatch.setattr(llama_cpp, "BATCH_TOKENS", batch)
-    monkeypatch.setattr(llama_cpp, "CELL_STEP", 1)
+    for module in (llama_cpp, llama_cpp_context):
+        monkeypatch.setattr(module, "CELL_STEP", 1)
     monkeypatch.setattr(runtime, "CHUNK_TOKENS", batch)
     found = np.full((COUNT, LENGTH, expected.shape[-1]), np.nan, np.float32)
     largest = 0
