@@ -12,7 +12,7 @@ import pytest
 from quantline.config.compose import load_params
 from quantline.files import as_json, sha256_file, write_json, write_text
 from quantline.paths import EXPORTS, METRICS
-from tests.helpers.command_line import quantline, write_empty_project
+from tests.helpers.command_line import quantline
 from tests.helpers.lineage import vouch_for
 from tests.helpers.project import ROOT
 
@@ -34,14 +34,6 @@ GOLD = {
     "gold_items": 1000,
     "gold_p_value": 1.0,
 }
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """A project whose inputs are there, empty."""
-    write_empty_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write_variant(name: str, size: float, kld: float) -> None:
