@@ -11,6 +11,7 @@ from quantline.files import sha256_file
 from quantline.model.checkpoint import Checkpoint
 from quantline.text.tokenizer import Tokenizer
 from tests.helpers.tensor_files import read_tensors, write_tensors
+from tests.helpers.tracking import runs
 
 MODEL = Path("artifacts/model")
 
@@ -55,15 +56,11 @@ def test_load_brings_every_file_and_writes_the_manifest(project, tiny_model, cap
 
 
 def test_load_twice_gives_the_same_bytes_and_one_mlflow_run(project):
-    from mlflow.tracking import MlflowClient
-
     project.stage("load")
     first = (MODEL / "manifest.json").read_bytes()
     project.stage("load")
     assert (MODEL / "manifest.json").read_bytes() == first
-    client = MlflowClient(tracking_uri=f"sqlite:///{project.root / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("quantline")
-    assert len(client.search_runs([experiment.experiment_id])) == 1
+    assert len(runs(project.root)) == 1
 
 
 def test_load_brings_shards_with_their_index(project, make_model, tmp_path):

@@ -25,6 +25,7 @@ from quantline.tracking.mlflow_runs import (
 )
 from quantline.tracking.store import main_root, tracking_uri
 from tests.helpers.project import begin_project
+from tests.helpers.tracking import client_of, runs
 
 
 def make_project(root: Path) -> Path:
@@ -40,18 +41,6 @@ def folder(tmp_path, monkeypatch, empty_database) -> Path:
     shutil.copy(empty_database, root / "mlflow.db")
     monkeypatch.chdir(root)
     return root
-
-
-def client_of(root: Path):
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
-
-
-def runs(root: Path) -> list:
-    client = client_of(root)
-    experiment = client.get_experiment_by_name("quantline")
-    return client.search_runs([experiment.experiment_id]) if experiment else []
 
 
 def log_nothing(tracking: Tracking) -> str:

@@ -4,9 +4,6 @@ import json
 import shutil
 import socket
 import sqlite3
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,34 +15,11 @@ from quantline.cli import app
 from quantline.config.tracking import Tracking
 from quantline.errors import Failure, StageError
 from quantline.run.stage import stage_run
-from quantline.tracking import store
-from quantline.tracking.store import TrackingError, with_client
 from quantline.tracking.undelivered import Run, deliver, keep, kept, log_or_keep
-from tests.helpers.project import Project
+from tests.helpers.tracking import DOWN, local, runs
 
-DOWN = ["tracking=server", "tracking.uri=http://127.0.0.1:9"]
 SECRET = "Tr0ub4dor"
 UNDELIVERED = Path(".quantline/undelivered")
-
-
-def runs(root: Path) -> list:
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
-    experiment = client.get_experiment_by_name("quantline")
-    return client.search_runs([experiment.experiment_id]) if experiment else []
-
-
-def local(root: Path) -> Tracking:
-    return Tracking(uri=f"sqlite:///{root}/mlflow.db", experiment="quantline")
-
-
-@pytest.fixture
-def down(project, monkeypatch) -> Project:
-    """A project whose server does not answer."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    project.compose(*DOWN)
-    return project
 
 
 def test_track_keeps_what_a_server_that_is_down_does_not_take(down, capsys):
@@ -130,24 +104,6 @@ def test_log_or_keep_waits_seconds_for_a_server_that_hangs(down, silent_server, 
     assert "imed out" in str(outcome.error)
 
 
-def test_with_client_bounds_requests_and_a_server_that_drips(down, monkeypatch):
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
-    release = threading.Event()
-    tracking = Tracking(uri="http://127.0.0.1:9", experiment="x")
-    with pytest.raises(TrackingError, match=r"did not answer within 0\.1 s") as error:
-        with_client(tracking, lambda _: release.wait(30), 0.1)
-    release.set()
-    assert error.value.failure is Failure.NETWORK_UNAVAILABLE
-    from mlflow.environment_variables import (
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES,
-        MLFLOW_HTTP_REQUEST_TIMEOUT,
-    )
-
-    assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() <= 5
-    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() <= 1
-
-
 def test_a_failed_stage_is_a_failed_run_without_secrets(project, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     for _ in range(2):
@@ -171,135 +127,6 @@ def test_a_failed_stage_makes_no_database_and_its_run_comes_later(project, empty
     with stage_run("load") as run:
         run.track("a", "a")
     assert {run.info.status for run in runs(project.root)} == {"FAILED", "FINISHED"}
-
-
-def test_two_first_stages_make_one_store(project, empty_database, monkeypatch):
-    path = project.root / "mlflow.db"
-    path.unlink()
-    made = []
-
-    def make_tables(temporary: Path) -> None:
-        made.append(temporary)
-        assert not path.exists()
-        time.sleep(0.2)
-        shutil.copy(empty_database, temporary)
-
-    monkeypatch.setattr(store, "make_tables", make_tables)
-    outcomes = []
-    threads = [
-        threading.Thread(
-            target=lambda: outcomes.append(log_or_keep(local(path.parent), Run("a", "a")))
-        )
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 1
-    assert [outcome.error for outcome in outcomes] == [None, None]
-    assert len(runs(project.root)) == 1
-    assert list(project.root.glob(".mlflow.db*")) == []
-
-
-@pytest.mark.slow
-def test_two_first_processes_make_one_store(project):
-    path = project.root / "mlflow.db"
-    path.unlink()
-    code = (
-        "import sys\n"
-        "from quantline.config.tracking import Tracking\n"
-        "from quantline.tracking.undelivered import Run, log_or_keep\n"
-        f"tracking = Tracking(uri='sqlite:///{path}', experiment='quantline')\n"
-        "outcome = log_or_keep(tracking, Run(sys.argv[1], 'a'))\n"
-        "assert outcome.run_id and not outcome.error, outcome\n"
-    )
-    command = [sys.executable, "-c", code]
-    started = [subprocess.Popen([*command, key], cwd=project.root) for key in ("a", "b", "a")]
-    assert [process.wait() for process in started] == [0, 0, 0]
-    assert sorted(run.data.tags["quantline.key"] for run in runs(project.root)) == ["a", "b"]
-
-
-def test_a_killed_first_stage_leaves_no_half_store(project, empty_database, monkeypatch):
-    path = project.root / "mlflow.db"
-    path.unlink()
-
-    def stop(temporary: Path) -> None:
-        temporary.write_bytes(b"SQLite format 3")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(store, "make_tables", stop)
-    with pytest.raises(KeyboardInterrupt):
-        log_or_keep(local(project.root), Run("a", "a"))
-    (project.root / ".mlflow.db.0123abcd").write_bytes(b"of one that was killed")
-    monkeypatch.setattr(store, "make_tables", lambda path: shutil.copy(empty_database, path))
-    assert log_or_keep(local(project.root), Run("a", "a")).run_id
-    assert list(project.root.glob(".mlflow.db*")) == []
-
-
-def no_database(path: Path) -> None:
-    path.write_bytes(b"no database at all, but text" * 100)
-
-
-def a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def of_another_version(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("update alembic_version set version_num = 'of tomorrow'")
-
-
-def full(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("create trigger full before insert on runs begin "
-                         "select raise(fail, 'database or disk is full'); end")  # fmt: skip
-
-
-def locked(path: Path) -> None:
-    with sqlite3.connect(path) as database:
-        database.execute("create trigger busy before insert on runs begin "
-                         "select raise(fail, 'database is locked'); end")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("harm", "failure", "words"),
-    [
-        (no_database, Failure.TRACKING_REFUSED, "file is not a database; move the file away"),
-        (a_folder, Failure.TRACKING_REFUSED, "unable to open database file"),
-        (of_another_version, Failure.TRACKING_REFUSED, "of tomorrow"),
-        (full, Failure.DISK_FULL, "disk is full; free some space"),
-        (locked, Failure.PROJECT_BUSY, "is locked; close the program that holds the file"),
-    ],
-)
-def test_log_or_keep_names_what_is_wrong_with_a_store(project, harm, failure, words):
-    harm(project.root / "mlflow.db")
-    started = time.monotonic()
-    outcome = log_or_keep(local(project.root), Run("a", "a"))
-    assert outcome.run_id is None
-    assert outcome.error.failure is failure
-    assert words in str(outcome.error)
-    assert len(str(outcome.error)) < 900
-    assert time.monotonic() - started < 20
-    assert len(list(kept())) == 1
-
-
-@pytest.mark.parametrize(
-    ("uri", "failure", "words"),
-    [
-        ("sqlite:////nowhere/at/all/mlflow.db", Failure.MISSING_FILE, "No such file"),
-        ("postgresql+nodriver://127.0.0.1:9/x", Failure.TRACKING_REFUSED, "nodriver"),
-        ("mysql://127.0.0.1:9/x", Failure.TRACKING_REFUSED, "MySQLdb"),
-        ("https://[half/", Failure.TRACKING_REFUSED, ""),
-    ],
-)
-def test_log_or_keep_names_what_is_wrong_with_an_address(project, uri, failure, words):
-    started = time.monotonic()
-    outcome = log_or_keep(Tracking(uri=uri, experiment="x"), Run("a", "a"))
-    assert (outcome.run_id, outcome.error.failure) == (None, failure)
-    assert words in str(outcome.error)
-    assert time.monotonic() - started < 30
 
 
 def test_quantline_track_delivers_all_and_registers(down, monkeypatch):
