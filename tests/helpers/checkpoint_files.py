@@ -36,6 +36,11 @@ def write_files(folder: Path, **files: dict[str, Any] | str | None) -> Path:
     return folder
 
 
+def tokenizer_config(**changes: Any) -> dict[str, Any]:
+    """Return changes of tokenizer_config.json as `write_files` takes them."""
+    return {"tokenizer_config": changes}
+
+
 def begin_with(folder: Path, *tokens: str, end: str | None = None) -> Path:
     """Let the tokenizer put tokens before every text, and one behind."""
     from tokenizers import Tokenizer, processors

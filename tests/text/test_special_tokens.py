@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from quantline.errors import StageError
 from quantline.text import transformers_tokenizer
 from quantline.text.special_tokens import FILE, read_special_tokens
 from quantline.text.tokenizer import Tokenizer
-from tests.helpers.checkpoint_files import ROWS, begin_with, brought, write_files
+from tests.helpers.checkpoint_files import ROWS, begin_with, brought, tokenizer_config, write_files
 from tests.helpers.tensor_files import edit_json
 from tests.helpers.tokenizers import write_sentencepiece
 
@@ -86,18 +85,14 @@ def added(text: str, **flags: Any) -> dict[str, Any]:
     return {"__type": "AddedToken", "content": text, "special": True} | flags
 
 
-def config(**changes: Any) -> dict[str, Any]:
-    return {"tokenizer_config": changes}
-
-
 # What is in the files → the files. Each line is a source that transformers knows.
 SOURCES: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "a token described": config(eos_token=added(END, normalized=False)),
-    "no begin token": config(bos_token=None),
-    "no end token": config(eos_token=None, pad_token=None),
+    "a token described": tokenizer_config(eos_token=added(END, normalized=False)),
+    "no begin token": tokenizer_config(bos_token=None),
+    "no end token": tokenizer_config(eos_token=None, pad_token=None),
     "in the map alone": {
-        "tokenizer_config": config(bos_token=None, eos_token=None)["tokenizer_config"],
+        "tokenizer_config": {"bos_token": None, "eos_token": None},
         "special_tokens_map": {"eos_token": END, "bos_token": {"content": BEGIN}},
     },
     "in both, and the map counts": {
@@ -108,23 +103,25 @@ SOURCES: dict[str, dict[str, Any]] = {
         "tokenizer_config": {"eos_token": BEGIN, "added_tokens_decoder": {"1": added(BEGIN)}},
         "special_tokens_map": {"eos_token": END},
     },
-    "by the class alone": config(
+    "by the class alone": tokenizer_config(
         tokenizer_class="GPT2Tokenizer", bos_token=None, eos_token=None, pad_token=None
     ),
-    "a token that is new": config(pad_token="[PAD]"),
-    "a new end": config(eos_token="</s>"),
+    "a token that is new": tokenizer_config(pad_token="[PAD]"),
+    "a new end": tokenizer_config(eos_token="</s>"),
     "one that the class adds beyond the rows": {
         "tokenizer_config": {"tokenizer_class": "GPTNeoXTokenizer"},
         "config": {"vocab_size": 384},
     },
-    "more special tokens": config(additional_special_tokens=[BEGIN, "<tool>"]),
-    "named more special tokens": config(extra_special_tokens={"image_token": END}),
-    "a model's own token": config(image_token="<|im_start|>"),
+    "more special tokens": tokenizer_config(additional_special_tokens=[BEGIN, "<tool>"]),
+    "named more special tokens": tokenizer_config(extra_special_tokens={"image_token": END}),
+    "a model's own token": tokenizer_config(image_token="<|im_start|>"),
     "added_tokens.json": {"added_tokens": {"<think>": 384}},
-    "stripping tokens": config(
+    "stripping tokens": tokenizer_config(
         added_tokens_decoder={"2": {"content": END, "lstrip": True, "rstrip": True}}
     ),
-    "normalized tokens": config(added_tokens_decoder={"390": added("<x>", normalized=True)}),
+    "normalized tokens": tokenizer_config(
+        added_tokens_decoder={"390": added("<x>", normalized=True)}
+    ),
     "no tokenizer_config.json": {"tokenizer_config": None},
     "ends in generation_config.json": {"generation_config": {"eos_token_id": [2, 1]}},
     "one end in generation_config.json": {"generation_config": {"eos_token_id": 2}},
@@ -158,11 +155,11 @@ SOURCES: dict[str, dict[str, Any]] = {
             },
         }
     },
-    "a class that builds it anew": config(tokenizer_class="Qwen2Tokenizer"),
+    "a class that builds it anew": tokenizer_config(tokenizer_class="Qwen2Tokenizer"),
     "a family that builds it anew": {"config": {"model_type": "qwen2"}},
-    "a prefix of a space": config(tokenizer_class="GPT2Tokenizer", add_prefix_space=True),
-    "an unknown class": config(tokenizer_class="FancyTokenizer"),
-    "a cleaned-up text": config(clean_up_tokenization_spaces=True),
+    "a prefix of a space": tokenizer_config(tokenizer_class="GPT2Tokenizer", add_prefix_space=True),
+    "an unknown class": tokenizer_config(tokenizer_class="FancyTokenizer"),
+    "a cleaned-up text": tokenizer_config(clean_up_tokenization_spaces=True),
 }  # fmt: skip
 
 
@@ -224,103 +221,6 @@ def test_sentencepiece_is_taken_as_transformers_takes_it(
 @pytest.fixture(scope="module")
 def sentencepiece(tmp_path_factory) -> Path:
     return write_sentencepiece(tmp_path_factory.mktemp("spm") / "model", "llama 2")
-
-
-# What is wrong → the files, and words of the error.
-REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "a number for a token": (
-        config(eos_token=5), ("tokenizer_config.json", "eos_token", "found 5")
-    ),
-    "a list for a token": (config(pad_token=["<x>"]), ("tokenizer_config.json", "pad_token")),
-    "a description without its type": (
-        config(bos_token={"content": END}), ("tokenizer_config.json", "bos_token")
-    ),
-    "a number in the map": (
-        {"special_tokens_map": {"unk_token": 3}}, ("special_tokens_map.json", "unk_token")
-    ),
-    "a token beyond the rows": (
-        {"tokenizer_config": {"pad_token": "[PAD]"}, "config": {"vocab_size": 384}},
-        ("tokenizer_config.json", "pad_token", "'[PAD]'", "384 rows"),
-    ),
-    "a text for an end's id": (
-        {"generation_config": {"eos_token_id": "</s>"}},
-        ("generation_config.json", "eos_token_id", "'</s>'"),
-    ),
-    "a text among ends' ids": (
-        {"generation_config": {"eos_token_id": [2, "</s>"]}},
-        ("generation_config.json", "eos_token_id"),
-    ),
-    "true for an end's id": (
-        {"generation_config": {"eos_token_id": True}}, ("generation_config.json", "eos_token_id")
-    ),
-    "settings that transformers refuses": (
-        {"generation_config": {"cache_implementation": "x", "max_new_tokens": -3}},
-        ("generation_config.json",),
-    ),
-    "a number for the class": (
-        config(tokenizer_class=5),
-        ("transformers", "tokenizer_class 5 in tokenizer_config.json"),
-    ),
-    "a class without its tokens": (
-        config(tokenizer_class="GemmaTokenizer"), ("transformers", "<unk>")
-    ),
-    "a number for a template": (
-        {"tokenizer_config": {"chat_template": 5}, "chat_template": None}, ("chat_template",)
-    ),
-    "half a character in a template": (
-        {"tokenizer_config": {"chat_template": "a \ud83d"}, "chat_template": None},
-        ("tokenizer_config.json", "chat_template", "whole characters"),
-    ),
-    "special tokens that are written out": (
-        config(split_special_tokens=True), ("tokenizer_config.json", "split_special_tokens")
-    ),
-    "half a character in a token": (
-        config(eos_token="a \ud83d"), ("surrogates",)
-    ),
-    "a list without names": (
-        {"tokenizer_config": {"chat_template": [{"template": "x"}]}, "chat_template": None},
-        ("tokenizer_config.json",),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_transformers_cannot_take_is_refused_with_file_and_key(name, tmp_path):
-    files, words = REFUSED[name]
-    source = write_files(tmp_path / "source", **files)
-    for refuse in (Tokenizer, lambda folder: brought(folder, tmp_path / "loaded")):
-        with pytest.raises(StageError) as caught:
-            refuse(source)
-        assert caught.value.failure in ("tokenizer_mismatch", "missing_tokenizer")
-        for word in words:
-            assert word in str(caught.value)
-
-
-def test_ids_by_chance_are_refused(tmp_path):
-    source = write_files(tmp_path / "source")
-    model = json.loads((source / "tokenizer.json").read_text())["model"]
-    edit_json(source / "tokenizer.json", model=model | {"dropout": 0.25})
-    with pytest.raises(StageError, match=r"model\.dropout in .*tokenizer\.json, found 0\.25"):
-        Tokenizer(source)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["tokenizer_config", "special_tokens_map", "added_tokens", "generation_config", "tokenizer"],
-)
-@pytest.mark.parametrize("content", [b"[1]", b"{", b"null", b'"x"', b"\x00\xff", b"[" * 99_999])
-def test_files_that_are_no_json_objects_are_named(name, content, tmp_path):
-    source = write_files(tmp_path / "source")
-    (source / f"{name}.json").write_bytes(content)
-    with pytest.raises(StageError, match=rf"{name}\.json"):
-        Tokenizer(source)
-
-
-def test_a_template_that_is_not_utf_8_is_named(tmp_path):
-    source = write_files(tmp_path / "source")
-    (source / "chat_template.jinja").write_bytes("Größe".encode("latin-1"))
-    with pytest.raises(StageError, match=r"chat_template\.jinja"):
-        Tokenizer(source)
 
 
 def test_the_answer_is_dropped_when_a_file_changes(tmp_path):
