@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from quantline.errors import Failure, StageError
 from quantline.formats.gguf.vocabulary import model_name, write_vocabulary
 from quantline.runtimes import llama_cpp
+from quantline.runtimes.llama_cpp_log import load_library
 from quantline.runtimes.smoke.tokenizer_parity import (
     TEXTS,
     compare_tokenizers,
@@ -61,7 +62,7 @@ def vocabulary_file(folder: Path, padding: int = 0, **changes: Any) -> Path:
 
 def tokenizer_of(path: Path) -> llama_cpp.Engine:
     """Return llama.cpp's tokenizer of a file, without a model."""
-    library = llama_cpp._load_library()
+    library = load_library()
     settings = library.llama_model_default_params()
     settings.vocab_only = True
     engine = llama_cpp.Engine.__new__(llama_cpp.Engine)
