@@ -8,8 +8,8 @@ import pytest
 
 from quantline.formats.gguf.architectures import gguf_family
 from quantline.formats.gguf.rope import rope_of
-from quantline.model.architecture import architecture_from_config
 from quantline.model.configuration import complete, transformers_config
+from quantline.model.read_architecture import architecture_from_config
 
 LLAMA3 = {
     "rope_type": "llama3",
