@@ -2,18 +2,22 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from quantline.cli.program import PARAMS, app, stop
 from quantline.config.compose import compose, load_params, project_root
+from quantline.config.overrides import for_hydra
 from quantline.config.params import Params
 from quantline.config.stale import check_fresh
 from quantline.config.validation import validate
 from quantline.errors import ConfigError, StageError
 from quantline.messages import say
 from quantline.metrics.target_metrics import check_metrics
+
+TARGET = "target"
 
 
 @app.command()
@@ -65,11 +69,38 @@ def _params_for_target(overrides: list[str]) -> Params:
     params = load_params(PARAMS)
     check_fresh(params)
     if overrides:
-        composed = validate(compose(overrides))
-        check_metrics(composed)
-        target = composed.target
-        params = params.model_copy(update={"target": target})
+        params = _with_target(params, overrides)
+        check_metrics(params)
     return params
+
+
+def _with_target(params: Params, overrides: list[str]) -> Params:
+    """Return parameters with another target of conf/, or with some keys of theirs changed.
+
+    What params.yaml says of its target may have been an override, which conf/ does not have.
+
+    Raises:
+        ConfigError: If the overrides do not fit.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    composed = validate(compose(overrides))
+    parsed = OverridesParser.create().parse_overrides(for_hydra(overrides, Path("conf")))
+    if any(override.key_or_group == TARGET for override in parsed):
+        return params.model_copy(update={TARGET: composed.target})
+    values = params.model_dump(mode="json")
+    for override in parsed:
+        place = values
+        *sections, last = override.key_or_group.split(".")
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        if override.is_delete():
+            place.pop(last, None)
+        else:
+            place[last] = override.value()
+    return params.model_copy(update={TARGET: validate(values).target})
 
 
 @app.command()

@@ -115,6 +115,14 @@ def test_while_a_run_is_at_work_nothing_changes_and_questions_are_answered(measu
     assert after == {path: before[path] for path in after}
 
 
+def test_pick_changes_the_target_of_the_project_and_not_that_of_conf(measured):
+    quantline("compose", "suite=quick", "target=any", "target.optimize.metric=mean_kld")
+    done = quantline("pick", "target.optimize.within=0.0", "+target.max_size_mib=4")
+    assert "Ship for any: gptq-w4g128" in done.output
+    assert "Ship for any: bf16" in quantline("pick", "target.optimize.within=0.0").output
+    assert "Ship for gpu-server: " in quantline("pick", "target=gpu-server").output
+
+
 @pytest.mark.parametrize("key", ["mean_kld_se", "size_bytes", "gold_flips"])
 @pytest.mark.parametrize("value", [None, "x"])
 def test_figures_without_one_that_decides_are_named(measured, key, value):
