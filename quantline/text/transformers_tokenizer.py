@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quantline.errors import Failure, StageError, pass_on
 from quantline.files import read_json
-from quantline.text.special_tokens import DEFAULT, SpecialTokens, template_files
+from quantline.text.special_tokens import DEFAULT, SpecialTokens
+from quantline.text.tokenizer_files import (
+    CONFIG,
+    GENERATION,
+    MAP,
+    check_files,
+    check_ids,
+    check_named_tokens,
+    wrong_key,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CONFIG = "tokenizer_config.json"
-MAP = "special_tokens_map.json"
-ADDED = "added_tokens.json"
-GENERATION = "generation_config.json"
 SAMPLES = ("a", "0", "é", "the", "<", "\n")  # one of them is tokens in any vocabulary
 # Of a tokenizer's model, where no value and an empty one mean the same.
 EMPTY = ("continuing_subword_prefix", "end_of_word_suffix")
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PARTS = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
 
 
@@ -49,7 +53,7 @@ def ask(folder: Path) -> Answer:
         StageError: missing_tokenizer, if transformers refuses it; tokenizer_mismatch, for a key
             that does not say what it should; missing_file, for a file that holds no JSON object.
     """
-    _check_files(folder)
+    check_files(folder)
     with _quiet():
         try:
             config = _config(folder)
@@ -60,7 +64,7 @@ def ask(folder: Path) -> Answer:
             begin, finish = _surroundings(tokenizer)
         except Exception as error:  # each class fails in its own way; all mean that none is usable
             pass_on(error)
-            _check_named_tokens(folder)
+            check_named_tokens(folder)
             raise _refused(folder, error) from error
         _check_encoding(folder, tokenizer, spec)
         ends, unreachable = _ends(folder, tokenizer, rows)
@@ -101,58 +105,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _check_files(folder: Path) -> None:
-    """Refuse what transformers would take in silence, or refuse without the file's name."""
-    for name in (CONFIG, MAP, ADDED, GENERATION, "config.json", *template_files(folder)):
-        _check_file(folder / name)
-    _check_file(folder / "chat_template.jinja")
-    source = GENERATION if (folder / GENERATION).is_file() else "config.json"
-    if (folder / source).is_file():
-        _check_ids(folder / source, read_json(folder / source).get("eos_token_id"))
-
-
-def _check_file(path: Path) -> None:
-    """Check that a file, if it is there, is text in UTF-8, and an object if it is JSON."""
-    if not path.is_file():
-        return
-    try:
-        if path.suffix == ".json":
-            read_json(path)
-        else:
-            path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise StageError(
-            Failure.TOKENIZER_MISMATCH,
-            f"expected text in UTF-8 in {path}, not nested without end, found: {error}; fetch it "
-            "again",
-        ) from None
-
-
-def _check_named_tokens(folder: Path) -> None:
-    """Name the key that transformers refuses, if it is one of a special token."""
-    for name in (CONFIG, MAP):
-        stored = read_json(folder / name) if (folder / name).is_file() else {}
-        for key in NAMED:
-            value = stored.get(key)
-            if isinstance(value, dict):
-                described = isinstance(value.get("content"), str)
-                # In the map, transformers knows without being told.
-                if described and (name == MAP or value.get("__type") == "AddedToken"):
-                    continue
-            elif value is None or isinstance(value, str):
-                continue
-            raise _wrong_key(
-                folder / name, key, "a text, null, or an AddedToken with its __type", value
-            )
-
-
-def _check_ids(path: Path, value: Any) -> None:
-    ids = value if isinstance(value, list) else [value]
-    for one in ids:
-        if one is not None and (isinstance(one, bool) or not isinstance(one, int)):
-            raise _wrong_key(path, "eos_token_id", "a token's id, or a list of them", value)
 
 
 def _config(folder: Path) -> Any:
@@ -198,14 +150,14 @@ def _check_encoding(
     """Refuse what is for training alone: ids by chance, and special tokens written out."""
     dropout = spec["model"].get("dropout")
     if dropout:
-        raise _wrong_key(
+        raise wrong_key(
             folder / "tokenizer.json",
             "model.dropout",
             "null, so that a text has the same ids each time,",
             dropout,
         )
     if getattr(tokenizer, "split_special_tokens", False):
-        raise _wrong_key(
+        raise wrong_key(
             folder / CONFIG,
             "split_special_tokens",
             "false, so that chats have their special tokens,",
@@ -235,7 +187,7 @@ def _ends(
                 f"expected settings for generation in {folder / name}, found some that "
                 f"transformers refuses: {error}; mend the file, or leave it out",
             ) from error
-    _check_ids(folder / name, configured)
+    check_ids(folder / name, configured)
     more = configured if isinstance(configured, list) else [configured]
     named = dict.fromkeys(token for token in (tokenizer.eos_token_id, *more) if token is not None)
     ends = [token for token in named if token >= 0 and (rows is None or token < rows)]
@@ -268,7 +220,7 @@ def _templates(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> dict[str, 
     templates = found if isinstance(found, dict) else {DEFAULT: found}
     for name, template in templates.items():
         if not isinstance(name, str) or not isinstance(template, str | None):
-            raise _wrong_key(
+            raise wrong_key(
                 folder / CONFIG, "chat_template", "a text, or texts with names", template
             )
     return {name: template for name, template in templates.items() if template is not None}
@@ -294,7 +246,7 @@ def _check_letters(folder: Path, special: SpecialTokens) -> None:
             try:
                 f"{name}{text}".encode()
             except UnicodeEncodeError as error:
-                raise _wrong_key(
+                raise wrong_key(
                     folder / CONFIG, key, "whole characters", f"{name}: {error}"
                 ) from None
 
@@ -310,12 +262,4 @@ def _refused(folder: Path, error: Exception) -> StageError:
         f"expected a tokenizer in {folder} that transformers can use, found one that it refuses"
         f"{named}: {reason}; copy the tokenizer.json and tokenizer_config.json that the model was "
         "trained with into the folder",
-    )
-
-
-def _wrong_key(path: Path, key: str, expected: str, found: Any) -> StageError:
-    return StageError(
-        Failure.TOKENIZER_MISMATCH,
-        f"expected {expected} for {key} in {path}, found {found!r:.80}; mend the file, or fetch "
-        "it again",
     )
