@@ -19,7 +19,7 @@ from quantline.model.architecture import Architecture
 from quantline.paths import EXPORTS, METRICS
 from quantline.report.budgets import budget_summary
 from quantline.report.chain import REPRO, StaleLink, stale_links
-from quantline.report.failures import NOT_BUILT, last_failure
+from quantline.report.failures import last_failure, why_not_built
 from quantline.report.gates import check_gate
 from quantline.report.layers import fallbacks, worst_layers
 from quantline.report.speed_estimate import estimate_decoding
@@ -48,7 +48,7 @@ def read_row(name: str, params: Params, arch: Architecture | None = None) -> Var
     needed = (files.quality, files.speed, bundle / MANIFEST)
     if not all(path.is_file() for path in needed):
         row.status = "failed"
-        row.failure, row.message = last_failure(name, variant.recipe) or NOT_BUILT
+        row.failure, row.message = why_not_built(name, variant.recipe, params)
         return row
     try:
         manifest = check_bundle(bundle)
@@ -57,7 +57,7 @@ def read_row(name: str, params: Params, arch: Architecture | None = None) -> Var
         if links:
             row.status = "stale"
             row.failure = Failure.STALE
-            row.message = _why_stale(name, variant.recipe, links)
+            row.message = _why_stale(name, variant.recipe, links, params)
             return row
         fill_in(row, bundle, manifest, results, params.target, arch)
         row.lm_eval = read_lm_eval(files, manifest)
@@ -78,10 +78,10 @@ def _failed(row: VariantRow, failure: Failure, message: str) -> VariantRow:
     return VariantRow(*names, status="failed", failure=failure, message=message)
 
 
-def _why_stale(name: str, recipe: str, links: list[StaleLink]) -> str:
+def _why_stale(name: str, recipe: str, links: list[StaleLink], params: Params) -> str:
     """Return why a variant's figures are not the present ones, and what to run."""
     message = f"its figures are older than the project: {links[0].reason}"
-    stopped = last_failure(name, recipe)
+    stopped = last_failure(name, recipe, params)
     if stopped:
         message += f"; the last run stopped: {stopped[0]}: {stopped[1]}"
     return message if "run `" in message else f"{message}; {REPRO}"

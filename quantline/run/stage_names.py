@@ -22,6 +22,8 @@ UPSTREAM = {
     "evaluate": "export",
     "lm_eval": "export",
 }
+# Parameters that compare alone reads, and the digest of files.
+FOR_COMPARE = frozenset({"conf_sha256", "target", "tracking"})
 
 
 def run_name(stage: str, instance: str | None, params: Params | None) -> str:
@@ -32,7 +34,9 @@ def run_name(stage: str, instance: str | None, params: Params | None) -> str:
         instance: Its recipe or variant, if it takes one.
         params: The content of params.yaml, if it could be read.
     """
-    values = params.model_dump(mode="json") if params else None
+    # Another target makes no other model: what a run says of a variant holds for every target.
+    apart = frozenset() if stage == "compare" else FOR_COMPARE
+    values = params.model_dump(mode="json", exclude=set(apart)) if params else None
     return f"{stage}-{sha256_json([stage, instance, values])[:12]}"
 
 

@@ -2,7 +2,12 @@
 
 import pytest
 
-from quantline.report.failures import last_failure
+from quantline.config.compose import compose
+from quantline.config.validation import validate
+from quantline.errors import Failure
+from quantline.report.failures import last_failure, why_not_built
+from quantline.run.stage_names import run_name
+from tests.helpers.project import ROOT
 from tests.helpers.report import event, write_events
 
 
@@ -55,6 +60,26 @@ def test_last_failure_names_a_stage_that_never_said_how_it_ended(
     assert (found[0] if found else None) == failure
     if found:
         assert found[1].startswith("it started, and it never said how it ended: it was killed")
+
+
+def test_runs_with_other_parameters_say_nothing_of_the_present_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = validate(compose(["suite=quick"], ROOT))
+    other = validate(compose(["suite=quick", "recipes.gptq-w4g128.bits=3"], ROOT))
+    target = validate(compose(["suite=quick", "target=edge"], ROOT))
+    names = ("gptq-w4g128", "gptq-w4g128")
+    stage = ("export", "gptq-w4g128")
+    failed = event(*stage, "smoke_failed") | {"run_id": run_name(*stage, params)}
+    write_events(failed, event(*stage) | {"run_id": run_name(*stage, other)})  # as a queue does
+    for present in (params, target):
+        assert why_not_built(*names, present) == ("smoke_failed", "export: smoke_failed")
+    write_events(failed)
+    failure, message = why_not_built(*names, other)
+    assert failure == Failure.MISSING_FILE
+    assert message.startswith("it was not built with the present parameters; run `quantline repro`")
+    assert "smoke_failed" in message
+    write_events(event(*stage, "config_stale") | {"run_id": run_name(*stage, None)})
+    assert why_not_built(*names, other)[0] == "config_stale"
 
 
 def test_last_failure_has_the_events_message(tmp_path, monkeypatch):
