@@ -52,6 +52,16 @@ def only_index(spoil: Callable[[Path], None]) -> Callable[[Path], None]:
     return change
 
 
+def wrap(prefix: str) -> Callable[[Path], None]:
+    """Let all names begin as those of a model inside of another do."""
+
+    def change(folder: Path) -> None:
+        tensors = {f"{prefix}.{name}": tensor for name, tensor in read_tensors(folder).items()}
+        write_tensors(folder / WEIGHTS, tensors)
+
+    return change
+
+
 def set_one_weight(value: float) -> Callable[[Path], None]:
     def change(name: str, tensor: np.ndarray) -> np.ndarray:
         if name == UP_PROJ:
@@ -171,6 +181,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     ),
     "wrong-shape": (edit_config(intermediate_size=600), ARCHITECTURE, "(256, 600)"),
     "strange-tensor": (edit_config(num_hidden_layers=1), ARCHITECTURE, "model.layers.1."),
+    "wrapped": (wrap("module"), ARCHITECTURE, "whose names begin with 'module'"),
+    "wrapped twice": (wrap("base_model.model"), ARCHITECTURE, "save the inner model alone"),
     "head-untied": (untie_head, ARCHITECTURE, "tie_word_embeddings"),
     "integers": (make_integers, ARCHITECTURE, "I32"),
 }
