@@ -23,7 +23,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.positions import check_item_lengths, check_length, learned_positions
 from quantline.model.read_architecture import architecture_from_config
 from quantline.text.disjoint import check_disjoint
-from quantline.text.documents import Document, read_documents
+from quantline.text.documents import Document, misnamed, read_documents
 from quantline.text.tokenizer import Tokenizer
 
 
@@ -177,6 +177,8 @@ class InputCheck:
             return None
         with self.findings.collecting(), _named(section):
             documents = read_documents(text)
+            if warning := misnamed(text):
+                self._warn(f"{section}: {warning}")
             if self.tokenizer is not None:
                 self.tokenizer.pack(documents, text.sequences, text.length)
             return documents

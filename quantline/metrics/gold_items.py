@@ -48,6 +48,7 @@ TASK_LENGTH = 100  # characters; MLflow takes 250 for the name of a metric
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 
+MOST_TOKENS = 1 << 15  # of a generated answer: a model that never ends would write them all
 PATTERN_LENGTH = 2000  # characters
 MOST_REPETITIONS = 10_000
 
@@ -92,7 +93,7 @@ class GoldItem(Strict):
     normalize: Literal["tokens", "length", "none"] = "tokens"
     match: Literal["exact", "contains", "regex"] = "exact"
     stop: list[Text] | None = None
-    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS)] | None = None
     _line: int = PrivateAttr(default=0)
 
     @model_validator(mode="before")
@@ -128,9 +129,21 @@ class GoldItem(Strict):
                     f"{MOST_REPETITIONS:,} at most"
                 )
             try:
-                re.compile(self.answer)
+                empty = re.compile(self.answer).search("")
             except (re.error, RecursionError, OverflowError) as error:
                 raise ValueError(f"the answer is no regular expression: {error}") from None
+            if empty:
+                raise ValueError(
+                    f"the regular expression {self.answer!r:.80} is found in every text, the empty "
+                    "one too, so that any answer would be right"
+                )
+        if self.generated and self.match != "regex":
+            cut = [stop for stop in self.stop or () if stop in self.answer.strip()]
+            if cut:
+                raise ValueError(
+                    f"the answer {self.answer!r:.80} holds the stop {cut[0]!r}, where a generated "
+                    "text ends, so that none could be right"
+                )
         self._check_task()
         return self
 

@@ -102,8 +102,15 @@ class ItemTokenizer:
         for choice, continuation in zip(choices, continuations, strict=True):
             said = self.tokenizer.decode(prompt + continuation)
             if item.generated:  # nothing is joined to the prompt
-                alone = self.tokenizer.decode(self.tokenizer.encode(choice))
-                is_said = choice.strip() in alone
+                ids = self.tokenizer.encode(choice.strip())
+                is_said = choice.strip() in self.tokenizer.decode(ids)
+                most = item.max_tokens or MAX_TOKENS
+                if len(ids) > most + 1:  # one of them may be written with what is before
+                    self._refuse(
+                        item,
+                        f"its answer takes {len(ids)} tokens, and {most} are generated, so that "
+                        "none could be right; set max_tokens",
+                    )
             else:
                 # Ids that end with the answer can still say another text where the two meet. White
                 # space there may go, as with the harness: a token can hold it with what is before.

@@ -2,12 +2,19 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from quantline.config.texts import COLUMN, MESSAGES, Text
 from quantline.errors import Failure, StageError, pass_on
-from quantline.text.text_file import flaw_of, read_json_lines, read_text_file
+from quantline.text.text_file import (
+    flaw_of,
+    json_lines,
+    parse_line,
+    read_json_lines,
+    read_text_file,
+)
 
 Document = str | list[dict[str, str]]  # plain text, or chat messages
 AnyText = TypeVar("AnyText", bound=Text)
@@ -16,6 +23,7 @@ TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx")
 TAKEN = "a .txt file, a .jsonl file, or a dataset on the Hub"
 # Characters of a document: longer ones are cut, so that no tokenizer gets 50 MB at once.
 LONGEST = 1 << 20
+LOOKED_AT = 20  # lines of a file of plain text, for what else it could be
 PIECE = 2048  # of a text that is one document and has one line
 
 
@@ -80,7 +88,9 @@ def _from_file(text: Text) -> list[Document]:
     documents: list[Document] = []
 
     def read(number: int, row: Any) -> None:
-        documents.append(_document_of(row, text.column))
+        document = _document_of(row, text.column)
+        if plain_text(document).strip():  # of empty ones only what parts documents would be left
+            documents.append(document)
 
     read_json_lines(
         path,
@@ -88,6 +98,24 @@ def _from_file(text: Text) -> list[Document]:
         f'{{"{text.column}": "…"}} or {{"messages": [{{"role": "…", "content": "…"}}, …]}}',
     )
     return documents
+
+
+def misnamed(text: Text) -> str | None:
+    """Say that a file of plain text holds JSON lines, which would be read with their brackets."""
+    path = Path(text.path or "")
+    if text.source == "hub" or path.suffix.lower() in JSON_LINES:
+        return None
+    lines = [line for _, line in islice(json_lines(read_text_file(path)), LOOKED_AT)]
+    try:
+        objects = bool(lines) and all(isinstance(parse_line(line), dict) for line in lines)
+    except ValueError:
+        return None
+    if not objects:
+        return None
+    return (
+        f"{path} is read as plain text, and each of its lines is a JSON object: if the texts in "
+        f"them are meant, call it {path.stem}.jsonl"
+    )
 
 
 def _paragraphs(content: str) -> Iterator[str]:
@@ -177,7 +205,7 @@ def _check_document(value: object) -> Document:
     for message in value:
         texts = (message.get("role"), message.get("content")) if isinstance(message, dict) else ()
         if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError("a message without role and content")
+            raise ValueError("a message whose role and content are not both texts")
         for text in texts:
             if flaw := flaw_of(str(text)):
                 raise ValueError(flaw)

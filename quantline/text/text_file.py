@@ -116,6 +116,17 @@ def parse_line(line: str) -> Any:
         raise ValueError(f"no JSON ({error.msg} at character {error.colno})") from None
 
 
+def _is_array(content: str) -> bool:
+    """Whether a file is one JSON array of objects, as other tools write data sets."""
+    if not content.lstrip().startswith("["):
+        return False
+    try:
+        value = parse_line(content)
+    except ValueError:
+        return False
+    return bool(value) and all(isinstance(item, dict) for item in value)
+
+
 def read_json_lines(
     path: Path,
     read: Callable[[int, Any], None],
@@ -134,16 +145,21 @@ def read_json_lines(
         StageError: dataset_invalid.
     """
     problems = []
-    for number, line in json_lines(read_text_file(path, reason)):
+    content = read_text_file(path, reason)
+    for number, line in json_lines(content):
         try:
             read(number, parse_line(line))
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     if problems:
+        found = listing(problems)
+        advice = f"mend {'that line' if len(problems) == 1 else 'those lines'}"
+        if _is_array(content):
+            found = "one JSON array"
+            advice = f"write what is in it line by line: jq -c '.[]' {path.name} > lines.jsonl"
         raise StageError(
             Failure.DATASET_INVALID,
-            f"expected {expected} on each line of {path}, found {listing(problems)}; mend "
-            f"{'that line' if len(problems) == 1 else 'those lines'}",
+            f"expected {expected} on each line of {path}, found {found}; {advice}",
             reason,
         )
 

@@ -173,3 +173,12 @@ def test_check_stage_writes_what_load_depends_on_unless_there_is_a_problem(proje
     project.stage("check")
     warnings = [event for event in project.events() if event["severity"] == "warning"]
     assert "calibration.length: 300 tokens" in warnings[-1]["summary"]
+
+
+def test_check_inputs_warns_of_json_lines_in_plain_text(project, tmp_path):
+    lines = [json.dumps({"text": text}) for text in sentences(1, 40)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    findings = findings_of(project, f"calibration.path={tmp_path / 'text.txt'}")
+    assert not findings.problems
+    assert "calibration: " in findings.warnings[0]
+    assert "text.jsonl" in findings.warnings[0]

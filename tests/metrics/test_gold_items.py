@@ -46,6 +46,10 @@ def changed(**values) -> dict:
         (changed(messages="hi"), "messages: "),
         (changed(match="near"), "match: "),
         (changed(match="regex", answer="("), "no regular expression"),
+        (changed(match="regex", answer="(yes)?"), "any answer would be right"),
+        (changed(match="contains", answer="a\nb", stop=["\n"]), "none could be right"),
+        (changed(answer="yes.", stop=["no", "."]), "holds the stop '.'"),
+        (changed(max_tokens=10**9), "max_tokens"),
         (changed(max_tokens=0), "max_tokens: "),
         (changed(max_tokens="3"), "max_tokens: "),
         (changed(stop="."), "stop: "),
@@ -141,3 +145,10 @@ def test_load_gold_refuses_a_file_that_is_not_there_or_no_text(tmp_path, content
 def test_gold_item_kind_follows_from_its_keys(values, kind, tmp_path):
     (item,) = load_gold(write_lines(tmp_path / "gold.jsonl", changed(**values)))
     assert item.kind == kind
+
+
+def test_load_gold_says_what_to_do_with_one_json_array(tmp_path):
+    path = tmp_path / "gold.json"
+    path.write_text(json.dumps([{"id": "1", "prompt": "a", "answer": "b"}], indent=1))
+    with pytest.raises(StageError, match=r"found one JSON array; .*jq -c '\.\[\]' gold\.json"):
+        load_gold(path)

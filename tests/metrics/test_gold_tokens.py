@@ -183,6 +183,12 @@ def test_tokenize_items_joins_no_answer_that_is_generated(tokenizer):
         assert tokenized.prompt == tokenizer.prompt("indented"[:cut])
 
 
+def test_tokenize_items_refuses_a_generated_answer_that_is_cut_off(tokenizer):
+    item = GoldItem(id="a", prompt="Say it:", answer="by the river and more", max_tokens=2)
+    with pytest.raises(StageError, match="2 are generated, so that none could be right"):
+        tokenize_items([item], tokenizer)
+
+
 def test_tokenize_items_ends_answers_wherever_the_model_stops(tmp_path):
     ends = {"generation_config": {"eos_token_id": [2, 7]}}
     folder = write_files(tmp_path / "model", **ends)

@@ -12,6 +12,7 @@ from quantline.errors import Failure, StageError
 from quantline.text.documents import (
     Document,
     cut_text,
+    misnamed,
     pin_revision,
     plain_text,
     read_documents,
@@ -265,3 +266,24 @@ def test_pin_revision_replaces_a_branch_by_its_commit(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert pin_revision(hub_text(dataset_revision="main")).dataset_revision == "deadbeef"
+
+
+def test_read_documents_leaves_out_empty_lines_of_json(tmp_path):
+    """Of many, nothing but what parts documents would be left."""
+    rows = [{"text": ""}, {"text": " \n"}, {"text": "a"}, {"text": "b"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert read_documents(text_of(path)) == ["a", "b"]
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": ""}]}))
+    with pytest.raises(StageError, match="found 0"):
+        read_documents(text_of(path))
+
+
+def test_misnamed_says_that_plain_text_is_json_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text('{"text": "a"}\n\n{"text": "b"}\n')
+    assert "call it a.jsonl" in str(misnamed(text_of(path)))
+    path.write_text('{"text": "a"} is an object\n')
+    assert misnamed(text_of(path)) is None
+    path.write_text("7\n")
+    assert misnamed(text_of(path)) is None
