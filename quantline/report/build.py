@@ -18,7 +18,7 @@ from quantline.report.pareto import variants_on_front
 from quantline.report.rows import read_row
 from quantline.report.selection import Choice, choose
 from quantline.report.variant import VariantRow
-from quantline.tracking.mlflow_runs import git_commit
+from quantline.tracking.mlflow_runs import git_commit, uncommitted_files
 
 Value = TypeVar("Value")
 
@@ -39,6 +39,7 @@ class Report:
         tasks: Tasks of the gold set.
         variants: All variants, those with figures first and the closest to the model before others.
         commit: That is checked out; "unknown" outside git.
+        uncommitted: Files of conf/ or of the code that this commit has otherwise, or not at all.
         params: params.yaml without secrets.
         refused: What DVC refused in the run that made the report; the figures are older then.
     """
@@ -54,6 +55,7 @@ class Report:
     tasks: list[str]
     variants: list[VariantRow]
     commit: str
+    uncommitted: list[str]
     params: dict[str, Any]
     refused: list[str]
 
@@ -102,6 +104,7 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
         tasks=[task for task in sorted(accuracy) if task != "all"],
         variants=rows,
         commit=git_commit(),
+        uncommitted=uncommitted_files(),
         params=_published(params),
         refused=list(refused),
     )

@@ -29,6 +29,8 @@ FINISHED = "FINISHED"
 FAILED = "FAILED"
 PARAM_LENGTH = 500  # characters that MLflow keeps of a parameter
 DIGEST_LENGTH = 36  # of a dataset
+SOURCES = ("conf", "demo", "dvc.yaml", "hydra_plugins", "quantline", "stages")
+STATUS_WIDTH = 3  # of what git says of a file before its path
 NOTE = (
     "Choose *Model training* at the top left. `tags.stage = 'evaluate'` finds the runs of the "
     "variants, which hold the figures, and `tags.stage = 'compare'` the page. A run's duration is "
@@ -55,6 +57,20 @@ def git_commit() -> str:
     except (FileNotFoundError, PermissionError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def uncommitted_files() -> list[str]:
+    """Return the files that figures come from and that no commit has as they are now.
+
+    What runs write, such as params.yaml and dvc.lock, does not count; the page has the parameters.
+    """
+    command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
+    try:
+        done = subprocess.run([*command, "--", *SOURCES], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    entries = done.stdout.decode("utf-8", "backslashreplace").split("\0")
+    return [entry[STATUS_WIDTH:] for entry in entries if entry]
 
 
 def variant_run(manifest: dict[str, Any]) -> dict[str, Any]:

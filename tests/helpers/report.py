@@ -158,6 +158,7 @@ def make_report(rows: list[VariantRow], target: Target = TARGET) -> Report:
         tasks=["facts"],
         variants=rows,
         commit="c" * 40,
+        uncommitted=[],
         params={"suite": "quick", "seed": 0},
         refused=[],
     )

@@ -190,8 +190,17 @@ def test_report_to_json_is_what_other_scripts_read():
     assert values["pick"] == "a" and values["variants"][0]["variant"] == "a"
     assert set(values) == {
         "model", "parameters", "target", "pick", "runner_up", "reasons", "tokens", "baseline",
-        "tasks", "variants", "commit", "params", "refused",
+        "tasks", "variants", "commit", "uncommitted", "params", "refused",
     }  # fmt: skip
+
+
+def test_render_page_says_that_the_commit_alone_does_not_give_the_figures():
+    report = make_report([make_row("a", 2, 0.01)])
+    assert "That commit alone" not in render_page(report)
+    report.uncommitted = ["conf/<x>.yaml", *"abcdef"]
+    text = render_page(report)
+    assert "7 files were" in text
+    assert "conf/&lt;x&gt;.yaml, a, b, c, d, …" in text
 
 
 def test_render_page_allows_its_own_script_alone():

@@ -21,6 +21,7 @@ from quantline.tracking.mlflow_runs import (
     git_commit,
     log_run,
     numbers,
+    uncommitted_files,
     variant_run,
 )
 from quantline.tracking.store import main_root, tracking_uri
@@ -232,5 +233,11 @@ def test_git_commit_is_unknown_outside_git(tmp_path, monkeypatch):
     commit = ["commit", "-q", "--allow-empty", "-m", "x"]
     subprocess.run(["git", *identity, *commit], check=True)
     assert len(git_commit()) == 40
+    assert uncommitted_files() == []
+    for path in ("conf/größe 1.yaml", "params.yaml", "quantline/a.py"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    assert uncommitted_files() == ["conf/größe 1.yaml", "quantline/a.py"]
     monkeypatch.setenv("PATH", "")
     assert git_commit() == "unknown"  # no git
+    assert uncommitted_files() == []
