@@ -87,15 +87,26 @@ def redacted(value: Any) -> Any:
     return value
 
 
-def _secrets_of_environment() -> list[str]:
-    """Return the values of variables that hold secrets, in each form that an address has."""
-    found = set()
+def variable_in(text: str) -> str | None:
+    """Return the name of an environment variable whose secret value a text has; None if none."""
+    secrets = _secrets_of_environment()
+    return next((name for secret, name in secrets.items() if secret in text), None)
+
+
+def _secrets_of_environment() -> dict[str, str]:
+    """Return the values of variables that hold secrets, in each form that an address has.
+
+    Returns:
+        Value → name of the variable, the longest first, for one may be a part of another.
+    """
+    found = {}
     for name, value in os.environ.items():
         if not _names_a_secret(name):
             continue
         if len(value) >= SHORTEST_SECRET and value.lower() != "false":
-            found |= {value, quote(value), quote(value, safe=""), quote_plus(value)}
-    return sorted(found, key=len, reverse=True)  # one may be a part of another
+            forms = (value, quote(value), quote(value, safe=""), quote_plus(value))
+            found |= dict.fromkeys(forms, name)
+    return dict(sorted(found.items(), key=lambda item: len(item[0]), reverse=True))
 
 
 @lru_cache(maxsize=4096)

@@ -185,6 +185,12 @@ def test_compose_refuses_credentials_and_strange_stores(project, monkeypatch, ov
     assert (project.root / "params.yaml").read_text() == before
 
 
+def test_a_variable_whose_secret_is_an_ordinary_word_is_named(project, monkeypatch):
+    monkeypatch.setenv("REDIS_PASSWORD", "gguf-q4_k_m")
+    with pytest.raises(ConfigError, match=r"variable REDIS_PASSWORD: .* unset the variable"):
+        load_params()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

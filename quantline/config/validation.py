@@ -13,7 +13,7 @@ from quantline.config.recipes import RECIPES, Recipe
 from quantline.config.section import Section
 from quantline.config.variants import Variant
 from quantline.errors import ConfigError
-from quantline.messages import shortened, without_secrets
+from quantline.messages import shortened, variable_in, without_secrets
 
 CREDENTIALS_BELONG = (
     "for a server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
@@ -52,6 +52,12 @@ def _check_form(values: dict[str, Any]) -> None:
         if key == "tracking.uri":
             problem = "no credentials in the address: params.yaml is kept in git; "
             problems.append(f"{key}: {problem}{CREDENTIALS_BELONG}")
+        elif variable := variable_in(value):
+            problems.append(
+                f"{without_secrets(key)}: expected no credentials, found the value of the "
+                f"environment variable {variable}: params.yaml is kept in git; take it out, or "
+                "unset the variable if its value is an ordinary word"
+            )
         else:
             problems.append(
                 f"{without_secrets(key)}: expected no credentials, found what looks like some: "
