@@ -99,7 +99,7 @@ def _secrets_of_environment() -> dict[str, str]:
     Returns:
         Value → name of the variable, the longest first, for one may be a part of another.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, value in os.environ.items():
         if not _names_a_secret(name):
             continue
