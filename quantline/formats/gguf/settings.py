@@ -104,6 +104,9 @@ def context_length(family: GgufFamily, arch: Architecture, config: dict[str, Any
     file would be another model.
     """
     window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if kinds and "sliding_attention" not in kinds:  # no layer has it
+        window = None
     if family.ignores_window and window and config.get("use_sliding_window", True):
         return min(arch.max_positions, window)
     return arch.max_positions

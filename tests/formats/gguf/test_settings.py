@@ -24,6 +24,7 @@ YARN = {
     "rope_theta": 1e4,
     "original_max_position_embeddings": 64,
 }
+WINDOWED = "sliding_attention"
 FEW_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # What is wrong → the family, what its config.json says, and words of the error.
 REFUSED = {
@@ -103,6 +104,8 @@ def test_context_length_ends_at_a_window_that_llama_cpp_ignores(tiny_model):
     ignored = {"sliding_window": 64, "use_sliding_window": False}
     assert context_length(family, arch, ignored) == arch.max_positions
     assert context_length(family, arch, {}) == arch.max_positions
+    for kinds, length in ((["full_attention"] * 2, 256), (["full_attention", WINDOWED], 64)):
+        assert context_length(family, arch, {"sliding_window": 64, "layer_types": kinds}) == length
 
 
 UNTIED = {"tie_word_embeddings": False, "query_pre_attn_scalar": 16}
