@@ -95,6 +95,7 @@ class GgufFamily:
         ignores_window: Whether llama.cpp runs the architecture without a sliding window.
         local_rope: Whether layers with a window have a rotary base of their own.
         longrope: Whether the rotary embedding has factors for long contexts.
+        rope_factors: Whether it has factors for each frequency, which Llama 3's scaling needs.
         layers_of_hidden_scale: How many layers the model has whose attention llama.cpp scales by
             hidden size over heads; it scales all others' by the head's width.
         heads_fill_hidden: Whether heads times their width has to be the hidden size.
@@ -116,6 +117,7 @@ class GgufFamily:
     ignores_window: bool = False
     local_rope: bool = False
     longrope: bool = False
+    rope_factors: bool = False
     layers_of_hidden_scale: int | None = None
     heads_fill_hidden: bool = False
     rms_norm: bool = True

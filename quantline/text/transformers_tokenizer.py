@@ -199,6 +199,8 @@ def _ids(folder: Path, tokenizer: "PreTrainedTokenizerBase", rows: int | None) -
     ids = {}
     for name, text in tokenizer.special_tokens_map.items():
         token = tokenizer.convert_tokens_to_ids(text)
+        if token is None:  # an empty text names none
+            continue
         if rows is None or token < rows:
             ids[name] = token
             continue

@@ -90,6 +90,8 @@ SOURCES: dict[str, dict[str, Any]] = {
     "as it is": {},
     "a token described": tokenizer_config(eos_token=added(END, normalized=False)),
     "no begin token": tokenizer_config(bos_token=None),
+    "an empty begin token": tokenizer_config(bos_token=""),
+    "an empty end token": tokenizer_config(eos_token="", pad_token=""),
     "no end token": tokenizer_config(eos_token=None, pad_token=None),
     "in the map alone": {
         "tokenizer_config": {"bos_token": None, "eos_token": None},

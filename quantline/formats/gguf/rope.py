@@ -99,13 +99,14 @@ def rope_of(config: dict[str, Any], arch: Architecture, family: GgufFamily) -> R
 
 def _check_kind(kind: str, windowed_kind: str, family: GgufFamily) -> None:
     """Refuse kinds of scaling that llama.cpp does not have, of all layers or of windowed ones."""
-    known = kind in SCALINGS and (kind != "longrope" or family.longrope)
-    if known and windowed_kind == "default":
+    missing = {"longrope": not family.longrope, "llama3": not family.rope_factors}
+    known = [name for name in SCALINGS if not missing.get(name)]
+    if kind in known and windowed_kind == "default":
         return
     found = kind if windowed_kind == "default" else windowed_kind
     raise StageError(
         Failure.UNSUPPORTED_ARCHITECTURE,
-        f"expected rope scaling among {', '.join(SCALINGS)} as llama.cpp's {family.name} has it, "
+        f"expected rope scaling among {', '.join(known)} as llama.cpp's {family.name} has it, "
         f"found {found!r}; choose another format",
     )
 

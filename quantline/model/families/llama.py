@@ -25,7 +25,13 @@ INTERLEAVED = {
     "attn_q": lambda arch, rows: interleave_halves(rows, arch.heads),
     "attn_k": lambda arch, rows: interleave_halves(rows, arch.kv_heads),
 }
-LLAMA_GGUF = GgufFamily("llama", INTERLEAVED, ignores_window=True, counts_as_70b="with shared keys")
+LLAMA_GGUF = GgufFamily(
+    "llama",
+    INTERLEAVED,
+    ignores_window=True,
+    rope_factors=True,
+    counts_as_70b="with shared keys",
+)
 
 LLAMA = Family(
     Block(

@@ -25,6 +25,14 @@ YARN = {
     "original_max_position_embeddings": 64,
 }
 WINDOWED = "sliding_attention"
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 64,
+}
 FEW_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # What is wrong → the family, what its config.json says, and words of the error.
 REFUSED = {
@@ -35,6 +43,11 @@ REFUSED = {
     ),
     "another yarn": ("qwen3", {"rope_parameters": YARN}, "beta_fast"),
     "longrope in a llama": ("llama", {"rope_parameters": LONGROPE}, "'longrope'"),
+    "Llama 3's scaling elsewhere": (
+        "qwen3",
+        {"rope_parameters": LLAMA3},
+        "among default, linear, yarn as llama.cpp's qwen3 has it, found 'llama3'",
+    ),
     "another scale of attention": (
         "gemma2",
         GEMMA | {"query_pre_attn_scalar": 99},
