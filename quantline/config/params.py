@@ -65,7 +65,8 @@ class StageLimits(Section):
 class Params(Section):
     """Everything that params.yaml holds."""
 
-    seed: int = Field(description="Seed of all random draws.")
+    # What torch and numpy both take.
+    seed: int = Field(ge=0, lt=2**32, description="Seed of all random draws.")
     conf_sha256: str = Field(description="Digest of conf/, from which params.yaml was composed.")
     suite: str = Field(description="Name of the suite of recipes and variants.")
     model: Model

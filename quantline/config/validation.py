@@ -20,6 +20,7 @@ CREDENTIALS_BELONG = (
     "MLFLOW_TRACKING_TOKEN; for a database use what its client reads, such as ~/.pgpass"
 )
 MOST_VALUES = 100_000  # more than a suite of a thousand variants has
+LARGEST = 2**53  # that C, JSON and MLflow take exactly
 LONGEST_VALUE = 200  # characters of a value in a message
 NAMED = {"recipes": Recipe, "variants": Variant}  # sections whose keys are names that users choose
 
@@ -39,13 +40,17 @@ def validate(values: dict[str, Any]) -> Params:
 
 
 def _check_form(values: dict[str, Any]) -> None:
-    """Refuse values that YAML's aliases make endless or huge, and those that hold credentials."""
+    """Refuse what YAML's aliases make endless, numbers beyond what C takes, and credentials."""
     if _size(values, {}, set()) > MOST_VALUES:
         raise ConfigError(
             f"expected at most {MOST_VALUES:,} values, found more, or one that contains itself; "
             "write them out without YAML's anchors and aliases"
         )
-    problems = []
+    problems = [
+        f"{key}: expected a number of at most 2^53, found {value}"
+        for key, value in _numbers(values)
+        if abs(value) > LARGEST
+    ]
     for key, value in _texts(values):
         if without_secrets(value) == value:
             continue
@@ -92,6 +97,18 @@ def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for entry in value:
             yield from _texts(entry, path)
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """Yield each whole number in a nested value with the path to it."""
+    if isinstance(value, int):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _numbers(entry, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _numbers(entry, path)
 
 
 def _explain(problem: dict[str, Any], values: dict[str, Any]) -> str:

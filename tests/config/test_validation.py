@@ -125,6 +125,19 @@ PROBLEMS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "^seed: Input should be greater than or equal to 0, found -1"),
+        ("seed=4294967296", "^seed: Input should be less than 4294967296"),
+        ("evaluation.speed.new_tokens=99999999999999999999", r"\.new_tokens: .* at most 2\^53"),
+    ],
+)
+def test_validate_refuses_numbers_that_a_library_would_stumble_over(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose([override], ROOT)
+
+
 @pytest.mark.parametrize(("override", "message"), PROBLEMS)
 def test_validate_names_what_does_not_fit(override, message):
     with pytest.raises(ConfigError, match=message):
