@@ -53,7 +53,7 @@ def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
 def what_is_there(folder: Path) -> str:
     """Say what a folder is that has no config.json."""
     if not folder.is_dir():
-        return "no folder"
+        return "a file, not the folder that it lies in" if folder.is_file() else "no folder"
     if (folder / CONFIG).is_symlink():
         return f"a link to {(folder / CONFIG).readlink()}, where there is nothing"
     names = sorted(path.name for path in folder.iterdir())

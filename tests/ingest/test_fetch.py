@@ -134,6 +134,11 @@ def test_fetch_takes_a_folder_as_it_is(tiny_model):
     assert source == {"kind": "local", "path": str(tiny_model), "revision": None}
 
 
+def test_fetch_asks_for_the_folder_of_a_file(tiny_model):
+    with pytest.raises(StageError, match="found a file, not the folder that it lies in"):
+        fetch(local(tiny_model / "model.safetensors"))
+
+
 @pytest.mark.parametrize(("made", "found"), [(False, "no folder"), (True, "none in it")])
 def test_fetch_says_what_is_missing_of_a_folder(tmp_path, made, found):
     folder = tmp_path / "model"
