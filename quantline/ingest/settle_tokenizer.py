@@ -61,7 +61,7 @@ def _write_tokenizer(wanted: Answer, folder: Path) -> dict[str, Any] | None:
         if not parts and begins:
             return None
         step["changed"] = ", ".join(parts if begins else [*parts, "post_processor"])
-    FastTokenizer.from_str(json.dumps(wanted.spec)).save(str(path))
+    transformers_tokenizer.tokenizer_of(folder, wanted.spec).save(str(path))
     return step
 
 

@@ -51,7 +51,7 @@ class Tokenizer:
             special = answer.special
             spec = json.loads(self.fast.to_str())
             if transformers_tokenizer.differing_parts(spec, answer.spec):
-                self.fast = FastTokenizer.from_str(json.dumps(answer.spec))
+                self.fast = transformers_tokenizer.tokenizer_of(folder, answer.spec)
         self.specials = special
         self.fast.no_truncation()
         self.fast.no_padding()

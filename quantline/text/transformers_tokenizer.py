@@ -24,6 +24,7 @@ from quantline.text.tokenizer_files import (
 )
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
     from transformers import PreTrainedTokenizerBase
 
 SAMPLES = ("a", "0", "é", "the", "<", "\n")  # one of them is tokens in any vocabulary
@@ -80,6 +81,24 @@ def ask(folder: Path) -> Answer:
     )
     _check_letters(folder, special)
     return Answer(type(tokenizer).__name__, special, _without_strangers(folder, spec, rows))
+
+
+def tokenizer_of(folder: Path, spec: dict[str, Any]) -> "FastTokenizer":
+    """Return the tokenizer that `ask` described.
+
+    Raises:
+        StageError: missing_tokenizer, if its parts do not fit each other, as in a damaged file.
+    """
+    from tokenizers import Tokenizer as FastTokenizer
+
+    try:
+        return FastTokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the library raises plain Exception
+        raise StageError(
+            Failure.MISSING_TOKENIZER,
+            f"expected a tokenizer in {folder} whose parts fit each other, found otherwise: "
+            f"{error}; copy the tokenizer.json that the model was trained with",
+        ) from error
 
 
 def differing_parts(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

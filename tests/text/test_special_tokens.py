@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quantline.errors import StageError
 from quantline.text import transformers_tokenizer
 from quantline.text.special_tokens import FILE, read_special_tokens
 from quantline.text.tokenizer import Tokenizer
@@ -239,3 +240,12 @@ def test_a_torn_answer_is_not_believed(content, tmp_path):
     (folder / FILE).write_text(content)
     assert read_special_tokens(folder) is None
     assert Tokenizer(folder).special("eos_token") == 0
+
+
+def test_a_tokenizer_whose_parts_do_not_fit_is_named(tmp_path):
+    """As transformers can describe a damaged one: with a merge of what is no token."""
+    spec = json.loads((write_files(tmp_path / "m") / "tokenizer.json").read_text())
+    spec["model"]["merges"].append(["no", "token"])
+    with pytest.raises(StageError, match="fit each other, found otherwise") as caught:
+        transformers_tokenizer.tokenizer_of(tmp_path, spec)
+    assert caught.value.failure == "missing_tokenizer"
