@@ -11,7 +11,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from quantline.errors import NOT_OFFERED
+from quantline.causes import NOT_OFFERED
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2  # of linux/fs.h

@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantline.causes import failure_of
 from quantline.durable import remove_leftovers, sync, temporary_path
-from quantline.errors import Failure, StageError, failure_of
+from quantline.errors import Failure, StageError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from quantline.errors import NOT_OFFERED
+from quantline.causes import NOT_OFFERED
 
 FICLONE = 0x40049409  # ioctl of linux/fs.h that shares a file's blocks until one side writes
 COPY_BYTES = 1 << 24

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from quantline import links
-from quantline.errors import NOT_OFFERED
+from quantline.causes import NOT_OFFERED
 from quantline.links import clone_or_copy, link
 from tests.helpers.full_disk import largest_file
 

@@ -9,6 +9,7 @@ from tests.helpers.project import ROOT
 
 # What frames every stage. Parameters are compared by value, and files by their content.
 FRAME = (
+    "causes",
     "config",
     "durable",
     "errors",

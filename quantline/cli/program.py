@@ -14,7 +14,8 @@ import psutil
 import typer
 from typer.core import TyperGroup
 
-from quantline.errors import ConfigError, StageError, advice_on, failure_of
+from quantline.causes import advice_on, failure_of
+from quantline.errors import ConfigError, StageError
 from quantline.messages import guard_libraries, say
 from quantline.paths import REPORTS
 from quantline.run.leash import is_running, leashed

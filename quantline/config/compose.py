@@ -8,12 +8,13 @@ from typing import Any, cast
 
 import yaml
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.containers import CONTAINERS
 from quantline.config.overrides import for_hydra
 from quantline.config.params import Params
 from quantline.config.recipes import RECIPES
 from quantline.config.validation import unknown_key, validate
-from quantline.errors import ConfigError, pass_on
+from quantline.errors import ConfigError
 from quantline.files import sha256_files
 
 MEND = "run `quantline compose` (with your overrides, if any), then `dvc repro`"
@@ -102,7 +103,7 @@ def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"conf/ does not compose: {_plain(error)}") from error
     except Exception as error:  # a file that is no YAML, or YAML in which Hydra stumbles
-        pass_on(error)
+        raise_if_of_machine(error)
         name = type(error).__name__
         raise ConfigError(f"conf/ does not compose: {name}: {error}; mend the file") from error
     composed = cast(dict[str, Any], container)
@@ -164,7 +165,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        pass_on(error)
+        raise_if_of_machine(error)
         raise ConfigError(f"cannot read {path}: {error}; {MEND}") from error
     if not isinstance(values, dict):
         found = type(values).__name__

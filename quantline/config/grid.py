@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.containers import CONTAINERS
 from quantline.config.ggml_recipes import GgmlRecipe
 from quantline.config.recipes import RECIPES, Budget, GroupedRecipe, Recipe
-from quantline.errors import ConfigError, pass_on
+from quantline.errors import ConfigError
 from quantline.files import write_text
 
 
@@ -127,7 +128,7 @@ def read_suite(path: Path) -> tuple[str, list[str], list[str]]:
         rest = [*groups, *(values.keys() - {"defaults", "suite"})]
         are_names = all(isinstance(name, str) for name in [*recipes, *variants])
     except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        pass_on(error)
+        raise_if_of_machine(error)
         rest = [f"{type(error).__name__}: {error}"]
         are_names = True
     if rest or not are_names:

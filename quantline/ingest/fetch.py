@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.params import Model
-from quantline.errors import Failure, StageError, pass_on
+from quantline.errors import Failure, StageError
 from quantline.ingest import verify
 from quantline.links import link
 from quantline.model.checkpoint_files import (
@@ -110,7 +111,7 @@ def fetch_from_hub(
             f"{error}",
         ) from error
     except (errors.HTTPError, OSError) as error:
-        pass_on(error)
+        raise_if_of_machine(error)
         raise StageError(
             Failure.NETWORK_UNAVAILABLE,
             f"cannot get {name} at {revision} from the Hub: {error}; try again, or use "

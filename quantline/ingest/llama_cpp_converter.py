@@ -14,8 +14,9 @@ from typing import Any
 import gguf
 import numpy as np
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.texts import Limits
-from quantline.errors import Failure, StageError, pass_on
+from quantline.errors import Failure, StageError
 from quantline.files import sha256_file, sha256_json
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.gguf_checkpoint import FILE, GgufCheckpoint
@@ -125,7 +126,7 @@ def check_conversion(folder: Path) -> None:
     except StageError as error:
         raise _wrong("a GGUF file", f"one that cannot be read: {error}") from None
     except Exception as error:  # the reader fails in as many ways as a file can be damaged
-        pass_on(error)
+        raise_if_of_machine(error)
         raise _wrong("a GGUF file", f"one that cannot be read: {error}") from None
     checkpoint = converted.checkpoint
     embedding = converted.arch.embedding

@@ -10,7 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from quantline.errors import Failure, StageError, pass_on
+from quantline.causes import raise_if_of_machine
+from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_text
 from quantline.text import transformers_tokenizer
 from quantline.text.special_tokens import describe_differences, write_special_tokens
@@ -70,7 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         spec: dict[str, Any] = json.loads(FastTokenizer.from_file(str(path)).to_str())
     except Exception as error:  # the library raises plain Exception for a damaged file
-        pass_on(error)
+        raise_if_of_machine(error)
         raise StageError(
             Failure.MISSING_TOKENIZER,
             f"expected a readable {path}: {error}; copy the one that the model was trained with",

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from quantline.errors import Failure, Reason, StageError, pass_on
+from quantline.causes import raise_if_of_machine
+from quantline.errors import Failure, Reason, StageError
 from quantline.files import read_json
 from quantline.metrics.figure import is_measured
 from quantline.metrics.lm_eval_model import RuntimeLM
@@ -101,7 +102,7 @@ def run_tasks(
             fewshot_random_seed=seed,
         )
     except (OSError, ValueError, KeyError) as error:  # of `datasets`, and of a task's wrong file
-        pass_on(error)
+        raise_if_of_machine(error)
         raise StageError(
             Failure.DATASET_INVALID,
             f"expected the tasks {','.join(tasks)} and their data, and lm-evaluation-harness "

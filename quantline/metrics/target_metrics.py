@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.params import Params
-from quantline.errors import ConfigError, pass_on
+from quantline.errors import ConfigError
 from quantline.metrics.figure import FIGURES
 
 GOLD = "gold_"
@@ -68,6 +69,6 @@ def _tasks(gold: str | None) -> list[str] | None:
             if item.get("task") is not None:
                 tasks.add(str(item["task"]))
     except (AttributeError, OSError, ValueError) as error:
-        pass_on(error)
+        raise_if_of_machine(error)
         return None
     return sorted(tasks) if items else None

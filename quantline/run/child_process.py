@@ -18,8 +18,9 @@ from typing import IO, Any, NamedTuple, cast
 
 import psutil
 
+from quantline.causes import failure_of, raise_if_of_machine
 from quantline.config.texts import Limits
-from quantline.errors import Failure, Reason, StageError, failure_of, pass_on
+from quantline.errors import Failure, Reason, StageError
 from quantline.files import MIB, read_json, write_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def call_in_child(
             )
         except OSError as error:
             if not isinstance(error, PermissionError):  # of a file that is no program
-                pass_on(error)
+                raise_if_of_machine(error)
             raise StageError(
                 Failure.RUNTIME_UNAVAILABLE,
                 f"expected a Python interpreter for {label}, and {python} does not start: "

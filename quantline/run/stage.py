@@ -11,18 +11,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from quantline.causes import advice_on, failure_of
 from quantline.config.compose import load_params
 from quantline.config.params import Params
 from quantline.config.stale import check_fresh
-from quantline.errors import (
-    REASON_OF_STAGE,
-    ConfigError,
-    Failure,
-    Reason,
-    StageError,
-    advice_on,
-    failure_of,
-)
+from quantline.errors import REASON_OF_STAGE, ConfigError, Failure, Reason, StageError
 from quantline.folders import atomic_folder, resumable_folder
 from quantline.messages import say, shortened
 from quantline.paths import EVENTS

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from quantline.errors import Failure, StageError, advice_on, failure_of
+from quantline.causes import advice_on, failure_of
+from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json
 from quantline.registry import load_object
 from quantline.run.leash import call_with_children, end_group, end_with_parent

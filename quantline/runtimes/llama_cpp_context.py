@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from quantline.errors import ADVICE, Failure, StageError
+from quantline.causes import ADVICE
+from quantline.errors import Failure, StageError
 from quantline.runtimes.llama_cpp_log import LOG, NO_REASON
 
 KV_TYPE = 0  # ggml's F32: the cache is in full precision, so that figures show the weights alone

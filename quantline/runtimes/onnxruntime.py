@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from quantline.causes import ADVICE, raise_if_of_machine
 from quantline.config.runtimes import RuntimeInfo, register_runtime
-from quantline.errors import ADVICE, Failure, StageError, pass_on
+from quantline.errors import Failure, StageError
 from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily, one_line
 from quantline.runtimes.without_links import without_links
 
@@ -51,7 +52,7 @@ class Engine:
                     folder / path.name, options, providers=["CPUExecutionProvider"]
                 )
         except Exception as error:  # its exceptions have no class in common
-            pass_on(error)
+            raise_if_of_machine(error)
             raise StageError(
                 Failure.RUNTIME_CRASHED,
                 f"expected onnxruntime to load {path}, found that it refuses (onnxruntime says: "

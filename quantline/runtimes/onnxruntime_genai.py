@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.runtimes import RuntimeInfo, register_runtime
-from quantline.errors import Failure, StageError, pass_on
+from quantline.errors import Failure, StageError
 from quantline.runtimes.runtime import decode_greedily, one_line
 from quantline.runtimes.without_links import without_links
 
@@ -56,7 +57,7 @@ class Engine:
                 self.model = genai.Model(config)
                 self.tokenizer = genai.Tokenizer(self.model)
         except Exception as error:  # its exceptions have no class in common
-            pass_on(error)
+            raise_if_of_machine(error)
             raise StageError(
                 Failure.RUNTIME_CRASHED,
                 f"expected onnxruntime-genai to load {bundle}, found that it refuses (it says: "

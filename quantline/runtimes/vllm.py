@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.runtimes import RuntimeInfo, register_runtime
-from quantline.errors import Failure, StageError, pass_on
+from quantline.errors import Failure, StageError
 
 register_runtime(
     RuntimeInfo(
@@ -55,7 +56,7 @@ class Engine:
                 disable_log_stats=True,
             )
         except Exception as error:  # vLLM's, torch's, CUDA's
-            pass_on(error)
+            raise_if_of_machine(error)
             raise StageError(
                 Failure.RUNTIME_CRASHED,
                 f"vLLM cannot load {bundle}: {type(error).__name__}: {error}; look whether it has "

@@ -6,8 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from quantline.causes import raise_if_of_machine
 from quantline.config.texts import COLUMN, MESSAGES, Text
-from quantline.errors import Failure, StageError, pass_on
+from quantline.errors import Failure, StageError
 from quantline.text.text_file import (
     flaw_of,
     json_lines,
@@ -42,7 +43,7 @@ def pin_revision(text: AnyText) -> AnyText:
     try:
         info = HfApi().dataset_info(text.dataset or "", revision=text.dataset_revision)
     except (errors.HTTPError, OSError) as error:
-        pass_on(error)
+        raise_if_of_machine(error)
         raise _unreachable(text, error) from error
     return text.model_copy(update={"dataset_revision": info.sha})
 
@@ -220,7 +221,7 @@ def _from_hub(text: Text) -> list[Document]:
             text.dataset, text.dataset_config, split=text.split, revision=text.dataset_revision
         )
     except Exception as error:  # the library raises a dozen kinds; all mean that there is no text
-        pass_on(error)
+        raise_if_of_machine(error)
         raise _unreachable(text, error) from error
     column = _column_among(rows.column_names, text.column)
     if column not in rows.column_names:

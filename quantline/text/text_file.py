@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from quantline.errors import Failure, Reason, StageError, pass_on
+from quantline.causes import raise_if_of_machine
+from quantline.errors import Failure, Reason, StageError
 
 SHOWN = 10  # bad lines in one message
 BOM = "\ufeff"
@@ -58,7 +59,7 @@ def read_text_file(path: Path, reason: Reason | None = None) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        pass_on(error)
+        raise_if_of_machine(error)
         raise refuse(f"one that cannot be read ({error.strerror})", "mend that") from error
     for mark, kind in PACKED.items():
         if data.startswith(mark):

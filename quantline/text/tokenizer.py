@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
-from quantline.errors import Failure, StageError, pass_on
+from quantline.causes import raise_if_of_machine
+from quantline.errors import Failure, StageError
 from quantline.text import chat_template, transformers_tokenizer
 from quantline.text.documents import LONGEST, Document, cut_text
 from quantline.text.special_tokens import read_special_tokens
@@ -39,7 +40,7 @@ class Tokenizer:
         try:
             self.fast = FastTokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for a damaged file
-            pass_on(error)
+            raise_if_of_machine(error)
             raise StageError(
                 Failure.MISSING_TOKENIZER,
                 f"expected a readable {path}: {error}; copy the one that the model was trained "

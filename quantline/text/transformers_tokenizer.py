@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quantline.errors import Failure, StageError, pass_on
+from quantline.causes import raise_if_of_machine
+from quantline.errors import Failure, StageError
 from quantline.files import read_json
 from quantline.text.special_tokens import DEFAULT, SpecialTokens
 from quantline.text.tokenizer_files import (
@@ -64,7 +65,7 @@ def ask(folder: Path) -> Answer:
             spec = json.loads(tokenizer.backend_tokenizer.to_str())
             begin, finish = _surroundings(tokenizer)
         except Exception as error:  # each class fails in its own way; all mean that none is usable
-            pass_on(error)
+            raise_if_of_machine(error)
             check_named_tokens(folder)
             raise _refused(folder, error) from error
         _check_encoding(folder, tokenizer, spec)
@@ -136,7 +137,7 @@ def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, **settings)
     except Exception as error:  # a model type that transformers does not know, as for AutoTokenizer
-        pass_on(error)
+        raise_if_of_machine(error)
         return PreTrainedConfig.from_pretrained(folder, local_files_only=True)
 
 
@@ -200,7 +201,7 @@ def _ends(
         try:
             configured = GenerationConfig.from_pretrained(folder, **options).eos_token_id
         except Exception as error:  # its values are checked in many places
-            pass_on(error)
+            raise_if_of_machine(error)
             raise StageError(
                 Failure.TOKENIZER_MISMATCH,
                 f"expected settings for generation in {folder / name}, found some that "

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from quantline.causes import failure_of
 from quantline.config.compose import project_root
 from quantline.config.tracking import Tracking
 from quantline.durable import remove_leftovers, sync, temporary_path
-from quantline.errors import ConfigError, Failure, StageError, failure_of
+from quantline.errors import ConfigError, Failure, StageError
 from quantline.messages import plain, shortened, without_secrets
 from quantline.tracking.moved_project import follow_project
 

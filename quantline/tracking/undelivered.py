@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quantline.causes import failure_of, raise_if_of_machine
 from quantline.config.tracking import Tracking
-from quantline.errors import Failure, failure_of, pass_on
+from quantline.errors import Failure
 from quantline.files import sha256_json, write_json
 from quantline.folders import atomic_folder
 from quantline.messages import redacted
@@ -139,7 +140,7 @@ def kept() -> Iterator[tuple[Path, Run]]:
             values["datasets"] = [Dataset(**dataset) for dataset in values["datasets"]]
             yield folder, Run(**values)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            pass_on(error)
+            raise_if_of_machine(error)
             continue  # none of ours
 
 

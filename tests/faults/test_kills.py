@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from quantline.errors import OF_ERRNO, Failure
+from quantline.causes import OF_ERRNO
+from quantline.errors import Failure
 from tests.helpers.injection import (
     Moment,
     Outcome,

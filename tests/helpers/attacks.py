@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from quantline.errors import ConfigError, Failure, StageError, failure_of
+from quantline.causes import failure_of
+from quantline.errors import ConfigError, Failure, StageError
 
 SECONDS = 60  # on a busy machine; each takes less than one
 HARMLESS = "harmless"

@@ -11,7 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from quantline.errors import Failure, StageError, pass_on
+from quantline.causes import raise_if_of_machine
+from quantline.errors import Failure, StageError
 
 FILE = "imatrix.gguf"
 REQUIRED_KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
@@ -100,7 +101,7 @@ def read_importance(path: Path) -> ImportanceMatrix:
         for tensor in reader.tensors:
             tensors[tensor.name] = (tensor.tensor_type.name, np.array(tensor.data))
     except Exception as error:  # the reader fails in as many ways as a file can be damaged
-        pass_on(error)
+        raise_if_of_machine(error)
         raise _invalid(
             path, f"a GGUF file of llama-imatrix, found one that cannot be read: {error}"
         ) from None

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from quantline.errors import Failure, StageError, pass_on, reading_foreign
+from quantline.causes import raise_if_of_machine
+from quantline.errors import Failure, StageError, reading_foreign
 from quantline.files import read_json
 from quantline.model.architecture import Architecture
 from quantline.model.checkpoint_files import INDEX, SINGLE, inside
@@ -98,7 +99,7 @@ def check_task(config: dict[str, Any]) -> str:
     try:
         model_class = getattr(transformers, name, None)
     except Exception as error:  # modules that transformers imports for a name fail in any way
-        pass_on(error)
+        raise_if_of_machine(error)
         model_class = None
     task = "unknown to transformers"
     if isinstance(model_class, type):

@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from quantline.errors import (
+from quantline.causes import (
     ADVICE,
     OF_ANOTHER_KIND,
     OF_ERRNO,
     OF_MACHINE,
-    ConfigError,
-    Failure,
-    StageError,
     advice_on,
     failure_of,
-    pass_on,
+    raise_if_of_machine,
 )
+from quantline.errors import ConfigError, Failure, StageError
 from tests.helpers.full_disk import largest_file
 
 FULL = Path("/dev/full")  # a device that is always full
@@ -219,27 +217,28 @@ def test_every_failure_that_the_system_names_has_advice():
 
 
 @pytest.mark.parametrize(("number", "failure"), OF_ERRNO.items())
-def test_pass_on_raises_what_the_machine_is_to_blame_for_and_nothing_else(number, failure):
+def test_raise_if_of_machine_raises_the_machines_faults_alone(number, failure):
     system = OSError(number, os.strerror(number))
     of_rust = Exception(f"a library's own error (os error {number})")
     wrapped = raised(RuntimeError("cannot load"), system, "from")
     if failure not in OF_MACHINE:
         for error in (system, of_rust, wrapped):
-            pass_on(error)
+            raise_if_of_machine(error)
         return
-    assert error_of(lambda: pass_on(system)) is system
+    assert error_of(lambda: raise_if_of_machine(system)) is system
     for error in (of_rust, wrapped):
-        named = error_of(lambda error=error: pass_on(error))
+        named = error_of(lambda error=error: raise_if_of_machine(error))
         assert isinstance(named, StageError)
         assert named.failure == failure
         assert str(error) in str(named)
         assert ADVICE[failure] in str(named)
 
 
-def test_pass_on_takes_no_words_that_a_file_may_hold_for_a_cause():
-    pass_on(ValueError("expected a name, found 'No space left on device, out of memory'"))
+def test_raise_if_of_machine_takes_no_words_that_a_file_may_hold_for_a_cause():
+    words = "expected a name, found 'No space left on device, out of memory'"
+    raise_if_of_machine(ValueError(words))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), StageError(Failure.DISK_FULL, "full")])
-def test_pass_on_raises_an_error_that_has_a_name_already(error):
-    assert error_of(lambda: pass_on(error)) is error
+def test_raise_if_of_machine_raises_an_error_that_has_a_name_already(error):
+    assert error_of(lambda: raise_if_of_machine(error)) is error
