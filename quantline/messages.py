@@ -12,6 +12,7 @@ import sys
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Iterable
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, TextIO
@@ -58,42 +59,7 @@ TOKENS = re.compile(
 )
 
 
-def without_secrets(text: object) -> str:
-    """Return a text without credentials, whatever form they have.
-
-    That is: user and password in an address, tokens and signatures in its query, headers that
-    authorize, tokens that can be told by their form, and the values of environment variables such
-    as HF_TOKEN, AWS_SECRET_ACCESS_KEY and MLFLOW_TRACKING_PASSWORD.
-    """
-    clean = str(text)
-    for secret in _secrets_of_environment():
-        clean = clean.replace(secret, HIDDEN)
-    clean = CREDENTIALS.sub(r"\1", clean)
-    clean = QUERY.sub(rf"\1{HIDDEN}", clean)
-    clean = HEADER.sub(rf"\1\2{HIDDEN}", clean)
-    clean = BEARER.sub(rf"\1{HIDDEN}", clean)
-    clean = ASSIGNED.sub(rf"\1{HIDDEN}", clean)
-    return TOKENS.sub(HIDDEN, clean)
-
-
-def redacted(value: Any) -> Any:
-    """Return a JSON value whose texts, keys included, hold no credentials."""
-    if isinstance(value, str):
-        return without_secrets(value)
-    if isinstance(value, dict):
-        return {redacted(key): redacted(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(entry) for entry in value]
-    return value
-
-
-def variable_in(text: str) -> str | None:
-    """Return the name of an environment variable whose secret value a text has; None if none."""
-    secrets = _secrets_of_environment()
-    return next((name for secret, name in secrets.items() if secret in text), None)
-
-
-def _secrets_of_environment() -> dict[str, str]:
+def secrets_of_environment() -> dict[str, str]:
     """Return the values of variables that hold secrets, in each form that an address has.
 
     Returns:
@@ -107,6 +73,49 @@ def _secrets_of_environment() -> dict[str, str]:
             forms = (value, quote(value), quote(value, safe=""), quote_plus(value))
             found |= dict.fromkeys(forms, name)
     return dict(sorted(found.items(), key=lambda item: len(item[0]), reverse=True))
+
+
+def without_secrets(text: object, secrets: Iterable[str] | None = None) -> str:
+    """Return a text without credentials, whatever form they have.
+
+    That is: user and password in an address, tokens and signatures in its query, headers that
+    authorize, tokens that can be told by their form, and the values of environment variables such
+    as HF_TOKEN, AWS_SECRET_ACCESS_KEY and MLFLOW_TRACKING_PASSWORD.
+
+    Args:
+        text: The text.
+        secrets: What `secrets_of_environment` found; None looks now.
+    """
+    clean = str(text)
+    for secret in secrets_of_environment() if secrets is None else secrets:
+        clean = clean.replace(secret, HIDDEN)
+    clean = CREDENTIALS.sub(r"\1", clean)
+    clean = QUERY.sub(rf"\1{HIDDEN}", clean)
+    clean = HEADER.sub(rf"\1\2{HIDDEN}", clean)
+    clean = BEARER.sub(rf"\1{HIDDEN}", clean)
+    clean = ASSIGNED.sub(rf"\1{HIDDEN}", clean)
+    return TOKENS.sub(HIDDEN, clean)
+
+
+def redacted(value: Any) -> Any:
+    """Return a JSON value whose texts, keys included, hold no credentials."""
+    return _redacted(value, secrets_of_environment())
+
+
+def _redacted(value: Any, secrets: Iterable[str]) -> Any:
+    if isinstance(value, str):
+        return without_secrets(value, secrets)
+    if isinstance(value, dict):
+        return {_redacted(key, secrets): _redacted(one, secrets) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(entry, secrets) for entry in value]
+    return value
+
+
+def variable_in(text: str) -> str | None:
+    """Return the name of an environment variable whose secret value a text has; None if none."""
+    secrets = secrets_of_environment()
+    return next((name for secret, name in secrets.items() if secret in text), None)
 
 
 @lru_cache(maxsize=4096)

@@ -1,10 +1,12 @@
 """`quantline compose`: from conf/ to params.yaml."""
 
 import os
+from typing import Any
 
 from quantline.cli.program import PARAMS, Overrides, app, stop
 from quantline.config.compose import as_yaml, compose, load_params, missing_inputs, project_root
 from quantline.config.stale import differences
+from quantline.config.sweep import check_run
 from quantline.config.validation import validate
 from quantline.config.watched import broken_links
 from quantline.errors import ConfigError
@@ -25,14 +27,22 @@ def compose_command(overrides: Overrides = None) -> None:
         raise stop(error) from None
 
 
-def compose_project(overrides: list[str]) -> None:
+def compose_project(overrides: list[str], keeps_project: bool = False) -> None:
     """Write params.yaml into the working folder, the project's root.
 
+    Args:
+        overrides: Hydra's.
+        keeps_project: Whether model and texts stay those of params.yaml unless an override or an
+            edit of conf/ changes them.
+
     Raises:
-        ConfigError: If conf/ does not compose; params.yaml is then left as it was.
+        ConfigError: If conf/ does not compose, or the project would not be kept; params.yaml is
+            then left as it was.
     """
     composed = compose(overrides)
     params = validate(composed)
+    if keeps_project:
+        check_run(_present(), composed, overrides)
     check_metrics(params)
     if missing := [*missing_inputs(params), *broken_links(params)]:
         raise ConfigError("\n".join(missing))
@@ -49,3 +59,11 @@ def compose_project(overrides: list[str]) -> None:
         f"params.yaml: suite {params.suite}, {len(params.recipes)} recipes, "
         f"{len(params.variants)} variants, {'changed' if changes else 'as before'}"
     )
+
+
+def _present() -> dict[str, Any]:
+    """Return what params.yaml holds; nothing if it is not there or holds something else."""
+    try:
+        return load_params(PARAMS).model_dump(mode="json")
+    except ConfigError:  # there is none yet, or an older version wrote it
+        return {}

@@ -36,7 +36,7 @@ def repro(overrides: Overrides = None) -> None:
         os.chdir(project_root())
         with ends_in_one_line(), project_lock("quantline repro"):
             _check_tree()
-            compose_project(overrides or [])
+            compose_project(overrides or [], keeps_project=True)
             _run_and_show()
     except ConfigError as error:
         raise stop(error) from None

@@ -1,8 +1,8 @@
-"""What `dvc exp run` composes, held against the project as it is.
+"""What a run or a sweep composes, held against the project as it is.
 
-DVC composes conf/ anew for every experiment, so that overrides of an earlier `quantline compose`
-are gone: without this check a sweep would measure another model than the project's. And a copy in
-which an experiment runs has only what git and DVC keep.
+Both compose conf/ anew, so that overrides of an earlier composition are gone: without these checks
+they would measure another model than the project's. And a copy in which an experiment runs has
+only what git and DVC keep.
 """
 
 import subprocess
@@ -15,6 +15,7 @@ from quantline.config.stale import flatten
 from quantline.errors import ConfigError
 
 SHOWN = 3  # changes in a message
+DIGEST = "conf_sha256"
 TEXT = (
     *("source", "path", "dataset", "dataset_config", "split", "column", "dataset_revision"),
     *("part", "sequences", "length", "gold"),
@@ -40,42 +41,78 @@ def check_sweep(
     Raises:
         ConfigError: If it changes more.
     """
+    if changes := _unasked(_kept(present) | _suite(present), composed, asked):
+        raise ConfigError(
+            "expected experiments on the project's model, texts and suite, found that this one "
+            f"would change what no -S asks for ({changes}); dvc exp run starts from conf/, not "
+            "from params.yaml: keep the project's choice there with `quantline init OVERRIDES`, or "
+            "give the overrides with -S"
+        )
+
+
+def check_run(
+    present: Mapping[str, Any], composed: Mapping[str, Any], asked: Sequence[str]
+) -> None:
+    """Check that a run keeps model and texts of the last one unless it was asked to change them.
+
+    What conf/ says is another matter once conf/ was edited: then it is asked for there.
+
+    Args:
+        present: The content of params.yaml.
+        composed: What the run would write there.
+        asked: The overrides of the run.
+
+    Raises:
+        ConfigError: If it changes more.
+    """
+    if present.get(DIGEST) != composed.get(DIGEST):
+        return
+    if changes := _unasked(_kept(present), composed, asked):
+        raise ConfigError(
+            "expected a run with the model and texts of params.yaml, found that this one "
+            f"would change what no override asks for ({changes}); quantline repro starts from "
+            "conf/, not from params.yaml: give the overrides again, keep them with `quantline init "
+            "OVERRIDES`, or go back to what conf/ says with `quantline compose` first"
+        )
+
+
+def _unasked(kept: dict[str, Any], composed: Mapping[str, Any], asked: Sequence[str]) -> str:
+    """Return what of that which is to be kept would change unasked; "" if nothing."""
     named = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in asked}
     if "experiment" in named:
-        return
+        return ""
     changes = []
-    before = flatten(_kept(present))
-    after = flatten(_kept(composed))
+    before = flatten(kept)
+    after = flatten(_kept(composed) | _suite(composed))
     for key in sorted(before.keys() & after.keys()):
         groups = {key, key.partition(".")[0], NAMES.get(key, "")}
         if key in ("suite", *NAMES):
             groups |= {"suite"}
         if before[key] != after[key] and not groups & named:
             changes.append(f"{key}: {before[key]!r} -> {after[key]!r}")
-    if not changes:
-        return
     more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
-    raise ConfigError(
-        "expected experiments on the project's model, texts and suite, found that this one would "
-        f"change what no -S asks for ({'; '.join(changes[:SHOWN])}{more}); dvc exp run starts from "
-        "conf/, not from params.yaml: keep the project's choice there with `quantline init "
-        "OVERRIDES`, or give the overrides with -S"
-    )
+    return "; ".join(changes[:SHOWN]) + more
 
 
 def _kept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a sweep has to keep, so far as it is there."""
-    kept: dict[str, Any] = {}
+    """Return what says which model and which texts these are, so far as it is there."""
+    kept = {}
     for section, keys in KEPT.items():
         part = values.get(section)
         if isinstance(part, Mapping):
             kept[section] = {key: part[key] for key in keys if key in part}
+    return kept
+
+
+def _suite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which recipes and variants there are, by name, so far as it is there."""
+    suite: dict[str, Any] = {}
     for section in NAMES:
         if isinstance(values.get(section), Mapping):
-            kept[section] = sorted(values[section])
+            suite[section] = sorted(values[section])
     if "suite" in values:
-        kept["suite"] = values["suite"]
-    return kept
+        suite["suite"] = values["suite"]
+    return suite
 
 
 def paths_outside_copy(composed: Mapping[str, Any], root: Path) -> dict[str, str]:

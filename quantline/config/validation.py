@@ -13,7 +13,7 @@ from quantline.config.recipes import RECIPES, Recipe
 from quantline.config.section import Section
 from quantline.config.variants import Variant
 from quantline.errors import ConfigError
-from quantline.messages import shortened, variable_in, without_secrets
+from quantline.messages import secrets_of_environment, shortened, variable_in, without_secrets
 
 CREDENTIALS_BELONG = (
     "for a server set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
@@ -51,8 +51,9 @@ def _check_form(values: dict[str, Any]) -> None:
         for key, value in _numbers(values)
         if abs(value) > LARGEST
     ]
+    secrets = secrets_of_environment()
     for key, value in _texts(values):
-        if without_secrets(value) == value:
+        if without_secrets(value, secrets) == value:
             continue
         if key == "tracking.uri":
             problem = "no credentials in the address: params.yaml is kept in git; "

@@ -86,6 +86,12 @@ class AdapterConfig:
     def __init__(self, folder: Path) -> None:
         """Read and check adapter_config.json."""
         self.folder = folder
+        if not (folder / CONFIG).is_file():
+            raise StageError(
+                Failure.MISSING_FILE,
+                f"expected an adapter, with {CONFIG}, in {folder}, found no such file; name the "
+                "folder that peft saved (model.adapter)",
+            )
         self.values = read_json(inside(folder, CONFIG))
         self._deadline = 0.0
         kind = self.values.get("peft_type")

@@ -22,6 +22,7 @@ from quantline.model.architecture import Architecture
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.positions import check_item_lengths, check_length, learned_positions
 from quantline.model.read_architecture import architecture_from_config
+from quantline.runtimes.smoke.answers import prompt_ids
 from quantline.text.disjoint import check_disjoint
 from quantline.text.documents import Document, misnamed, read_documents
 from quantline.text.tokenizer import Tokenizer
@@ -84,6 +85,7 @@ class InputCheck:
         calibration = self._documents("calibration", self.params.calibration)
         evaluation = self._documents("evaluation", self.params.evaluation)
         items = self._gold()
+        self._check_smoke_prompts()
         if calibration is not None and evaluation is not None:
             with self.findings.collecting():
                 check_disjoint(
@@ -199,6 +201,12 @@ class InputCheck:
                         lengths[item.label] = tokens.longest
                     self._warn(check_item_lengths(self.arch, lengths))
         return items
+
+    def _check_smoke_prompts(self) -> None:
+        for prompt in self.params.evaluation.smoke_prompts:
+            if self.tokenizer is not None:
+                with self.findings.collecting():
+                    prompt_ids(self.tokenizer, prompt)
 
     def _check_recipes(self) -> None:
         for name, recipe in self.params.recipes.items():

@@ -14,7 +14,7 @@ from quantline.files import versions, write_json
 from quantline.metrics.baseline import generate, run_rows
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.output_head import OutputHead
-from quantline.runtimes.smoke.answers import FILE
+from quantline.runtimes.smoke.answers import FILE, prompt_ids
 from quantline.text.tokenizer import Tokenizer
 
 # The unquantized model runs block by block, once for each token: the first ones tell enough.
@@ -41,7 +41,7 @@ def answer_prompts(checkpoint: Checkpoint, prompts: list[str], tokens: int) -> l
     tokenizer = Tokenizer(checkpoint.folder)
     head = OutputHead.of(checkpoint)
     end = sorted(tokenizer.end_tokens)
-    ids = [_prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     most = min(tokens, MOST_TOKENS)
     jobs = {(tuple(row), most, frozenset(end)) for row in ids}
     generated = generate(checkpoint, head, jobs, LABEL)
@@ -60,18 +60,6 @@ def answer_prompts(checkpoint: Checkpoint, prompts: list[str], tokens: int) -> l
     for answer, (gap, ended) in zip(answers, _ends(checkpoint, head, answers, most), strict=True):
         answer |= {"end_gap": gap, "ended": ended}
     return answers
-
-
-def _prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return a prompt's tokens. Raises StageError: config_invalid, if there are none."""
-    ids = tokenizer.prompt(prompt)
-    if not ids:
-        raise StageError(
-            Failure.CONFIG_INVALID,
-            f"expected evaluation.smoke_prompts that the tokenizer makes tokens of, found "
-            f"{prompt!r}, of which it makes none; give some text",
-        )
-    return ids
 
 
 def _ends(

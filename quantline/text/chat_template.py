@@ -86,4 +86,11 @@ def _compile(template: str) -> Any:
     # caller's, whose templates keep the true clock.
     compiled = _cached_compile_jinja_template(template)
     compiled.environment.globals["strftime_now"] = TODAY.strftime
+    compiled.environment.globals["lipsum"] = _refuse_chance
+    compiled.environment.filters["random"] = _refuse_chance
     return compiled
+
+
+def _refuse_chance(*_: Any, **__: Any) -> Any:
+    """Refuse what Jinja draws anew for each rendering."""
+    raise ValueError("it draws by chance (random or lipsum), so that no prompt is made twice")

@@ -110,6 +110,26 @@ def test_repro_shows_the_table_the_pick_and_the_page(folder, monkeypatch):
     assert "reports/compression.html" in done.output
 
 
+def test_repro_does_not_leave_the_model_and_texts_of_the_last_run_unasked(folder, monkeypatch):
+    mine = Path("mine.txt")
+    mine.write_text("a text of my own\n")
+    stand_in(monkeypatch, {}, (DVC,))
+    own = "evaluation.path=mine.txt"
+    assert "Ship for" in quantline("repro", "suite=quick", own).output
+    before = Path("params.yaml").read_bytes()
+    done = quantline("repro")
+    assert (done.exit_code, Path("params.yaml").read_bytes()) == (1, before)
+    assert "evaluation.path: 'mine.txt' -> " in done.output
+    assert "give the overrides again" in done.output
+    # The suite may be another, and what an override or an edit of conf/ names is asked for.
+    assert "Ship for" in quantline("repro", own).output
+    assert "Ship for" in quantline("repro", "evaluation=demo").output
+    assert "Ship for" in quantline("repro", own).output
+    Path("conf/new.yaml").write_text("{}\n")
+    assert "Ship for" in quantline("repro").output
+    assert load_params().evaluation.path != "mine.txt"
+
+
 def test_repro_makes_the_page_after_a_failure_too(folder, monkeypatch):
     calls = stand_in(monkeypatch, {DVC: 1}, ("stages.compare",))
     done = quantline("repro", "suite=quick")

@@ -34,6 +34,10 @@ def change_adapter(change: Callable[[dict[str, np.ndarray]], object]) -> Callabl
     return spoil
 
 
+def remove_config(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
 def remove_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
@@ -53,6 +57,7 @@ def add_a_layer_that_is_not_there(tensors: dict[str, np.ndarray]) -> None:
 MISMATCH = "adapter_mismatch"
 # What is wrong with the adapter → (what makes it so, the failure, words of the message).
 REFUSED: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "a-base-model": (remove_config, "missing_file", "name the folder that peft saved"),
     "no-file": (remove_weights, "missing_file", "adapter_model.safetensors"),
     "pickle": (only_pickle, "unsafe_checkpoint", "only a pickle"),
     "not-lora": (edit_config(peft_type="IA3"), MISMATCH, "IA3"),

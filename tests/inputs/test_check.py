@@ -54,17 +54,19 @@ def test_check_inputs_lists_all_problems_at_once(project, texts, tmp_path):
         "evaluation.length=100000",
         f"model.adapter={tmp_path / 'no-adapter'}",
         "+recipes.q4_k_m.overrides={blk_99: Q8_0}",
+        'evaluation.smoke_prompts=["", one]',
     )
     with pytest.raises(StageError) as caught:
         check_inputs(load_params(), print)
     message = str(caught.value)
     assert caught.value.failure == Failure.CONFIG_INVALID
     for words in (
-        "found 5 problems",
+        "found 6 problems",
         "missing_file: model.adapter: expected the folder of an adapter",
         "dataset_invalid: calibration: expected a file of text in UTF-8",
         "calibration_empty: evaluation: expected at least 100000 tokens",
         "dataset_invalid: evaluation.gold: expected one JSON object",
+        "config_invalid: expected evaluation.smoke_prompts that the tokenizer makes tokens of",
         "config_invalid: recipes.q4_k_m: expected the override 'blk_99'",
     ):
         assert words in message

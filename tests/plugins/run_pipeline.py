@@ -64,11 +64,12 @@ def main(root: Path, texts: Path) -> None:
     for stage in ("load", "calibrate", "reference"):
         project.stage(stage)
     project.stage("quantize", "row-clip")
-    for stage in ("export", "evaluate"):
-        project.stage(stage, "bf16")  # its processes have to find the plugins too
-        with pytest.MonkeyPatch.context() as patch:
-            fork_children(patch)
-            project.stage(stage, "dense")
+    project.stage("export", "bf16")  # its process has to find the plugins too
+    with pytest.MonkeyPatch.context() as patch:
+        fork_children(patch)
+        project.stage("export", "dense")
+        for variant in CHOICES:
+            project.stage("evaluate", variant)
     project.stage("compare")
 
 

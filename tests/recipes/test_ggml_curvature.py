@@ -38,6 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "tie_word_embeddings": False}),
 }
+SLOW = ("llama with heads of their own", "phi3", "gpt_neox")
 
 
 class Rounded(NamedTuple):
@@ -74,7 +75,9 @@ def unquantized_logprobs(source: Checkpoint, folder: Path, tokens: np.ndarray) -
     return torch_logprobs(torch_model(source, QuantizedModel(folder)), tokens)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+)
 def test_search_input_scaling_leaves_the_function_as_it_is(name, tmp_path, make_model):
     """With eight bits nothing but a wrong folding could move the logits."""
     family, sizes = FAMILIES[name]

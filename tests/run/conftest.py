@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quantline.config.compose import as_yaml, compose
-from tests.helpers.project import begin_project
+from tests.helpers.project import Conf, begin_project, composed
 
 
 @pytest.fixture
@@ -14,5 +13,5 @@ def folder(tmp_path, monkeypatch) -> Path:
     root = begin_project(tmp_path / "project")
     monkeypatch.chdir(root)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    (root / "params.yaml").write_text(as_yaml(compose(["suite=quick"])))
+    (root / "params.yaml").write_text(composed(Conf(root), ("suite=quick",)))
     return root

@@ -158,7 +158,9 @@ def test_export_again_gives_the_same_bundle_and_no_second_run(quick):
     assert files == {"manifest.json", "smoke.json"}
 
 
-@pytest.mark.parametrize("variant", ["rtn-w4g128", "onnx-fp32"])
+@pytest.mark.parametrize(
+    "variant", [pytest.param("rtn-w4g128", marks=pytest.mark.slow), "onnx-fp32"]
+)
 def test_export_writes_a_readme_whose_python_lines_run(quick, variant):
     quick.stage("export", variant)
     manifest = manifest_of(variant)

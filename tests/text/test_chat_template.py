@@ -198,6 +198,8 @@ BROKEN = {
     "includes a file": ("{% include '/etc/passwd' %}", "loader"),
     "imports": ("{% import 'os' as os %}{{ os }}", "loader"),
     "counts too far": ("{{ range(999999999) | list }}", "range"),
+    "draws a word": ("{{ ['a', 'b'] | random }}", "draws by chance"),
+    "draws a text": ("{{ lipsum(1) }}", "draws by chance"),
     "stores under a private name": ("{% set ns = namespace(__x=1) %}", "namespace"),
 }
 

@@ -1,10 +1,13 @@
 """The unquantized model's answers to the smoke prompts, as the stage `answer` stored them."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantline.errors import Failure, Reason, StageError
 from quantline.files import read_json
+
+if TYPE_CHECKING:
+    from quantline.text.tokenizer import Tokenizer
 
 FILE = "answers.json"
 
@@ -24,3 +27,19 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
             Reason.EXPORT_ARTIFACT_MISSING,
         )
     return read_json(path)["prompts"]
+
+
+def prompt_ids(tokenizer: "Tokenizer", prompt: str) -> list[int]:
+    """Return the tokens of a smoke prompt.
+
+    Raises:
+        StageError: config_invalid, if there are none.
+    """
+    ids = tokenizer.prompt(prompt)
+    if not ids:
+        raise StageError(
+            Failure.CONFIG_INVALID,
+            f"expected evaluation.smoke_prompts that the tokenizer makes tokens of, found "
+            f"{prompt!r}, of which it makes none; give some text",
+        )
+    return ids

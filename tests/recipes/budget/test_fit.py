@@ -46,7 +46,10 @@ def test_fit_twice_gives_the_same_bytes(ready, name):
 
 @pytest.mark.parametrize(
     ("name", "limit", "format"),
-    [("q4_k_m-budget", 4.0, "gguf"), ("gptq-w4g128-budget", 5.0, "safetensors")],
+    [
+        ("q4_k_m-budget", 4.0, "gguf"),
+        pytest.param("gptq-w4g128-budget", 5.0, "safetensors", marks=pytest.mark.slow),
+    ],
 )
 def test_fit_to_bits_per_weight_gives_those_of_the_manifest(ready, tmp_path, name, limit, format):
     compose(ready, f"+recipes.{name}.budget.bits_per_weight={limit}")

@@ -129,6 +129,7 @@ def test_recipe_of_a_layer_without_a_choice_is_the_recipe(ready):
     assert (ctx.recipe_of("a").bits, ctx.recipe_of("a").group_size) == (2, 32)
 
 
+@pytest.mark.slow
 def test_grid_plan_and_type_plan_choose_for_all_experts_of_a_block_together(
     ready, tmp_path, make_model
 ):
