@@ -71,7 +71,9 @@ def test_quantize_block_with_our_importance_makes_llama_cpps_file(model, mix, tm
     assert_same_tensors(tensors_in(tmp_path / "out/model.gguf"), tensors_in(theirs))
 
 
-@pytest.mark.parametrize("mix", ["Q4_K_M", slow("IQ2_S"), "MXFP4_MOE"])
+@pytest.mark.parametrize(
+    "mix", ["Q4_K_M", pytest.param("IQ2_S", marks=pytest.mark.slow), "MXFP4_MOE"]
+)
 def test_quantize_block_puts_experts_in_one_tensor_with_an_importance_each(
     mix, tmp_path, make_model
 ):
