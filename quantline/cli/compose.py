@@ -1,10 +1,16 @@
 """`quantline compose`: from conf/ to params.yaml."""
 
 import os
-from typing import Any
 
 from quantline.cli.program import PARAMS, Overrides, app, stop
-from quantline.config.compose import as_yaml, compose, load_params, missing_inputs, project_root
+from quantline.config.compose import (
+    as_yaml,
+    compose,
+    load_params,
+    missing_inputs,
+    present_params,
+    project_root,
+)
 from quantline.config.stale import differences
 from quantline.config.sweep import check_run
 from quantline.config.validation import validate
@@ -42,7 +48,7 @@ def compose_project(overrides: list[str], keeps_project: bool = False) -> None:
     composed = compose(overrides)
     params = validate(composed)
     if keeps_project:
-        check_run(_present(), composed, overrides)
+        check_run(present_params(), composed, overrides)
     check_metrics(params)
     if missing := [*missing_inputs(params), *broken_links(params)]:
         raise ConfigError("\n".join(missing))
@@ -59,11 +65,3 @@ def compose_project(overrides: list[str], keeps_project: bool = False) -> None:
         f"params.yaml: suite {params.suite}, {len(params.recipes)} recipes, "
         f"{len(params.variants)} variants, {'changed' if changes else 'as before'}"
     )
-
-
-def _present() -> dict[str, Any]:
-    """Return what params.yaml holds; nothing if it is not there or holds something else."""
-    try:
-        return load_params(PARAMS).model_dump(mode="json")
-    except ConfigError:  # there is none yet, or an older version wrote it
-        return {}

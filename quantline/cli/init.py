@@ -8,7 +8,7 @@ import typer
 
 from quantline.cli.compose import compose_project
 from quantline.cli.program import Overrides, app, stop
-from quantline.config.compose import project_root
+from quantline.config.compose import present_params, project_root
 from quantline.errors import ConfigError
 from quantline.messages import say
 from quantline.run.project_lock import project_lock
@@ -30,7 +30,7 @@ def init(
         root = project_root()
         os.chdir(root)
         with project_lock("quantline init"):
-            for path in write_experiment(root, name, overrides or []):
+            for path in write_experiment(root, name, overrides or [], present_params()):
                 say(f"wrote {path}")
             compose_project([])
     except ConfigError as error:

@@ -173,6 +173,15 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     return validate(values)
 
 
+def present_params() -> dict[str, Any]:
+    """Return the content of params.yaml; nothing if there is none that could be read."""
+    try:
+        values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def missing_inputs(params: Params) -> list[str]:
     """Return the local paths that the parameters name and that do not exist, as `key: ...`."""
     model = params.model

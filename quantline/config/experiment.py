@@ -7,7 +7,7 @@ variants goes into a suite of the same name, so that another suite can be chosen
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from quantline.config.compose import compose, missing_inputs, to_yaml
 from quantline.config.grid import suite_yaml
 from quantline.config.overrides import for_hydra
 from quantline.config.stale import differences
+from quantline.config.sweep import check_choice
 from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from quantline.files import write_text
@@ -26,26 +27,30 @@ LISTS = ("recipe", "variant")
 SECTIONS = ("recipes", "variants")
 
 
-def write_experiment(root: Path, name: str, overrides: Sequence[str]) -> list[Path]:
+def write_experiment(
+    root: Path, name: str, overrides: Sequence[str], present: Mapping[str, Any]
+) -> list[Path]:
     """Write an experiment's files, and select it in conf/config.yaml.
 
     Args:
         root: The project's.
         name: Of the experiment.
         overrides: As `quantline compose` takes them.
+        present: The content of params.yaml; empty if there is none.
 
     Returns:
         The files of conf/ that were written, relative to the root.
 
     Raises:
-        ConfigError: If the overrides do not compose, name inputs that are not there, or cannot be
-            written as files, or if there is another experiment of that name; nothing is written
-            then.
+        ConfigError: If the overrides do not compose, name inputs that are not there, leave the
+            project's model or texts unasked, or cannot be written as files, or if there is another
+            experiment of that name; nothing is written then.
     """
     wanted = compose([f"{GROUP}={NONE}", *overrides], root)
     params = validate(wanted)
     if missing := missing_inputs(params):
         raise ConfigError("\n".join(missing))
+    check_choice(present, wanted, overrides, name)
     files = _files(root, name, overrides, wanted)
     for path, text in files.items():
         if path.name != "config.yaml" and _differs(root / path, text):

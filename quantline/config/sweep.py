@@ -76,6 +76,28 @@ def check_run(
         )
 
 
+def check_choice(
+    present: Mapping[str, Any], composed: Mapping[str, Any], asked: Sequence[str], name: str
+) -> None:
+    """Check that an experiment keeps the project's model and texts unless it names others.
+
+    Args:
+        present: The content of params.yaml.
+        composed: What the experiment stands for.
+        asked: Its overrides.
+        name: What it is called.
+
+    Raises:
+        ConfigError: If it changes more.
+    """
+    if changes := _unasked(_kept(present), composed, asked):
+        raise ConfigError(
+            f"expected that {name} keeps the model and texts of params.yaml or names others, found "
+            f"that it would change what no override names ({changes}): an experiment starts from "
+            "the repository's own choice; give the overrides for model and texts too"
+        )
+
+
 def _unasked(kept: dict[str, Any], composed: Mapping[str, Any], asked: Sequence[str]) -> str:
     """Return what of that which is to be kept would change unasked; "" if nothing."""
     named = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in asked}

@@ -124,6 +124,8 @@ def _explain(problem: dict[str, Any], values: dict[str, Any]) -> str:
                 f"{'.'.join(keys)}: a name has only a-z, 0-9, _ and -, and starts with a letter "
                 "or digit"
             )
+    if problem["type"] == "missing" and len(keys) == 1 and keys[0] in NAMED:
+        return f"{keys[0]}: expected at least one, found none; name some with {keys[0][:-1]}=[...]"
     message = problem["msg"].removeprefix("Value error, ")
     if not keys:
         return message

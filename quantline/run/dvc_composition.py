@@ -5,9 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from quantline.config.compose import conf_digest, missing_inputs, project_root, register_resolvers
+from quantline.config.compose import (
+    conf_digest,
+    missing_inputs,
+    present_params,
+    project_root,
+    register_resolvers,
+)
 from quantline.config.sweep import check_sweep, paths_outside_copy
 from quantline.config.validation import validate
 from quantline.errors import ConfigError, Reason
@@ -92,12 +96,3 @@ def _asked(arguments: Any) -> list[str]:
 
     overrides = to_path_overrides(getattr(arguments, "set_param", None) or [])
     return list(overrides.get("params.yaml", []))
-
-
-def present_params() -> dict[str, Any]:
-    """Return the content of params.yaml; nothing if there is none that could be read."""
-    try:
-        values = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}

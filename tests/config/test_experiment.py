@@ -43,11 +43,11 @@ def test_what_init_keeps_is_what_every_composition_starts_from(folder):
 def test_init_again_changes_nothing_or_says_that_the_name_is_taken(folder):
     assert quantline("init", "suite=quick").exit_code == 0
     assert quantline("init", "suite=quick").exit_code == 0
-    done = quantline("init", "suite=full")
+    done = quantline("init", "suite=narrow")
     assert done.exit_code == 1
     assert "choose another --name" in done.output
-    assert quantline("init", "suite=full", "--name", "all-of-them").exit_code == 0
-    assert compose()["suite"] == "full"
+    assert quantline("init", "suite=narrow", "--name", "those").exit_code == 0
+    assert compose()["suite"] == "narrow"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,17 @@ def test_what_init_refuses_changes_nothing(folder, arguments, words):
     assert done.exit_code == 1
     assert words in done.output
     assert {path: path.read_bytes() for path in folder.rglob("*.yaml")} == before
+
+
+def test_init_of_another_name_does_not_leave_the_projects_model_and_texts_unasked(folder):
+    (folder / "mine.txt").touch()
+    own = "evaluation.path=mine.txt"
+    assert quantline("init", own).exit_code == 0
+    done = quantline("init", "suite=quick", "--name", "other")
+    assert done.exit_code == 1
+    assert "evaluation.path: 'mine.txt' -> 'demo/data/evaluation.txt'" in done.output
+    assert not (folder / "conf/experiment/other.yaml").exists()
+    assert quantline("init", "suite=quick", own, "--name", "other").exit_code == 0
 
 
 def test_init_says_what_line_it_looks_for(folder):

@@ -9,6 +9,7 @@ from tests.helpers.project import ROOT
 RECIPE = r"recipes\.gptq-w4g128"
 # Override → what the message has to match.
 PROBLEMS = [
+    ("variant=[]", r"variants: expected at least one, found none; name some with variant=\[...\]"),
     ("model.id=a/b", "source demo takes no id, found 'a/b'"),
     ("model.revision=main", "source demo takes no revision"),
     ("calibration.dataset=a/b", "source file takes no dataset"),

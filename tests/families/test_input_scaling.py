@@ -12,9 +12,12 @@ EIGHT_BITS = {
     "awq with gptq and curvature": AWQ | {"bits": 8, "rounding": "gptq", "curvature": True},
     "smoothquant": {"method": "smoothquant"},
 }
+SLOW = ("awq with gptq and curvature",)
 
 
-@pytest.mark.parametrize("name", EIGHT_BITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in EIGHT_BITS]
+)
 def test_quantize_model_at_eight_bits_nearly_keeps_the_function(family, name):
     quantized = family.quantized(EIGHT_BITS[name])
     assert quantized.linears == sorted(family.arch.linears())

@@ -17,7 +17,9 @@ from tests.helpers.quantized import (
 CONTAINER = load_container("onnx")
 
 
-@pytest.mark.parametrize("recipe", [None, GPTQ_CURVATURE], ids=["float32", "int4"])
+@pytest.mark.parametrize(
+    "recipe", [None, pytest.param(GPTQ_CURVATURE, marks=pytest.mark.slow)], ids=["float32", "int4"]
+)
 def test_onnx_write_agrees_with_torch(family, recipe):
     checkpoint = family.checkpoint
     quantized = family.quantized(recipe) if recipe else family.unquantized

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from quantline.config.compose import load_params
+from quantline.config.compose import load_params, present_params
 from quantline.config.grid import read_suite
 from quantline.config.sweep import _is_in_git
 from quantline.config.texts import Limits
 from quantline.errors import Failure, StageError
 from quantline.metrics.target_metrics import _tasks
 from quantline.run.child_process import call_in_child
-from quantline.run.dvc_composition import present_params
 from quantline.text import tokenizer
 from quantline.text.text_file import read_text_file
 from quantline.tracking.mlflow_runs import git_commit

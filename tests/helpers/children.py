@@ -5,6 +5,7 @@ all of which go into imports. Where a test is not about the process, a fork give
 """
 
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -17,6 +18,7 @@ from quantline.methods import threads
 from quantline.run import worker
 from quantline.run.child_process import Limits
 
+LONGEST = 300  # seconds of a fork
 CALLERS = ("stages.smoke", "stages.evaluate")  # modules that have a name for it
 
 
@@ -49,13 +51,22 @@ def call_in_fork(
     return result
 
 
+def begin_fork() -> None:
+    """Compute with one thread from here on, in a fork, and end it if it hangs.
+
+    Threads stay in the parent. OpenMP's would be waited for, for ever, if the parent has had some.
+    """
+    signal.alarm(LONGEST)
+    threads._pool.cache_clear()
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.set_num_threads = lambda _: None
+
+
 def _answer(call: Path, answer: Path) -> None:
-    """Answer a call and end this process. Its threads have stayed in the parent."""
+    """Answer a call and end this process."""
     try:
-        threads._pool.cache_clear()
-        if torch := sys.modules.get("torch"):
-            torch.set_num_threads(1)
-            torch.set_num_threads = lambda _: None
+        begin_fork()
         worker.main(call, answer)
         code = 0
     except BaseException:

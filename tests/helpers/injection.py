@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantline.methods import threads
 from quantline.run import child_process
 from quantline.run.stage import StageRun, stage_run
+from tests.helpers.children import begin_fork
 
 RENAMING = {"os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
 STAGES = ("load", "calibrate", "reference", "quantize", "export", "evaluate", "compare")
@@ -122,7 +122,7 @@ def _in_child(root: Path, stage: str, instance: str | None, moment: Moment, desc
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    threads._pool.cache_clear()  # its threads have stayed in the parent
+    begin_fork()
     module = importlib.import_module(f"stages.{stage}")
     _replace_what_is_slow(module, root)
     _count(root, moment, descriptor)

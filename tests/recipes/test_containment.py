@@ -45,7 +45,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "budget": {"bits_per_weight": 6.0, "types": ["Q4_K", "Q6_K", "Q8_0"]},
     },
 }
-SLOW = ("gptq-rows", "gptq-budget", "awq-gptq", "kquant-codebook", "rtn-weighted")
+SLOW = ("gptq-curvature", "gptq-rows", "gptq-budget", "awq-gptq", "kquant-codebook", "rtn-weighted")
 SEEDS = range(8)
 
 

@@ -14,7 +14,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from quantline.run.dvc_composition import present_params, register_for_dvc
+from quantline.config.compose import present_params
+from quantline.run.dvc_composition import register_for_dvc
 from tests.helpers.command_line import quantline, write_empty_project
 
 

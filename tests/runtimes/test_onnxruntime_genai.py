@@ -84,6 +84,7 @@ def test_encode_gives_the_sources_ids(engine, tiny_model):
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_export_and_evaluate_serve_a_variant_and_so_do_the_lines_of_its_readme(project):
     project.compose("suite=genai", f"variant=[{VARIANT}]", "recipe=[none]")
     for stage, name in STAGES:

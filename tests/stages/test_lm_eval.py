@@ -91,6 +91,7 @@ def results() -> dict:
     return json.loads((METRICS / f"{NAME}.lm-eval.json").read_text())
 
 
+@pytest.mark.slow
 def test_lm_eval_refuses_a_changed_bundle_before_anything_runs(built):
     path = EXPORTS / NAME / "model.gguf"
     path.write_bytes(path.read_bytes() + b"x")

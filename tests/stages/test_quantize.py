@@ -19,6 +19,7 @@ from tests.helpers.quantized import tokens_of, torch_logprobs, torch_model
 from tests.helpers.recipes import RECIPES
 
 K_QUANTS = ("q4_k_m", "q4_k_m-curvature")
+SLOW = ("q4_k_m-curvature",)
 # Recipe → what it minimizes; all others the error of the layer's outputs.
 MEASURES = {
     "gptq-w4g128-curvature": "divergence",
@@ -43,7 +44,10 @@ def files_of(name: str) -> set[str]:
     return made | ({"rest.safetensors", "imatrix.gguf"} if name in K_QUANTS else set())
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RECIPES],
+)
 def test_quantize_twice_gives_the_same_bytes_and_a_report(calibrated_project, name, capsys):
     calibrated_project.stage("quantize", name)
     first = files(name)

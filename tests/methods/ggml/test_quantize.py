@@ -44,6 +44,7 @@ LARGEST_ERRORS = {
     "Q5_0": 0.07,
     "Q5_1": 0.04,
 }
+SLOW = ("IQ1_S", "IQ1_M", "IQ2_XS", "IQ2_XXS")  # whose tables take seconds
 # Types that the gguf package quantizes too.
 SIMPLE_TYPES = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16", "BF16", "F32"]
 
@@ -188,7 +189,7 @@ def unquantized(tmp_path_factory, make_model) -> Unquantized:
 @pytest.mark.parametrize("with_importance", [False, True], ids=["plain", "importance"])
 @pytest.mark.parametrize(
     "mix",
-    [pytest.param(mix, marks=[pytest.mark.slow] * mix.startswith("IQ1_")) for mix in BASE_TYPES],
+    [pytest.param(mix, marks=[pytest.mark.slow] * (mix in SLOW)) for mix in BASE_TYPES],
 )
 def test_quantize_blocks_makes_llama_cpps_bytes(mix, with_importance, unquantized, tmp_path):
     source, file, matrix = unquantized

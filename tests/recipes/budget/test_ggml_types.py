@@ -30,7 +30,9 @@ GGUF_NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", ["q4_k_m-budget", "q4_k_m-curvature-budget"])
+@pytest.mark.parametrize(
+    "name", ["q4_k_m-budget", pytest.param("q4_k_m-curvature-budget", marks=pytest.mark.slow)]
+)
 def test_type_plan_fits_the_size_of_the_mix_and_costs_less(ready, tmp_path, name):
     quantized = quantize(ready, name)
     step = budget_of(quantized)
