@@ -37,6 +37,8 @@ class Hub(ThreadingHTTPServer):
             "HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}",
             "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(home),
+            # Some packages set it for their own process, and it goes before HF_HOME.
+            "HF_HUB_CACHE": str(home / "hub"),
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1",
         }

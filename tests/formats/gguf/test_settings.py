@@ -9,6 +9,7 @@ from quantline.formats.gguf.architectures import gguf_family
 from quantline.formats.gguf.settings import context_length, limits, window_pattern
 from quantline.model.checkpoint import Checkpoint
 from tests.helpers.gguf import write_unquantized
+from tests.helpers.tensor_files import edit_json
 from tests.helpers.variants import GEMMA
 
 LONGROPE = {
@@ -154,7 +155,11 @@ SHAPES = {
 def test_write_refuses_shapes_that_llama_cpp_cannot_hold(name, tmp_path, make_model):
     family, sizes, words = SHAPES[name]
     small = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 4}
-    source = make_model(tmp_path / "model", family, **small | sizes)
+    rotation = {key: value for key, value in sizes.items() if key == "rope_parameters"}
+    built = {key: value for key, value in sizes.items() if key not in rotation}
+    source = make_model(tmp_path / "model", family, **small | built)
+    # Afterwards, for what some packages make of transformers cannot build such a model.
+    edit_json(source / "config.json", **rotation)
     if name == "qwen2 with wide heads":
         config = json.loads((source / "config.json").read_text())
         (source / "config.json").write_text(json.dumps(config | {"head_dim": 32}))
