@@ -3,6 +3,7 @@
 Libraries wrap what the system says, or carry it in words alone.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -169,3 +170,27 @@ def _failure_in_words(words: str) -> Failure | None:
         if re.search(pattern, words):
             return failure
     return None
+
+
+@contextlib.contextmanager
+def reading_foreign(failure: Failure, expected: str) -> Iterator[None]:
+    """Name what goes wrong in a block, or a function, that reads values of any kind.
+
+    Args:
+        failure: The name.
+        expected: What was expected, for the message.
+
+    Raises:
+        StageError: For whatever has no name of its own, and whose cause is not the machine's.
+    """
+    try:
+        yield
+    except (StageError, ConfigError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise_if_of_machine(error)
+        raise StageError(
+            failure,
+            f"expected {expected}, found something else ({type(error).__name__}: {error}); fetch "
+            "or save it again",
+        ) from error

@@ -1,7 +1,5 @@
 """What can go wrong: the closed lists of names, and the exceptions that carry them."""
 
-import contextlib
-from collections.abc import Iterator
 from enum import StrEnum
 
 
@@ -117,26 +115,3 @@ class BusyError(ConfigError):
     """Another run works in the project."""
 
     failure = Failure.PROJECT_BUSY
-
-
-@contextlib.contextmanager
-def reading_foreign(failure: Failure, expected: str) -> Iterator[None]:
-    """Name what goes wrong in a block, or a function, that reads values of any kind.
-
-    Args:
-        failure: The name.
-        expected: What was expected, for the message.
-
-    Raises:
-        StageError: For whatever has no name of its own.
-    """
-    try:
-        yield
-    except (StageError, ConfigError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        raise StageError(
-            failure,
-            f"expected {expected}, found something else ({type(error).__name__}: {error}); fetch "
-            "or save it again",
-        ) from error

@@ -19,6 +19,7 @@ from quantline.causes import (
     advice_on,
     failure_of,
     raise_if_of_machine,
+    reading_foreign,
 )
 from quantline.errors import ConfigError, Failure, StageError
 from tests.helpers.full_disk import largest_file
@@ -242,3 +243,15 @@ def test_raise_if_of_machine_takes_no_words_that_a_file_may_hold_for_a_cause():
 @pytest.mark.parametrize("error", [MemoryError(), StageError(Failure.DISK_FULL, "full")])
 def test_raise_if_of_machine_raises_an_error_that_has_a_name_already(error):
     assert error_of(lambda: raise_if_of_machine(error)) is error
+
+
+def test_reading_foreign_names_all_but_the_machines_faults():
+    def read(error: Exception) -> None:
+        with reading_foreign(Failure.ADAPTER_MISMATCH, "an adapter"):
+            raise error
+
+    named = error_of(lambda: read(TypeError("a list")))
+    assert isinstance(named, StageError)
+    assert named.failure == Failure.ADAPTER_MISMATCH
+    of_rust = Exception(f"cannot open (os error {errno.EMFILE})")
+    assert error_of(lambda: read(of_rust)).failure == Failure.TOO_MANY_OPEN_FILES

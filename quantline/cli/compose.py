@@ -12,7 +12,7 @@ from quantline.config.compose import (
     project_root,
 )
 from quantline.config.stale import differences
-from quantline.config.sweep import check_run
+from quantline.config.unasked_changes import check_run
 from quantline.config.validation import validate
 from quantline.config.watched import broken_links
 from quantline.errors import ConfigError

@@ -15,7 +15,7 @@ from quantline.config.compose import compose, missing_inputs, to_yaml
 from quantline.config.grid import suite_yaml
 from quantline.config.overrides import for_hydra
 from quantline.config.stale import differences
-from quantline.config.sweep import check_choice
+from quantline.config.unasked_changes import check_choice
 from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from quantline.files import write_text

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from quantline.errors import Failure, StageError, reading_foreign
+from quantline.causes import reading_foreign
+from quantline.errors import Failure, StageError
 from quantline.ingest.adapter_config import MERGE_FIRST, NAME_BASE, SAVE_AGAIN, AdapterConfig
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import inside

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from quantline.errors import Failure, StageError, reading_foreign
+from quantline.causes import reading_foreign
+from quantline.errors import Failure, StageError
 from quantline.ingest.adapter_config import CONFIG, NAME_BASE
 from quantline.ingest.adapter_tensors import WEIGHTS, AdapterTensors
 from quantline.model.checkpoint import Checkpoint

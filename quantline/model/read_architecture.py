@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from quantline.errors import Failure, StageError, reading_foreign
+from quantline.causes import reading_foreign
+from quantline.errors import Failure, StageError
 from quantline.model.architecture import Architecture
 from quantline.model.configuration import complete, refusal
 from quantline.model.family import Family

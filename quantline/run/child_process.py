@@ -74,13 +74,21 @@ def call_in_child(
             ) from error
         if ended.code or not answer.is_file():
             raise _crash(ended, label)
-        result = read_json(answer)
-    if "failure" in result:
-        reason = result.get("reason")
+        return result_of(read_json(answer))
+
+
+def result_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what a function returned, of what the worker wrote.
+
+    Raises:
+        StageError: What the function raised.
+    """
+    if "failure" in answer:
+        reason = answer.get("reason")
         raise StageError(
-            Failure(result["failure"]), result["message"], Reason(reason) if reason else None
+            Failure(answer["failure"]), answer["message"], Reason(reason) if reason else None
         )
-    return result
+    return answer
 
 
 class Ended(NamedTuple):

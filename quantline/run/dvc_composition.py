@@ -12,7 +12,8 @@ from quantline.config.compose import (
     project_root,
     register_resolvers,
 )
-from quantline.config.sweep import check_sweep, paths_outside_copy
+from quantline.config.copied_project import paths_outside_copy
+from quantline.config.unasked_changes import check_sweep
 from quantline.config.validation import validate
 from quantline.errors import ConfigError, Reason
 from quantline.run.stage import StageRun

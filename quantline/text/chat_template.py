@@ -64,7 +64,7 @@ def _render(
             f"the chat template does not compile: line {error.lineno}: {error.message}; mend it, "
             "or give plain text",
         ) from None
-    except MemoryError:
+    except (MemoryError, StageError):
         raise
     except Exception as error:  # a template can fail in any way that code can
         reason = str(error) or type(error).__name__
@@ -93,4 +93,8 @@ def _compile(template: str) -> Any:
 
 def _refuse_chance(*_: Any, **__: Any) -> Any:
     """Refuse what Jinja draws anew for each rendering."""
-    raise ValueError("it draws by chance (random or lipsum), so that no prompt is made twice")
+    raise StageError(
+        Failure.DATASET_INVALID,
+        "the chat template draws by chance (random or lipsum), so that no prompt is made twice; "
+        "mend it, or give plain text",
+    )

@@ -67,7 +67,7 @@ def uncommitted_files() -> list[str]:
     command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
     try:
         done = subprocess.run([*command, "--", *SOURCES], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+    except (FileNotFoundError, PermissionError, subprocess.CalledProcessError):
         return []
     entries = done.stdout.decode("utf-8", "backslashreplace").split("\0")
     return [entry[STATUS_WIDTH:] for entry in entries if entry]

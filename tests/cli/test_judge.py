@@ -15,15 +15,8 @@ from quantline.paths import EXPORTS, METRICS
 from tests.helpers.command_line import quantline
 from tests.helpers.lineage import vouch_for
 from tests.helpers.project import ROOT
+from tests.helpers.report import MEASURED_FIGURES
 
-FIGURES = {
-    "size_bytes": 2**21,
-    "bits_per_weight": 4.5,
-    "perplexity": 8.125,
-    "mean_kld": 0.0125,
-    "same_top_p": 0.97,
-    "gold_accuracy": 0.96,
-}
 # Variant → its size in MiB, and its mean KL divergence.
 MEASURED = {"gguf-q4_k_m": (3, 0.02), "bf16": (10, 0.0), "gptq-w4g128": (2, 0.01)}
 GOLD = {
@@ -64,7 +57,7 @@ def write_variant(name: str, size: float, kld: float) -> None:
     write_text(EXPORTS / name / "README.md", "## Serve it\n")
     write_json(EXPORTS / name / "manifest.json", measured_on | manifest)
     write_json(EXPORTS / name / "smoke.json", {"prompts": []})
-    write_json(METRICS / f"{name}.json", FIGURES | GOLD | metrics | measured_on)
+    write_json(METRICS / f"{name}.json", MEASURED_FIGURES | GOLD | metrics | measured_on)
     write_json(METRICS / f"{name}.speed.json", measured_on | speed)
     vouch_for(name, load_params())
 

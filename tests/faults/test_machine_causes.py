@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quantline.config.compose import load_params, present_params
+from quantline.config.copied_project import _is_in_git
 from quantline.config.grid import read_suite
-from quantline.config.sweep import _is_in_git
 from quantline.config.texts import Limits
 from quantline.errors import Failure, StageError
 from quantline.metrics.target_metrics import _tasks

@@ -12,11 +12,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from quantline.errors import Failure, Reason, StageError
 from quantline.files import read_json, write_json
 from quantline.methods import threads
 from quantline.run import worker
-from quantline.run.child_process import Limits
+from quantline.run.child_process import Limits, result_of
 
 LONGEST = 300  # seconds of a fork
 CALLERS = ("stages.smoke", "stages.evaluate")  # modules that have a name for it
@@ -42,13 +41,7 @@ def call_in_fork(
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         assert code == 0, f"the fork for {label} ended with {code}"
-        result: dict[str, Any] = read_json(answer)
-    if "failure" in result:
-        reason = result.get("reason")
-        raise StageError(
-            Failure(result["failure"]), result["message"], Reason(reason) if reason else None
-        )
-    return result
+        return result_of(read_json(answer))
 
 
 def begin_fork() -> None:

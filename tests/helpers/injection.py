@@ -117,6 +117,41 @@ def run_stage(
     return outcome
 
 
+def kill_after_calls(
+    root: Path,
+    stage: str,
+    instance: str | None,
+    owner: Any,
+    name: str,
+    count: int,
+    counts: Callable[..., bool] = lambda *_: True,
+) -> None:
+    """Run a stage in a process that is killed when a function or method was called often enough.
+
+    Args:
+        root: The project.
+        stage: The stage.
+        instance: Its recipe or variant.
+        owner: The class or module that has the function.
+        name: The function's.
+        count: After how many calls it is killed.
+        counts: Which calls count, by their arguments.
+    """
+    original = getattr(owner, name)
+    calls = 0
+
+    def call_and_count(*arguments: Any) -> Any:
+        nonlocal calls
+        result = original(*arguments)
+        calls += counts(*arguments)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    outcome = run_stage(root, stage, instance, None, lambda: setattr(owner, name, call_and_count))
+    assert outcome.code == -signal.SIGKILL, outcome.words
+
+
 def _in_child(root: Path, stage: str, instance: str | None, moment: Moment, descriptor: int) -> int:
     os.chdir(root)
     os.dup2(descriptor, 1)

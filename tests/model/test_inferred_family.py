@@ -66,3 +66,14 @@ def test_infer_family_knows_none_for_what_does_not_run_block_by_block(family):
     config = {"model_type": family, "num_hidden_layers": 2, "hidden_size": 64}
     assert infer_family(config) is None
     assert family_of(config) is None
+
+
+def test_check_blocks_takes_no_lack_of_memory_for_a_model_that_does_not_run(
+    tmp_path, make_model, monkeypatch
+):
+    def allocate(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr("quantline.model.block_runner.full_model_logits", allocate)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        verify.check_blocks(Checkpoint(make_model(tmp_path / "model", num_hidden_layers=1)))

@@ -173,7 +173,7 @@ def test_stage_run_stops_at_stale_parameters_before_any_code(folder, capsys):
     assert "quantline compose" in message
 
 
-def test_check_runs_as_dvc_runs_it(folder):
+def test_check_as_a_command_refuses_stale_parameters(folder):
     Path("conf/new.yaml").write_text("a: 1\n")
     done = subprocess.run(
         [sys.executable, "-m", "stages.check"],

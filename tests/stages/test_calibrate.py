@@ -1,9 +1,7 @@
 """calibrate: what it writes, that it repeats itself to the byte, and how it fails."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ from quantline.errors import StageError
 from quantline.model.block_runner import BlockRun
 from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 from quantline.text.tokenizer import Tokenizer
-from tests.helpers.injection import run_stage
+from tests.helpers.injection import kill_after_calls
 from tests.helpers.models import place_model
 from tests.helpers.project import Project
 from tests.helpers.tensor_files import read_tensors, write_tensors
@@ -81,20 +79,11 @@ def test_calibrate_twice_gives_the_same_bytes(loaded):
 
 def kill_after(project: Project, kind: str, count: int) -> None:
     """Run the stage in a process that is killed when it has written `count` files of a kind."""
-    close = BlockWriter.close
-    kinds = []
 
-    def close_and_count(self, block):
-        close(self, block)
-        kinds.append(self.kind)
-        if kinds.count(kind) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def counts(writer: BlockWriter, block: int) -> bool:
+        return writer.kind == kind
 
-    def prepare():
-        BlockWriter.close = close_and_count
-
-    outcome = run_stage(project.root, "calibrate", None, None, prepare)
-    assert outcome.code == -signal.SIGKILL, outcome.words
+    kill_after_calls(project.root, "calibrate", None, BlockWriter, "close", count, counts)
     assert not CALIBRATION.exists()
 
 

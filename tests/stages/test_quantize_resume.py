@@ -1,14 +1,12 @@
 """quantize: a killed run is continued at the block where it stopped, or started over."""
 
-import os
 import shutil
-import signal
 
 import pytest
 
 from quantline.paths import MODEL, QUANTIZED
 from quantline.quantized.store import QuantizedModel, QuantizedWriter
-from tests.helpers.injection import run_stage
+from tests.helpers.injection import kill_after_calls
 from tests.helpers.project import Project
 
 
@@ -22,20 +20,7 @@ def quantized(name: str) -> QuantizedModel:
 
 def kill_after(project: Project, name: str, count: int) -> None:
     """Run the stage in a process that is killed when it has written `count` parts."""
-    close_part = QuantizedWriter.close_part
-    parts = []
-
-    def close_and_count(self, part, report):
-        close_part(self, part, report)
-        parts.append(part)
-        if len(parts) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def prepare():
-        QuantizedWriter.close_part = close_and_count
-
-    outcome = run_stage(project.root, "quantize", name, None, prepare)
-    assert outcome.code == -signal.SIGKILL, outcome.words
+    kill_after_calls(project.root, "quantize", name, QuantizedWriter, "close_part", count)
 
 
 @pytest.mark.parametrize(

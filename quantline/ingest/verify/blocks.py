@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from quantline.errors import Failure, StageError, reading_foreign
+from quantline.causes import OF_MACHINE, failure_of, reading_foreign
+from quantline.errors import Failure, StageError
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.configuration import CONFIG
 
@@ -41,14 +42,9 @@ def check_blocks(checkpoint: Checkpoint) -> None:
     try:
         wanted = full_model_logits(checkpoint, tokens)
         hidden = final_hidden_states(checkpoint, tokens, "checking blocks")
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-    ) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        if failure_of(error) in OF_MACHINE:  # torch says in words alone that there is no memory
+            raise
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"{arch.model_type} does not run block by block: {error!r}; take another model",

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from quantline.causes import raise_if_of_machine
-from quantline.errors import Failure, StageError, reading_foreign
+from quantline.causes import raise_if_of_machine, reading_foreign
+from quantline.errors import Failure, StageError
 from quantline.files import read_json
 from quantline.model.architecture import Architecture
 from quantline.model.checkpoint_files import INDEX, SINGLE, inside

@@ -1,10 +1,8 @@
 """Fitting to a budget in the stage: the same bytes each time, also after a kill; failures."""
 
 import json
-import os
 import re
 import shutil
-import signal
 
 import pytest
 
@@ -23,7 +21,7 @@ from tests.helpers.budget import (
     options_of,
     quantize,
 )
-from tests.helpers.injection import run_stage
+from tests.helpers.injection import kill_after_calls
 from tests.helpers.project import Project
 
 
@@ -96,20 +94,7 @@ def test_fit_without_gradients_weighs_shares_of_the_output(ready):
 
 def kill_after(project: Project, name: str, parts: int) -> None:
     """Run the stage in a process that is killed when it has the costs of so many parts."""
-    write = fit.write_json
-    done = []
-
-    def write_and_count(path, value):
-        write(path, value)
-        done.append(path)
-        if len(done) == parts:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def prepare():
-        fit.write_json = write_and_count
-
-    outcome = run_stage(project.root, "quantize", name, None, prepare)
-    assert outcome.code == -signal.SIGKILL, outcome.words
+    kill_after_calls(project.root, "quantize", name, fit, "write_json", parts)
 
 
 def test_fit_after_a_kill_goes_on_with_the_costs_that_it_has(ready, capsys, monkeypatch):

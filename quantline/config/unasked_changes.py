@@ -1,16 +1,12 @@
-"""What a run or a sweep composes, held against the project as it is.
+"""What a run, a sweep or an experiment would change of the project though nobody asks for it.
 
-Both compose conf/ anew, so that overrides of an earlier composition are gone: without these checks
-they would measure another model than the project's. And a copy in which an experiment runs has
-only what git and DVC keep.
+All compose conf/ anew, so that overrides of an earlier composition are gone: without these checks
+they would measure another model than the project's.
 """
 
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from quantline.config.overrides import is_path
 from quantline.config.stale import flatten
 from quantline.errors import ConfigError
 
@@ -135,47 +131,3 @@ def _suite(values: Mapping[str, Any]) -> dict[str, Any]:
     if "suite" in values:
         suite["suite"] = values["suite"]
     return suite
-
-
-def paths_outside_copy(composed: Mapping[str, Any], root: Path) -> dict[str, str]:
-    """Return which paths a copy of the project would not have.
-
-    Args:
-        composed: Parameters.
-        root: The project's.
-
-    Returns:
-        Key → the whole path. Those are left out that are whole already, that git has, and that are
-        not there at all.
-    """
-    found = {}
-    values = flatten(dict(composed))
-    for key, value in values.items():
-        watched = key.endswith("watch") and value in _typed(values)
-        if not (is_path(key) or watched) or not isinstance(value, str) or not value:
-            continue
-        path = root / value
-        if Path(value).is_absolute() or not path.exists() or _is_in_git(root, value):
-            continue
-        found[key] = str(path.resolve())
-    return found
-
-
-def _typed(values: Mapping[str, Any]) -> set[Any]:
-    """Return the values of the keys that hold paths."""
-    return {value for key, value in values.items() if is_path(key) and isinstance(value, str)}
-
-
-def _is_in_git(root: Path, path: str) -> bool:
-    """Whether git has all of a file or folder of the project."""
-    listed = []
-    for kind in ("--cached", "--others"):
-        command = ["git", "ls-files", "-z", kind, "--", f":(literal){path}"]
-        try:
-            done = subprocess.run(command, cwd=root, capture_output=True, check=False)
-        except (FileNotFoundError, PermissionError):  # no git
-            return False
-        if done.returncode:
-            return False
-        listed.append(bool(done.stdout))
-    return listed == [True, False]
