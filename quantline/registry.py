@@ -33,6 +33,7 @@ SOURCES = {
     "quantline.runtimes": "quantline.runtimes",
     "quantline.families": "quantline.model.families",
     "quantline.metrics": "quantline.metrics.figures",
+    "quantline.dequantizers": "quantline.ingest.dequantize.formats",
 }
 
 

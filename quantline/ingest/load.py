@@ -1,5 +1,6 @@
 """Bringing a trained model in: fetch or link it, check it, pin it, merge its adapter."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from quantline.config.params import Model
 from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
 from quantline.ingest.fetch import bring, fetch
+from quantline.ingest.plain_source import plain_source
 from quantline.ingest.settle_tokenizer import settle_tokenizer
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, SINGLE, listing_sha256
@@ -73,6 +75,11 @@ def notes_on(origin: Path, model: Model, manifest: dict[str, Any]) -> Iterator[s
     if (origin / lora.CONFIG).is_file() and model.adapter is None:
         yield f"the adapter beside the model is left out; to merge it, set model.adapter={origin}"
     for step in manifest["transforms"]:
+        if step["step"] == "dequantize":
+            yield (
+                f"the source is quantized by {step['method']}: what every variant is compared with "
+                f"is what it stands for in {step['dtype']}, not the model that it was made of"
+            )
         if step["step"] == "drop_config_keys":
             yield f"{CONFIG} may not choose code: left out {', '.join(step['keys'])}"
 
@@ -87,11 +94,13 @@ def load(model: Model, folder: Path) -> LoadedModel:
     Raises:
         StageError: As `fetch`, `verify`, `lora.merge` and the converter do.
     """
-    origin, source = fetch(model)
+    fetched, source = fetch(model)
+    plain = plain_source(fetched, folder)
+    origin = plain.folder
     description = verify.check_checkpoint(origin)
     names, linked_by = bring(origin, folder)
-    files = describe_files(origin, names)
-    transforms = drop_code_choices(folder)
+    files = plain.files or describe_files(origin, names)
+    transforms = [*plain.transforms, *drop_code_choices(folder)]
     write_configuration(folder)
     transforms += settle_tokenizer(origin, folder)
     verify.check_tokenizer(folder)
@@ -104,6 +113,9 @@ def load(model: Model, folder: Path) -> LoadedModel:
         verify.check_blocks(Checkpoint(folder))
     else:
         verify.check_runs(Checkpoint(folder))
+    if plain.transforms:
+        linked_by = "dequantizing"
+        shutil.rmtree(origin)
     manifest = {
         "source": source | {"adapter": model.adapter},
         "files": files,
@@ -116,4 +128,4 @@ def load(model: Model, folder: Path) -> LoadedModel:
 
         manifest["converted"] = convert(model.converter, folder)
     write_json(folder / "manifest.json", manifest)
-    return LoadedModel(manifest, linked_by, tuple(notes_on(origin, model, manifest)))
+    return LoadedModel(manifest, linked_by, tuple(notes_on(fetched, model, manifest)))

@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[Change | str, str]] = {
     "too many positions": (put(max_position_embeddings=10**15), "max_position_embeddings"),
     "too many labels": (put(num_labels=10**9), "num_labels"),
     "too many layers inside": (put(text_config={"num_hidden_layers": 10**9}), "text_config"),
-    "quantized under an old name": (put(compression_config={"format": "x"}), "compression_config"),
+    "quantized under an old name": (put(compression_config={"format": "x"}), "unnamed"),
     "quantized as text": (put(quantization_config="gptq"), "quantization_config"),
 }
 

@@ -1,4 +1,4 @@
-"""What config.json has to be: no code, no quantized model, and a causal language model we know."""
+"""What config.json has to be: no code, a known quantization or none, a causal language model."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from quantline.causes import raise_if_of_machine, reading_foreign
 from quantline.errors import Failure, StageError
 from quantline.files import read_json
+from quantline.ingest import dequantize
 from quantline.model.architecture import Architecture
 from quantline.model.checkpoint_files import INDEX, SINGLE, inside
 from quantline.model.configuration import CONFIG, read_config, refusal
@@ -41,16 +42,7 @@ def check_config(folder: Path, converter: str | None = None) -> Architecture:
                 f"{folder / name} asks for the checkpoint's own code (auto_map), which is never "
                 "run; use a model that transformers knows by itself",
             )
-    for key in ("quantization_config", "compression_config"):
-        settings = config.get(key)
-        if settings:
-            known = settings if isinstance(settings, dict) else {}
-            method = known.get("quant_method", "unnamed")
-            raise StageError(
-                Failure.UNSUPPORTED_ARCHITECTURE,
-                f"expected a trained model, found {key} ({method}) in {CONFIG}: it is quantized "
-                "already; start from its full-precision source",
-            )
+    dequantize.check(config)
     named = config.get("transformers_weights")
     if named not in (None, SINGLE, INDEX):
         raise refusal("transformers_weights", f"{SINGLE} or {INDEX}", repr(named))

@@ -1,0 +1,91 @@
+"""AWQ checkpoints in the layout "gemm" of AutoAWQ.
+
+Per layer, transposed to [in, out]: `qweight` int32 [in, out / 8], eight 4-bit codes a word, in the
+order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits; `qzeros` the same for [groups, out]; `scales`
+[groups, out]. W = (codes - zeros) * scales. Without zero points the codes are around 8.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from quantline.ingest.dequantize.bits import unpack
+from quantline.ingest.dequantize.dequantizer import (
+    Dequantizer,
+    Parts,
+    Plan,
+    register_dequantizer,
+)
+from quantline.ingest.dequantize.linears import plan_parts
+from quantline.ingest.dequantize.stored import StoredTensors
+
+PARTS = ("qweight", "qzeros", "scales")
+BITS = 4
+WORD = 8  # codes
+ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
+
+
+def unpack_interleaved(words: np.ndarray) -> np.ndarray:
+    """Return the codes of int32 [rows, words], uint8 [rows, 8 * words]."""
+    rows, count = words.shape
+    stored = unpack(words, BITS, WORD * count).reshape(rows, count, WORD)
+    codes = np.empty_like(stored)
+    codes[..., ORDER] = stored
+    return codes.reshape(rows, -1)
+
+
+@register_dequantizer("awq")
+class Awq(Dequantizer):
+    """Integers of 4 bits."""
+
+    NEUTRAL = frozenset(
+        {
+            *(
+                "backend",
+                "do_fuse",
+                "exllama_config",
+                "fuse_max_seq_len",
+                "group_size",
+                "modules_to_fuse",
+            ),
+            *("modules_to_not_convert", "q_group_size", "sym", "zero_point", "desc_act", "lm_head"),
+            *("dynamic", "meta", "damp_percent", "true_sequential", "act_group_aware"),
+        }
+    )
+    FIXED: Mapping[str, tuple[Any, ...]] = {
+        "bits": (BITS,),
+        "w_bit": (BITS,),
+        "version": ("gemm", "GEMM"),
+        "format": ("gemm", "GEMM", None),
+        "checkpoint_format": ("gemm", "GEMM", None),
+        "pack_dtype": (None, "int32"),
+    }
+
+    def plan(self, stored: StoredTensors) -> Plan:
+        """Collect the parts of every layer."""
+        return plan_parts(stored, PARTS, roots=("qweight",))
+
+    def restore(self, parts: Parts) -> np.ndarray:
+        """Return (codes - zeros) * scales of one layer."""
+        scales = parts.finite("scales")
+        packed = parts["qweight"]
+        if packed.ndim != 2 or parts.dtype("qweight") != "I32":
+            raise parts.misfit("qweight", "an int32 matrix")
+        codes = unpack_interleaved(packed)
+        columns, rows = codes.shape
+        groups = len(scales)
+        if scales.shape != (groups, rows) or columns % groups:
+            raise parts.misfit("scales", f"[groups, {rows}], of groups that divide {columns}")
+        asymmetric = self.settings.get("zero_point", True)
+        if asymmetric or "qzeros" in parts:
+            zeros = unpack_interleaved(parts["qzeros"]).astype(np.float32)
+            if zeros.shape != scales.shape:
+                raise parts.misfit("qzeros", f"[{groups}, {rows} / {WORD}]")
+        else:
+            zeros = np.full_like(scales, 2 ** (BITS - 1))
+        order = np.arange(columns) // (columns // groups)
+        weight = codes.T.astype(np.float32)
+        weight -= zeros.T[:, order]
+        weight *= scales.T[:, order]
+        return weight

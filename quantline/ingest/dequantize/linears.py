@@ -1,0 +1,60 @@
+"""What formats that replace whole linear layers share: their parts, and layers of GPT-2's kind."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from quantline.ingest.dequantize.dequantizer import Plan
+from quantline.ingest.dequantize.stored import StoredTensors
+
+
+def plan_parts(
+    stored: StoredTensors,
+    parts: Collection[str],
+    roots: Collection[str],
+    left_out: Collection[str] = (),
+) -> Plan:
+    """Collect `<module>.<part>` into the plain tensors `<module>.weight`.
+
+    Args:
+        stored: The checkpoint.
+        parts: Names of parts.
+        roots: Parts of which a quantized layer has one at least.
+        left_out: Names of tensors of quantized layers that a plain model has no use for.
+    """
+    modules = set()
+    for name in stored.names:
+        module, _, last = name.rpartition(".")
+        if last in roots:
+            modules.add(module)
+    restored: dict[str, dict[str, str]] = {f"{module}.weight": {} for module in sorted(modules)}
+    dropped = []
+    kept = []
+    for name in stored.names:
+        module, _, last = name.rpartition(".")
+        if module in modules and last in parts:
+            restored[f"{module}.weight"][last] = name
+        elif last in left_out:
+            dropped.append(name)
+        else:
+            kept.append(name)
+    return Plan(restored, dropped, kept)
+
+
+def conv1d_names(config: Mapping[str, Any]) -> frozenset[str]:
+    """Return the modules whose plain weights are [in, out], as transformers' Conv1D holds them.
+
+    Libraries that replace linear layers store those of such modules as [out, in] too.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    from quantline.ingest.dequantize.plain_checkpoint import without_settings
+    from quantline.model.meta_model import meta_model
+
+    model = meta_model(without_settings(config))
+    return frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
+
+
+def is_conv1d(tensor: str, names: Collection[str]) -> bool:
+    """Whether a checkpoint's weight is that of such a module; files may lack the first parts."""
+    module = tensor.removesuffix(".weight")
+    return any(name == module or name.endswith(f".{module}") for name in names)
