@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from quantline.config.params import Model
 from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
+from quantline.ingest.dequantize import said_of
 from quantline.ingest.fetch import bring, fetch
 from quantline.ingest.plain_source import plain_source
 from quantline.ingest.settle_tokenizer import settle_tokenizer
@@ -74,12 +75,9 @@ def notes_on(origin: Path, model: Model, manifest: dict[str, Any]) -> Iterator[s
         )
     if (origin / lora.CONFIG).is_file() and model.adapter is None:
         yield f"the adapter beside the model is left out; to merge it, set model.adapter={origin}"
+    if said := said_of(manifest["transforms"]):
+        yield said
     for step in manifest["transforms"]:
-        if step["step"] == "dequantize":
-            yield (
-                f"the source is quantized by {step['method']}: what every variant is compared with "
-                f"is what it stands for in {step['dtype']}, not the model that it was made of"
-            )
         if step["step"] == "drop_config_keys":
             yield f"{CONFIG} may not choose code: left out {', '.join(step['keys'])}"
 

@@ -9,6 +9,7 @@ from quantline.config.params import Params
 from quantline.config.targets import Target
 from quantline.errors import StageError
 from quantline.files import read_json
+from quantline.ingest.dequantize import said_of
 from quantline.messages import redacted
 from quantline.model.architecture import Architecture
 from quantline.paths import MODEL, REFERENCE
@@ -42,6 +43,7 @@ class Report:
         uncommitted: Files of conf/ or of the code that this commit has otherwise, or not at all.
         params: params.yaml without secrets.
         refused: What DVC refused in the run that made the report; the figures are older then.
+        dequantized: A sentence on the reference, if the source is quantized; else empty.
     """
 
     model: str
@@ -58,6 +60,7 @@ class Report:
     uncommitted: list[str]
     params: dict[str, Any]
     refused: list[str]
+    dequantized: str = ""
 
     @property
     def measured(self) -> list[VariantRow]:
@@ -90,6 +93,7 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
     rows = [read_row(name, params, arch) for name in params.variants]
     choice = rank(rows, params.target, arch)
     parameters = _known(MODEL / "manifest.json", "parameters", 0)
+    steps: list[Any] = _known(MODEL / "manifest.json", "transforms", [])
     reference = REFERENCE / "reference.json"
     accuracy: dict[str, float] = _known(reference, "gold_accuracy", {})
     return Report(
@@ -107,6 +111,7 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
         uncommitted=uncommitted_files(),
         params=_published(params),
         refused=list(refused),
+        dequantized=said_of(steps),
     )
 
 

@@ -13,6 +13,8 @@ def render_markdown(report: Report) -> str:
     pick = report.pick or "nothing to ship"
     title = in_markdown(f"{report.model}: {pick} (target {report.target['name']})")
     lines = [f"# {title}", ""]
+    if report.dequantized:
+        lines.append(_item(report.dequantized))
     lines += [_item(reason) for reason in report.reasons]
     lines += [_item(f"not run this time: {sentence}") for sentence in report.refused]
     headings = [column.heading for column in columns_of("markdown")]

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 from quantline.config.targets import Gate
+from quantline.ingest.dequantize import said_of
 from quantline.metrics.lm_eval_tasks import task_metrics
 from quantline.report.markdown import render_markdown
 from quantline.report.page import MOST_FLIPS, render_page, serve_parts
@@ -184,6 +185,15 @@ def test_the_page_says_what_dvc_refused():
     assert "- not run this time: DVC did not run load" in render_markdown(report)
 
 
+def test_the_page_says_that_the_source_is_quantized():
+    report = make_report([make_row("a", 2, 0.01)])
+    assert "quantized by" not in render_page(report)
+    report.dequantized = said_of([{"step": "dequantize", "method": "gptq", "dtype": "float16"}])
+    words = "The source is quantized by gptq. What it stands for in float16 is the reference"
+    assert words in render_page(report)
+    assert words in render_markdown(report)
+
+
 def test_report_to_json_is_what_other_scripts_read():
     report = make_report([make_row("a", 2, 0.01)])
     values = json.loads(json.dumps(report.to_json()))
@@ -191,6 +201,7 @@ def test_report_to_json_is_what_other_scripts_read():
     assert set(values) == {
         "model", "parameters", "target", "pick", "runner_up", "reasons", "tokens", "baseline",
         "tasks", "variants", "commit", "uncommitted", "params", "refused",
+        "dequantized",
     }  # fmt: skip
 
 

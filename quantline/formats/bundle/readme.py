@@ -3,13 +3,14 @@
 from typing import Any
 
 from quantline.files import MIB
+from quantline.ingest.dequantize import said_of
 
 TEMPLATE = """\
 # {variant}
 
 Recipe {recipe[name]} ({recipe[method]}) in {format}, measured in {runtime}. \
 {bits:.2f} bits per weight, {mib:.1f} MiB.
-What was done to it, step by step, is in manifest.json; what it answers, in smoke.json.
+What was done to it, step by step, is in manifest.json; what it answers, in smoke.json.{said}
 
     artifact sha256  {sha256}
 
@@ -25,6 +26,7 @@ def bundle_readme(manifest: dict[str, Any], serve_text: str) -> str:
     """
     limits = "".join(f"* {sentence}\n" for sentence in manifest.get("limits", ()))
     return TEMPLATE.format(
+        said=f"\n{said}" if (said := said_of(manifest["transforms"])) else "",
         limits=f"## Limits\n\n{limits}\n" if limits else "",
         serve=serve_text,
         variant=manifest["variant"],

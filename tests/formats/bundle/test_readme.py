@@ -39,6 +39,12 @@ def test_bundle_readme_says_what_the_bundle_is():
     )
 
 
+def test_bundle_readme_says_that_the_source_is_quantized():
+    step = {"step": "dequantize", "method": "fp8", "dtype": "bfloat16"}
+    manifest = manifest_of("onnx", {"method": "rtn"}, transforms=[step])
+    assert "in smoke.json.\nThe source is quantized by fp8. What it" in bundle_readme(manifest, "")
+
+
 @pytest.mark.parametrize(
     ("recipe", "layout", "packages"),
     [

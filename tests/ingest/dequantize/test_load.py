@@ -61,7 +61,7 @@ def test_load_writes_the_plain_model_and_says_so(project, source, tiny_model, ca
         assert entry["sha256"] == sha256_file(source / name)
     assert "by dequantizing" in capsys.readouterr().out
     warnings = [event for event in project.events() if event["severity"] == "warning"]
-    assert any("the source is quantized by fp8" in event["summary"] for event in warnings)
+    assert any("The source is quantized by fp8" in event["summary"] for event in warnings)
 
 
 WRITTEN = ("configuration.json", "lineage.json", "manifest.json", "special_tokens.json")
