@@ -45,7 +45,7 @@ docs: $(VENV)/.installed  ## the documentation, as docs/_build/html/index.html
 
 # llama.cpp is built for this processor, without AMX: virtual machines announce it and then trap on
 # its instructions. pip's cache does not know for which processor and with which options a wheel in
-# it was built.
+# it was built. The converter is kept from the same source.
 NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 LLAMA_CPP_BUILD := -DLLAVA_BUILD=OFF '-DCMAKE_C_FLAGS=$(NO_AMX)' '-DCMAKE_CXX_FLAGS=$(NO_AMX)'
 
@@ -57,10 +57,17 @@ define install
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install --quiet --upgrade pip
 	$(1)/bin/pip install --quiet $$(grep '^torch==' requirements.lock)
-	CMAKE_ARGS="$(LLAMA_CPP_BUILD)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(1)/bin/pip install --quiet \
-	  --no-deps --no-cache-dir $$(grep '^llama_cpp_python==' requirements.lock)
+	rm -rf $(1)/llama.cpp
+	$(1)/bin/pip download --quiet --no-deps --no-binary llama_cpp_python --dest $(1)/llama.cpp \
+	  $$(grep '^llama_cpp_python==' requirements.lock)
+	CMAKE_ARGS="$(LLAMA_CPP_BUILD)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(1)/bin/pip wheel --quiet \
+	  --no-deps --no-cache-dir --wheel-dir $(1)/llama.cpp $(1)/llama.cpp/*.tar.gz
+	$(1)/bin/pip install --quiet --no-deps --no-index --find-links $(1)/llama.cpp \
+	  $$(grep '^llama_cpp_python==' requirements.lock)
 	$(1)/bin/pip install --quiet -r requirements.lock
 	$(1)/bin/pip install --quiet --no-deps --editable .
+	$(1)/bin/python -m quantline.formats.gguf.converter.release $(1)/llama.cpp/*.tar.gz
+	rm -rf $(1)/llama.cpp
 endef
 
 $(VENV)/.installed: requirements.lock pyproject.toml

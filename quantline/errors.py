@@ -37,6 +37,7 @@ class Failure(StrEnum):
     PATH_ESCAPE = "path_escape"
     ADAPTER_MISMATCH = "adapter_mismatch"
     CONVERTER_FAILED = "converter_failed"
+    CONVERTER_UNAVAILABLE = "converter_unavailable"
     CALIBRATION_EMPTY = "calibration_empty"
     IMPORTANCE_MISSING = "importance_missing"
     IMPORTANCE_INVALID = "importance_invalid"

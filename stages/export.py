@@ -11,6 +11,7 @@ from quantline.formats.bundle.export import export_bundle, summarize
 from quantline.paths import EXPORTS, MODEL, QUANTIZED
 from quantline.quantized.store import open_quantized
 from quantline.run.stage import StageRun, stage_run
+from quantline.runtimes.converted_logits import check_logits
 from quantline.tracking.mlflow_runs import variant_run
 from stages.smoke import try_bundle
 
@@ -24,11 +25,15 @@ def export(run: StageRun) -> None:
     recipe = run.params.recipes[variant.recipe]
     quantized = open_quantized(QUANTIZED / variant.recipe, variant.recipe, recipe)
 
+    def check(converted: Any) -> None:
+        evaluation = run.params.evaluation
+        check_logits(converted, evaluation.limits, evaluation.speed.threads)
+
     def smoke(folder: Path, rows: int) -> dict[str, Any]:
         return try_bundle(run, folder, rows)
 
     with run.output(EXPORTS / name) as folder:
-        manifest = export_bundle(name, variant, MODEL, quantized, folder, smoke, run.run_id)
+        manifest = export_bundle(name, variant, MODEL, quantized, folder, check, smoke, run.run_id)
         run.inputs.record(folder)
     for limit in manifest["limits"]:
         run.event("warning", f"{name}: {limit}")

@@ -32,10 +32,9 @@ def load(run: StageRun) -> None:
         files=[MODEL / "manifest.json"],
     )
     merged = f" with {model.adapter} merged in" if model.adapter else ""
-    converted = f", converted by {model.converter}" if model.converter else ""
     run.set_summary(
         f"{manifest['architecture']}{merged}, {manifest['parameters'] / 1e6:.1f} M parameters in "
-        f"{manifest['dtype']}, {size / MIB:.1f} MiB by {linked_by}{converted}"
+        f"{manifest['dtype']}, {size / MIB:.1f} MiB by {linked_by}"
     )
 
 

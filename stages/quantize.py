@@ -7,8 +7,8 @@ import sys
 
 from quantline.calibration.store import CalibrationStore
 from quantline.files import sha256_json
+from quantline.formats.gguf.source import source_for_gguf
 from quantline.model.checkpoint import Checkpoint
-from quantline.model.gguf_checkpoint import source_for_gguf
 from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 from quantline.recipes.inputs_key import inputs_key
 from quantline.recipes.quantize import quantize_model, summarize
@@ -21,7 +21,7 @@ def quantize(run: StageRun) -> None:
     name = run.name
     recipe = run.params.recipes[name]
     calibration = CalibrationStore(CALIBRATION)
-    # With model.converter, ggml's types are rounded from the converter's file.
+    # ggml's types are rounded from what GGUF files are made of, which may be a converter's file.
     source = source_for_gguf(MODEL) if recipe.storage == "ggml" else Checkpoint(MODEL)
     code = code_digest("quantize", recipe.implementation)
     key = inputs_key(name, recipe, source, calibration) | {"code": code}

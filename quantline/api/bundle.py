@@ -53,6 +53,7 @@ def export(
     """
     from quantline.formats.bundle.export import export_bundle
     from quantline.metrics.source_answers import answer_prompts
+    from quantline.runtimes.converted_logits import check_logits
 
     recorded = weights.report["recipe"]
     name = recorded["name"]
@@ -66,6 +67,9 @@ def export(
     problems = [f"{target.name}{problem}" for problem in misfits(variant, {name: recipe})]
     if problems:
         raise ConfigError("\n".join(problems))
+
+    def check(converted: Any) -> None:
+        check_logits(converted, Limits(), None)
 
     def smoke(bundle: Path, rows: int) -> dict[str, Any]:
         arguments = {
@@ -83,5 +87,5 @@ def export(
         return call_in_child(function, arguments, Limits(), f"the smoke test of {target.name}")
 
     with atomic_folder(target) as new:
-        export_bundle(target.name, variant, model.folder, weights, new, smoke, CREATED_BY)
+        export_bundle(target.name, variant, model.folder, weights, new, check, smoke, CREATED_BY)
     return target

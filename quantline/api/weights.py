@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantline.config.params import Model
+from quantline.config.params import AUTO, Model
 from quantline.config.recipes import Recipe, parse_recipe
 from quantline.config.texts import Calibration, Text
 from quantline.folders import atomic_folder
@@ -20,7 +20,7 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     adapter: Path | str | None = None,
-    converter: Path | str | None = None,
+    converter: Path | str | None = AUTO,
 ) -> "Checkpoint":
     """Load and check a trained model; weights are linked, not copied, where possible.
 
@@ -29,13 +29,14 @@ def load_checkpoint(
         folder: Where to put the model.
         revision: Branch, tag or commit on the Hub.
         adapter: Folder of a LoRA adapter to merge in.
-        converter: A checkout of llama.cpp to convert with, for architectures that quantline has
-            no table for.
+        converter: What makes GGUF files of the model: auto is quantline itself for families that it
+            has a table of, else the converter of the llama.cpp that is installed; a checkout of
+            llama.cpp; None is quantline alone.
 
     Raises:
         StageError: unsafe_checkpoint, custom_code, unsupported_architecture, missing_file,
             missing_shard, missing_tokenizer, tokenizer_mismatch, path_escape, non_finite,
-            adapter_mismatch, converter_failed, network_unavailable.
+            adapter_mismatch, network_unavailable.
     """
     from quantline.ingest.load import load
     from quantline.model.checkpoint import Checkpoint
@@ -45,9 +46,8 @@ def load_checkpoint(
         values = {"source": "hub", "id": str(source), "revision": revision, "watch": str(source)}
     if adapter:
         values["adapter"] = str(adapter)
-    if converter:
-        values["converter"] = str(converter)
-    model = Model.model_validate(values)
+    choice = {"converter": str(converter) if converter else None}
+    model = Model.model_validate(values | choice)
     with atomic_folder(Path(folder)) as new:
         load(model, new)
     return Checkpoint(folder)
@@ -131,12 +131,12 @@ def quantize(
         pydantic.ValidationError: If the recipe is wrong.
         StageError: As the method does.
     """
-    from quantline.model.gguf_checkpoint import source_for_gguf
+    from quantline.formats.gguf.source import source_for_gguf
     from quantline.quantized.store import QuantizedModel
     from quantline.recipes.quantize import quantize_model
 
     options = parse_recipe(recipe)
-    # With a converter, ggml's types are rounded from the converter's file.
+    # ggml's types are rounded from what GGUF files are made of, which may be a converter's file.
     source = source_for_gguf(model.folder) if options.storage == "ggml" else model
     target = Path(folder)
     with atomic_folder(target) as new:

@@ -11,6 +11,8 @@ from quantline.config.texts import Calibration, Evaluation
 from quantline.config.tracking import Tracking
 from quantline.config.variants import Variant, misfits
 
+AUTO = "auto"
+
 
 class Model(Section):
     """The trained model that goes in."""
@@ -21,10 +23,11 @@ class Model(Section):
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
     adapter: str | None = Field(default=None, description="Folder of a LoRA adapter to merge in.")
     converter: str | None = Field(
-        default=None,
-        description="A checkout of llama.cpp, whose convert_hf_to_gguf.py makes the file that "
-        "GGUF variants are quantized from. With it, models of architectures that quantline has no "
-        "table for can enter. DVC looks at the path alone: load again where its content changes.",
+        default=AUTO,
+        description="What makes the file that GGUF variants are quantized from. auto is quantline "
+        "itself for the families that it has a table of, and for all others the converter of the "
+        "llama.cpp that is installed; a path is a checkout of llama.cpp, or its "
+        "convert_hf_to_gguf.py, for every model; null is quantline's tables alone.",
     )
     watch: str = Field(
         description="The path whose change makes DVC load again; of a Hub model, the file in conf/ "

@@ -90,7 +90,7 @@ def load(model: Model, folder: Path) -> LoadedModel:
         folder: An empty folder.
 
     Raises:
-        StageError: As `fetch`, `verify`, `lora.merge` and the converter do.
+        StageError: As `fetch`, `verify` and `lora.merge` do.
     """
     fetched, source = fetch(model)
     plain = plain_source(fetched, folder)
@@ -118,12 +118,9 @@ def load(model: Model, folder: Path) -> LoadedModel:
         "source": source | {"adapter": model.adapter},
         "files": files,
         "transforms": transforms,
+        "converter": model.converter,  # of GGUF variants, which read it here
         **description,
         "versions": versions(*PACKAGES),
     }
-    if model.converter:
-        from quantline.ingest.llama_cpp_converter import convert
-
-        manifest["converted"] = convert(model.converter, folder)
     write_json(folder / "manifest.json", manifest)
     return LoadedModel(manifest, linked_by, tuple(notes_on(fetched, model, manifest)))

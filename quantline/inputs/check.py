@@ -113,7 +113,7 @@ class InputCheck:
     @cached_property
     def arch(self) -> Architecture | None:
         """Sizes and names, if they can be read."""
-        if self.folder is None or self.params.model.converter:
+        if self.folder is None:
             return None
         with self.findings.collecting():
             return architecture_from_config(read_json(self.folder / "config.json"))
@@ -212,7 +212,8 @@ class InputCheck:
         for name, recipe in self.params.recipes.items():
             if self.checkpoint is not None:
                 with self.findings.collecting(), _named(f"recipes.{name}"):
-                    self._warn(check_recipe(name, recipe, self.checkpoint))
+                    converter = self.params.model.converter
+                    self._warn(check_recipe(name, recipe, self.checkpoint, converter))
 
 
 @contextmanager

@@ -8,13 +8,16 @@ from quantline.errors import Failure, StageError
 from quantline.model.checkpoint import Checkpoint
 
 
-def check_recipe(name: str, recipe: Recipe, checkpoint: Checkpoint) -> str | None:
+def check_recipe(
+    name: str, recipe: Recipe, checkpoint: Checkpoint, converter: str | None
+) -> str | None:
     """Check a recipe against the names and shapes of a model's tensors.
 
     Args:
         name: Of the recipe.
         recipe: Its options.
         checkpoint: The model.
+        converter: As in params.yaml: what may make the tensors of its GGUF files.
 
     Returns:
         What makes the recipe fail by itself, while the others go on; None if nothing does.
@@ -24,13 +27,13 @@ def check_recipe(name: str, recipe: Recipe, checkpoint: Checkpoint) -> str | Non
             that is not there.
     """
     if isinstance(recipe, GgmlRecipe):
-        _check_overrides(recipe, checkpoint)
+        _check_overrides(recipe, checkpoint, converter)
     if isinstance(recipe, GroupedRecipe) and recipe.budget is None and recipe.group_size != -1:
         return _misfit(name, recipe.group_size, checkpoint)
     return None
 
 
-def _check_overrides(recipe: GgmlRecipe, checkpoint: Checkpoint) -> None:
+def _check_overrides(recipe: GgmlRecipe, checkpoint: Checkpoint, converter: str | None) -> None:
     path = recipe.importance_path
     if path is not None and not Path(path).is_file():
         raise StageError(
@@ -38,9 +41,12 @@ def _check_overrides(recipe: GgmlRecipe, checkpoint: Checkpoint) -> None:
             f"expected an importance matrix at {path}, found no such file; correct importance_file",
         )
     if getattr(recipe, "overrides", None):
+        from quantline.formats.gguf.source import has_own_table
         from quantline.recipes.tensor_types import check_overrides
 
-        check_overrides(recipe, checkpoint)
+        # The names in a converter's file are known once there is one.
+        if converter is None or has_own_table(checkpoint, converter):
+            check_overrides(recipe, checkpoint)
 
 
 def _misfit(name: str, size: int, checkpoint: Checkpoint) -> str | None:

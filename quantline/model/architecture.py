@@ -128,7 +128,7 @@ class Architecture:
             raise StageError(
                 Failure.UNSUPPORTED_ARCHITECTURE,
                 f"expected a tensor that {self.model_type} is known to have, found {name}; take "
-                "another format, or name llama.cpp's converter (model.converter)",
+                "another format, or model.converter=auto",
             )
         return parts[module]
 

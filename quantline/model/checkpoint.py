@@ -151,6 +151,10 @@ class Checkpoint:
         """Return the module whose weight a tensor is."""
         return name.removesuffix(".weight")
 
+    def has_rows_of_layer(self, name: str) -> bool:
+        """Return True: a tensor is its own layer's."""
+        return True
+
     def row_order(self, name: str) -> np.ndarray | None:
         """Return None: the rows are in the checkpoint's order."""
         return None

@@ -65,6 +65,9 @@ class TensorSource(Protocol):
     def layer_of(self, name: str) -> str | None:
         """Return the calibrated module whose weight a tensor is; None if that is not known."""
 
+    def has_rows_of_layer(self, name: str) -> bool:
+        """Whether a tensor has the rows of its layer's weight, each once, in whatever order."""
+
     def row_order(self, name: str) -> np.ndarray | None:
         """Return the checkpoint's rows in this source's order, int [rows]; None if it is the same.
 

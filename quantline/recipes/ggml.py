@@ -16,7 +16,7 @@ from quantline.methods.integer.rtn_numpy import round_to_nearest
 from quantline.methods.method import load_method
 from quantline.quantized.tensors import GgmlBlocks
 from quantline.recipes.context import QuantizationContext
-from quantline.recipes.fallback import say_how
+from quantline.recipes.fallback import KEY, say_how
 
 if TYPE_CHECKING:
     from quantline.recipes.ggml_curvature import CurvatureRounding
@@ -97,7 +97,10 @@ def quantize_tensor(
         "tokens": tokens,
         "importance": importance is not None,
     }
-    if curvature is not None and importance is not None:
+    if not ctx.tensor_types.is_expected(name) and ctx.arch.layer_index(name) is not None:
+        report |= unweighted(ctx, actual)
+    whole = ctx.source.has_rows_of_layer(name)
+    if curvature is not None and importance is not None and whole:
         data, extra = curvature.quantize(name, actual, importance)
         return GgmlBlocks(actual, data, tensor.shape), report | extra
     values = tensor if curvature is None else curvature.replaced.get(name, tensor)
@@ -109,7 +112,21 @@ def quantize_tensor(
         report |= diagonal_errors(ctx, layer, tensor, actual, data)
     if layer is not None and importance is not None:
         say_how(ctx, layer, report, None)
+        if curvature is not None:
+            report.setdefault(KEY, "rounded by importance alone: its rows are not those of a layer")
     return GgmlBlocks(actual, data, tensor.shape), report
+
+
+def unweighted(ctx: QuantizationContext, ggml_type: str) -> dict[str, str]:
+    """Return what the report says of a tensor that a converter made of other rows than a layer's.
+
+    Args:
+        ctx: With the recipe.
+        ggml_type: The type that the tensor has.
+    """
+    if ggml_type in FLOAT_TYPES or ctx.tensor_types.matrix is None:
+        return {}
+    return {KEY: "rounded as if all inputs mattered alike: its rows are none of a known layer"}
 
 
 def diagonal_errors(

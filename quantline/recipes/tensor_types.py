@@ -217,12 +217,22 @@ class TensorTypes:
                 f"expected an importance matrix for {gguf_name}, since {ggml_type} is garbage "
                 "without one, found none; set importance: true, or name an importance_file",
             )
-        if self.matrix and self.arch.layer_index(name) is not None:
+        if self.matrix and self.is_expected(name):
             raise StageError(
                 Failure.IMPORTANCE_MISSING,
                 f"expected an entry for {gguf_name} in {self._origin}, found none; make the "
                 "importance matrix again for this model, or set importance: false",
             )
+
+    def is_expected(self, name: str) -> bool:
+        """Whether an importance matrix has to have an entry for a tensor.
+
+        Of a converter's tensors calibration knows those alone whose rows are the checkpoint's.
+        """
+        if self.arch.layer_index(name) is None:
+            return False
+        known = not self.source.converted or self.source.layer_of(name) is not None
+        return known or self.recipe.importance_path is not None
 
     @property
     def _origin(self) -> str:

@@ -210,7 +210,8 @@ def test_llama_cpp_refuses_a_file_with(name, bundle):
 
 @pytest.mark.parametrize("name", GGUF)
 def test_gguf_checkpoint_refuses_a_converted_file_with(name, checkpoint):
-    from quantline.model.gguf_checkpoint import FILE, GgufCheckpoint
+    from quantline.model.gguf_checkpoint import FILE, GgufCheckpoint, conversion_folder
 
-    (checkpoint / FILE).write_bytes(GGUF[name])
+    conversion_folder(checkpoint).mkdir()
+    (conversion_folder(checkpoint) / FILE).write_bytes(GGUF[name])
     assert outcome(lambda: GgufCheckpoint(checkpoint)) != HARMLESS

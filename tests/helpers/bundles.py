@@ -73,6 +73,7 @@ def export(
         model=model,
         quantized=quantized,
         folder=folder,
+        check=lambda converted: None,
         smoke=lambda bundle, rows: TRACE | {"rows": rows},
         created_by="export-0123",
     )

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from quantline.ingest.llama_cpp_converter import SCRIPT, convert
+from quantline.formats.gguf.converter.conversion import conversion_of
+from quantline.formats.gguf.converter.release import SCRIPT
 from quantline.model.gguf_checkpoint import GgufCheckpoint
 from tests.helpers.models import place_model
 from tests.helpers.project import ROOT
@@ -93,7 +94,7 @@ def write_converter(folder: Path, change: str = "") -> str:
 
 
 def converted_copy(granite: Path, folder: Path, change: str = "") -> GgufCheckpoint:
-    """Copy a model to folder/model and put a converter's file into the copy.
+    """Copy a model to folder/model and put a converter's file beside the copy.
 
     Args:
         granite: The model.
@@ -102,5 +103,4 @@ def converted_copy(granite: Path, folder: Path, change: str = "") -> GgufCheckpo
     """
     copy = folder / "model"
     place_model(granite, copy)
-    convert(write_converter(folder / "checkout", change), copy)
-    return GgufCheckpoint(copy)
+    return conversion_of(copy, write_converter(folder / "checkout", change))

@@ -1,11 +1,12 @@
 """A converter's GGUF file beside a checkpoint, read as the model's tensors."""
 
+import gguf
 import numpy as np
 import pytest
 
 from quantline.errors import Failure, StageError
-from quantline.model.checkpoint import Checkpoint
-from quantline.model.gguf_checkpoint import GgufCheckpoint, source_for_gguf
+from quantline.formats.gguf.architectures import gguf_names, is_stacked
+from quantline.model.gguf_checkpoint import FILE, GgufCheckpoint
 from tests.helpers.granite import MULTIPLIERS, converted_copy
 
 
@@ -23,9 +24,11 @@ def converted(tmp_path_factory, granite) -> GgufCheckpoint:
 def test_row_order_is_found_by_the_rows_themselves(converted):
     checkpoint = converted.checkpoint
     matrices = 0
-    for name, source in converted.checkpoint_names.items():
-        if len(converted.shape(name)) > 1:
-            rows = checkpoint.tensor(source)[converted.row_order(name)]
+    for name in converted.names:
+        layer = converted.layer_of(name)
+        if layer is not None:
+            assert converted.has_rows_of_layer(name)
+            rows = checkpoint.tensor(f"{layer}.weight")[converted.row_order(name)]
             assert np.array_equal(rows, converted.tensor(name))
             matrices += 1
     assert matrices == 15  # seven layers of two blocks, and the embedding
@@ -34,19 +37,50 @@ def test_row_order_is_found_by_the_rows_themselves(converted):
     assert order[:3].tolist() == [0, 32, 1]
 
 
-def test_row_order_refuses_rows_that_the_converter_changed(granite, tmp_path):
+def test_layer_of_knows_nothing_of_rows_that_the_converter_changed(granite, tmp_path):
     change = "tensor = tensor * 2 if 'attn_v' in gguf_name else tensor"
     changed = converted_copy(granite, tmp_path, change)
-    with pytest.raises(StageError, match=r"rows of .*v_proj\.weight in blk\.0\.attn_v") as error:
-        changed.row_order("blk.0.attn_v.weight")
-    assert error.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
-    assert "take the method kquant" in str(error.value)
+    assert changed.layer_of("blk.0.attn_v.weight") is None
+    assert not changed.has_rows_of_layer("blk.0.attn_v.weight")
     assert changed.row_order("blk.0.attn_output.weight") is not None
+
+
+def test_row_order_refuses_rows_that_are_not_the_layers(converted):
+    v_proj = converted.note["origins"]["blk.1.attn_v.weight"]
+    converted.note["origins"]["blk.0.attn_v.weight"] = v_proj
+    with pytest.raises(StageError, match=r"rows of .*v_proj\.weight in blk\.0\.attn_v") as error:
+        converted.row_order("blk.0.attn_v.weight")
+    assert error.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    del converted.note
+
+
+def test_experts_of_one_tensor_are_tensors_of_their_own(granite, tmp_path):
+    """Their rows, types and importance are those of single experts."""
+    experts = np.arange(3 * 8 * 32, dtype=np.float32).reshape(3, 8, 32)
+    writer = gguf.GGUFWriter(tmp_path / FILE, "mixture")
+    writer.add_tensor("blk.1.ffn_up_exps.weight", experts)
+    writer.add_tensor("blk.1.ffn_up_exps.bias", experts[:, :, 0].copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    mixture = GgufCheckpoint(granite, tmp_path)
+    names = [f"blk.1.experts.{number}.ffn_up_exps.weight" for number in range(3)]
+    assert mixture.names == sorted(["blk.1.ffn_up_exps.bias", *names])
+    assert gguf_names(mixture)[names[2]] == "blk.1.ffn_up_exps.weight"
+    assert mixture.shape(names[2]) == (8, 32)
+    assert np.array_equal(mixture.tensor(names[2]), experts[2])
+    assert mixture.arch.layer_index(names[2]) == 1
+    assert is_stacked(names)
+    mixture.write_copy(tmp_path / "copy.gguf", {"mixture.expert_gating_func": 2}, widened=True)
+    copy = gguf.GGUFReader(tmp_path / "copy.gguf")
+    assert np.array_equal(copy.tensors[0].data, experts)
+    assert copy.fields["mixture.expert_gating_func"].contents() == 2
 
 
 def test_layer_of_finds_the_calibrated_layer(converted):
     assert converted.layer_of("blk.0.attn_q.weight") == "model.layers.0.self_attn.q_proj"
-    assert converted.layer_of("output_norm.weight") == "model.norm"
+    assert converted.layer_of("output_norm.weight") is None
     assert converted.layer_of("rope_freqs.weight") is None
 
 
@@ -67,11 +101,3 @@ def test_keeps_float32_is_true_where_the_converter_widened_a_tensor(converted):
     assert not converted.keeps_float32("blk.0.attn_q.weight")
     assert converted.raw("blk.0.attn_q.weight").dtype.itemsize == 2
     assert converted.optional("output.weight") is None
-
-
-def test_source_for_gguf_takes_the_converters_file_where_there_is_one(
-    converted, granite, tiny_model
-):
-    assert isinstance(source_for_gguf(converted.folder), GgufCheckpoint)
-    assert isinstance(source_for_gguf(granite), Checkpoint)
-    assert source_for_gguf(tiny_model).arch.model_type == "llama"

@@ -5,7 +5,7 @@ Exporting a GGUF variant imports neither torch nor transformers.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quantline.config.containers import CONTAINERS
 from quantline.config.variants import Variant
@@ -18,7 +18,11 @@ from quantline.formats.container import load_container
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
 
+if TYPE_CHECKING:
+    from quantline.model.gguf_checkpoint import GgufCheckpoint
+
 Smoke = Callable[[Path, int], dict[str, Any]]
+Check = Callable[["GgufCheckpoint"], None]
 
 
 def export_bundle(
@@ -27,6 +31,7 @@ def export_bundle(
     model: Path,
     quantized: QuantizedModel,
     folder: Path,
+    check: Check,
     smoke: Smoke,
     created_by: str,
 ) -> dict[str, Any]:
@@ -38,6 +43,8 @@ def export_bundle(
         model: The unquantized model, as load made it.
         quantized: The weights of the variant's recipe.
         folder: An empty folder for the bundle.
+        check: Called with a source that llama.cpp's converter made; refuses one whose logits are
+            not the checkpoint's.
         smoke: Called with the folder and the number of rows of the embedding once the files are
             there; tries the bundle in its runtime and returns the content of smoke.json.
         created_by: Names the run, for the manifest.
@@ -47,11 +54,13 @@ def export_bundle(
 
     Raises:
         StageError: missing_file (reason export_artifact_missing), if there is no model; as the
-            container's `write`, `check_container` and `smoke` do.
+            container's `open_source` and `write`, `check`, `check_container` and `smoke` do.
     """
     loaded = _manifest_of_model(model)
     container = load_container(variant.format)
     source = container.open_source(model)
+    if source.converted:
+        check(source)
     requested = container.write(source, quantized, folder, variant)
     recipe = quantized.report["recipe"]
     fail_on_substitution = recipe["substitution"] == "fail"
@@ -119,7 +128,7 @@ def transforms(
     """
     steps = list(loaded["transforms"])
     if source.converted:
-        steps.append(loaded["converted"])
+        steps.append(cast("GgufCheckpoint", source).step)
     steps += quantized.report["transforms"]
     steps.append({"step": "export", **variant.model_dump(mode="json")})
     for pair in substituted:

@@ -13,6 +13,7 @@ import numpy as np
 from quantline.errors import Failure, StageError
 from quantline.model.architecture import Architecture
 from quantline.model.family import FAMILIES, GgufFamily
+from quantline.model.gguf_checkpoint import GgufCheckpoint
 from quantline.model.tensor_source import TensorSource
 
 EXPERTS = ".experts."  # in the names of tensors that one tensor of the file holds together
@@ -29,8 +30,8 @@ def gguf_family(arch: Architecture) -> GgufFamily:
         known = sorted(name for name, known_family in FAMILIES.items() if known_family.gguf)
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected a model among {', '.join(known)} for GGUF, found {arch.model_type}; choose "
-            "another format, or name your checkout of llama.cpp as model.converter",
+            f"expected a model among {', '.join(known)} for GGUF, found {arch.model_type}; take "
+            "model.converter=auto, or another format",
         )
     return family
 
@@ -44,8 +45,8 @@ def gguf_names(source: TensorSource) -> dict[str, str]:
         StageError: unsupported_architecture, also for a model that llama.cpp would compute
             otherwise.
     """
-    if source.converted:
-        return {name: name for name in source.names}
+    if isinstance(source, GgufCheckpoint):
+        return {name: part.tensor for name, part in source.parts.items()}
     arch = source.arch
     family = gguf_family(arch)
     problems = [

@@ -1,6 +1,7 @@
 """GGUF, written tensor by tensor with the gguf package.
 
-There is no 16-bit file in between, and no converter unless the user names one.
+There is no 16-bit file in between, but for models that quantline has no table for: llama.cpp's
+converter makes it.
 """
 
 import json
@@ -27,6 +28,7 @@ from quantline.formats.gguf.architectures import (
 from quantline.formats.gguf.rope import Rope
 from quantline.formats.gguf.serve import serve_text
 from quantline.formats.gguf.settings import limits, write_settings
+from quantline.formats.gguf.source import source_for_gguf
 from quantline.formats.gguf.special_tokens import keys_of_more_ends, metadata_of_fields
 from quantline.formats.gguf.tensors import (
     bytes_of_tensor,
@@ -36,7 +38,7 @@ from quantline.formats.gguf.tensors import (
     values_of_tensor,
 )
 from quantline.formats.gguf.vocabulary import model_name, write_vocabulary
-from quantline.model.gguf_checkpoint import GgufCheckpoint, source_for_gguf
+from quantline.model.gguf_checkpoint import GgufCheckpoint
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
 from quantline.text.tokenizer import Tokenizer
@@ -44,13 +46,14 @@ from quantline.text.tokenizer import Tokenizer
 FILE = "model.gguf"
 FILES = "model*.gguf"  # that file, or those of a split model, which sort by their number
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+SETTING_BYTES = 128  # of a setting that is found when a converter's file is tried
 
 
 class GgufContainer(Container[TensorSource]):
     """GGUF, made of a checkpoint or of the file that a converter made of one."""
 
     def open_source(self, model: Path) -> TensorSource:
-        """Open the converter's file if there is one, else the checkpoint."""
+        """Open the checkpoint, or the converter's file of it (see source.py)."""
         return source_for_gguf(model)
 
     def write(
@@ -163,6 +166,8 @@ def header_bytes(source: TensorSource, report: dict[str, Any]) -> int:
         _write_header(writer, rope)
         writer.close()
         size = path.stat().st_size + ALIGNMENT
+    if source.converted:
+        size += SETTING_BYTES
     return size + sum(padded_size(values.nbytes) for values in rope.tensors.values())
 
 
@@ -191,12 +196,12 @@ def _open_writer(
     rope = write_settings(writer, source)
     _write_provenance(writer, report, float_type)
     tokenizer = Tokenizer(source.folder)
-    if isinstance(source, GgufCheckpoint):  # its file has name and tokenizer among its settings
+    writer.add_name(model_name(tokenizer, report["recipe"]["name"]))
+    if isinstance(source, GgufCheckpoint):  # its file has the tokenizer among its settings
         for key, token_id in keys_of_more_ends(tokenizer).items():
             if key not in source.fields:
                 writer.add_uint32(key, token_id)
     else:
-        writer.add_name(model_name(tokenizer, report["recipe"]["name"]))
         write_vocabulary(writer, tokenizer, source.shape(source.arch.embedding)[0])
     return writer, rope
 

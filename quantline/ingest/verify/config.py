@@ -54,8 +54,7 @@ def check_config(folder: Path, converter: str | None = None) -> Architecture:
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"expected model_type among {', '.join(FAMILIES)}, found {model_type!r} in "
-            "config.json; take another model, or name your checkout of llama.cpp, whose "
-            "converter may know it: model.converter=/path/to/llama.cpp",
+            "config.json; take another model, or model.converter=auto",
         )
     return architecture_from_config(config)
 

@@ -13,7 +13,7 @@ from quantline.errors import Failure, Reason, StageError
 from quantline.formats.bundle.export import container_packages, summarize, transforms
 from quantline.formats.bundle.manifest import check_bundle
 from quantline.model.checkpoint import Checkpoint
-from quantline.model.gguf_checkpoint import GgufCheckpoint
+from quantline.model.gguf_checkpoint import GgufCheckpoint, conversion_folder
 from tests.helpers.bundles import NONE, RTN, TRACE, export, loaded_model, store_of
 from tests.helpers.project import ROOT
 from tests.helpers.variants import variant, write_variant
@@ -136,12 +136,17 @@ def test_transforms_names_the_converter_of_a_converted_source(tmp_path, model):
     quantized = store_of(tmp_path / "q", model, NONE)
     folder = loaded_model(tmp_path / "m", model.parent / "model")
     write_variant("gguf", tmp_path / "gguf", Checkpoint(folder), quantized)
-    (tmp_path / "gguf/model.gguf").rename(folder / "converted.gguf")
-    loaded = {"transforms": [], "converted": {"step": "convert"}}
+    beside = conversion_folder(folder)
+    beside.mkdir()
+    (tmp_path / "gguf/model.gguf").rename(beside / "converted.gguf")
+    (beside / "conversion.json").write_text('{"step": {"step": "convert"}}')
+    (beside / "logits.json").write_text('{"mean_kld": 0}')
+    loaded = {"transforms": []}
     exported = variant("gguf")
     source = GgufCheckpoint(folder)
     steps = transforms(source, loaded, quantized, exported, [])
     assert [step["step"] for step in steps] == ["convert", "export"]
+    assert steps[0]["logits"] == {"mean_kld": 0}
     steps = transforms(Checkpoint(folder), loaded, quantized, exported, [])
     assert [step["step"] for step in steps] == ["export"]
 

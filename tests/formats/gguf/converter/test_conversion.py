@@ -1,4 +1,4 @@
-"""Models without a table come in through a converter that the user names."""
+"""GGUF of models without a table, by a converter."""
 
 import json
 import shutil
@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from quantline.config.compose import load_params
+from quantline.config.texts import Limits
 from quantline.errors import StageError
+from quantline.formats.gguf.converter import conversion, script
+from quantline.formats.gguf.converter.conversion import conversion_of
+from quantline.formats.gguf.converter.release import SCRIPT
 from quantline.formats.gguf.imatrix import read_importance
-from quantline.ingest import llama_cpp_converter
+from quantline.formats.gguf.source import source_for_gguf
 from quantline.model.checkpoint import Checkpoint
-from quantline.model.gguf_checkpoint import FILE
+from quantline.model.gguf_checkpoint import FILE, conversion_folder
+from quantline.runtimes import converted_logits
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.granite import MULTIPLIERS, converted_copy, write_converter
 from tests.helpers.llama_quantize import quantize as quantize_with_llama_cpp
@@ -80,10 +85,12 @@ def test_convert_leads_from_a_checkpoint_to_figures(ready, granite, tmp_path):
     # The manifest names the converter, and the file has the settings that it wrote.
     manifest = read_json(bundles["gguf-q4_k_m"] / "manifest.json")
     step = next(step for step in manifest["transforms"] if step["step"] == "convert")
-    assert step["path"] == str(tmp_path / "checkout" / llama_cpp_converter.SCRIPT)
+    assert step["path"] == str(tmp_path / "checkout" / SCRIPT)
     assert len(step["sha256"]) == 64
     assert step["outtype"] == "bf16"
     assert step["commit"] is None
+    assert step["logits"]["dtype"] == "F32"
+    assert step["logits"]["mean_kld"] < 1e-6
     fields = gguf.GGUFReader(bundles["gguf-q4_k_m"] / "model.gguf").fields
     assert fields["granite.logit_scale"].contents() == 4.0
     assert "quantline.recipe" in fields
@@ -93,7 +100,7 @@ def test_convert_leads_from_a_checkpoint_to_figures(ready, granite, tmp_path):
     importance = {name: entry.values() for name, entry in matrix.entries.items()}
     assert len(importance) == 14
     target = tmp_path / "theirs.gguf"
-    converted = ready.root / "artifacts/model" / FILE
+    converted = ready.root / "artifacts/model-gguf" / FILE
     status, log = quantize_with_llama_cpp(
         converted, target, "Q4_K_M", importance, {"attn_v": "Q8_0"}
     )
@@ -118,7 +125,7 @@ def test_convert_gives_the_converter_no_more_of_the_environment_than_it_needs(
     names = set((tmp_path / "checkout/environment").read_text().split())
     assert names
     assert names - {"LC_CTYPE"} <= {
-        *llama_cpp_converter.ENVIRONMENT,
+        *script.ENVIRONMENT,
         "HF_HUB_OFFLINE",
         "PYTHONNOUSERSITE",
         "PYTHONDONTWRITEBYTECODE",
@@ -130,15 +137,11 @@ FAILURES = {
     "exits": (
         "sys.exit('no idea what a ' + gguf_name + ' is')",
         "converter_failed",
-        "exit code 1; take a newer checkout of llama.cpp, or add to config.json a key that the "
-        "script asks for; its last words: no idea what a",
+        "exit code 1: it does not know this model, or config.json lacks a key that it asks for; "
+        "take another format, or a newer checkout of llama.cpp (model.converter); its last words: "
+        "no idea what a",
     ),
     "writes nothing": ("sys.exit(0)", "converter_failed", "no file written"),
-    "wrong shape": (
-        "tensor = tensor[:, :128] if 'ffn_up' in gguf_name else tensor",
-        "converter_failed",
-        "blk.0.ffn_up.weight (512, 256), as model.layers.0.mlp.up_proj.weight is, found (512, 128)",
-    ),
     "short embedding": (
         "tensor = tensor[:300] if 'embd' in gguf_name else tensor",
         "converter_failed",
@@ -182,37 +185,81 @@ def test_convert_names_what_a_converter_did_wrong(case, granite, tmp_path):
     assert words in str(error.value)
 
 
+def test_conversion_of_keeps_nothing_of_a_conversion_that_failed(granite, tmp_path):
+    with pytest.raises(StageError):
+        converted_copy(granite, tmp_path, FAILURES["exits"][0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "model"]
+
+
+def test_conversion_of_converts_once_for_what_stays_the_same(granite, tmp_path, monkeypatch):
+    first = converted_copy(granite, tmp_path)
+    checkout = str(tmp_path / "checkout")
+    runs = []
+    run_script = conversion.run_script
+    monkeypatch.setattr(
+        conversion, "run_script", lambda *given: runs.append(given) or run_script(*given)
+    )
+    assert conversion_of(first.folder, checkout).stamp() == first.stamp()
+    assert not runs
+    before = first.note["step"]
+    write_converter(tmp_path / "checkout", "tensor = tensor * 1")
+    assert conversion_of(first.folder, checkout).note["step"]["sha256"] != before["sha256"]
+    assert len(runs) == 1
+
+
+# A change of one tensor → whether it is noticed: one that changes nothing is not.
+CHANGES = {
+    "tensor = tensor * np.float32(1.02) if gguf_name == 'blk.1.attn_norm.weight' else tensor": True,
+    "tensor = tensor * 1": False,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_check_logits_notices_one_changed_tensor(change, granite, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        converted_logits,
+        "call_in_child",
+        lambda function, arguments, limits, label: converted_logits.compare(**arguments),
+    )
+    converted = converted_copy(granite, tmp_path, change)
+    if not CHANGES[change]:
+        converted_logits.check_logits(converted, Limits(), 1)
+        assert converted.step["logits"]["relative_error"] < 1e-4
+        return
+    for _ in range(2):  # what was measured is kept
+        with pytest.raises(StageError) as error:
+            converted_logits.check_logits(converted, Limits(), 1)
+        assert error.value.failure == "converter_failed"
+        assert "llama.cpp computes another model" in str(error.value)
+
+
+def test_check_logits_names_a_file_that_llama_cpp_does_not_load(granite, tmp_path):
+    change = "tensor = tensor[:, :128] if 'ffn_up' in gguf_name else tensor"
+    converted = converted_copy(granite, tmp_path, change)
+    with pytest.raises(StageError) as error:
+        converted_logits.compare(str(converted.folder), 1)
+    assert error.value.failure == "converter_failed"
+    assert "expected llama.cpp's converter to make a file that llama.cpp loads" in str(error.value)
+
+
 def test_provenance_is_another_when_a_part_of_the_converter_changes(tmp_path):
-    script = llama_cpp_converter.find_script(write_converter(tmp_path / "checkout"))
-    first = llama_cpp_converter.provenance(script)
-    assert (first["path"], first["commit"]) == (str(script), None)
-    part = script.parent / "conversion/granite.py"
+    path = script.find_script(write_converter(tmp_path / "checkout"))
+    first = script.provenance(path)
+    assert (first["path"], first["commit"]) == (str(path), None)
+    part = path.parent / "conversion/granite.py"
     part.parent.mkdir()
     part.write_text("MODELS = []\n")
-    assert llama_cpp_converter.provenance(script)["sha256"] != first["sha256"]
+    assert script.provenance(path)["sha256"] != first["sha256"]
 
 
-def test_load_leaves_nothing_of_a_conversion_that_failed(ready, tmp_path, capsys):
-    write_converter(tmp_path / "checkout", FAILURES["exits"][0])
-    with pytest.raises(SystemExit):
-        ready.stage("load")
-    assert "load: load_rejected (converter_failed): expected " in capsys.readouterr().err
-    assert list((ready.root / "artifacts").iterdir()) == []
-
-
-def test_load_names_a_missing_converter(ready, tmp_path, capsys):
+def test_a_missing_converter_fails_gguf_alone(ready, tmp_path, capsys):
     shutil.rmtree(tmp_path / "checkout")
-    with pytest.raises(SystemExit):
-        ready.stage("load")
-    assert (
-        "load_rejected (missing_file): expected a checkout of llama.cpp with convert_hf_to_gguf.py"
-    ) in capsys.readouterr().err
-
-
-def test_load_points_to_converters_where_none_is_named(ready, capsys):
-    ready.compose("model.converter=null")
-    with pytest.raises(SystemExit):
-        ready.stage("load")
-    message = capsys.readouterr().err
-    assert "(unsupported_architecture)" in message
-    assert "model.converter=/path/to/llama.cpp" in message
+    ready.stage("load")
+    assert not conversion_folder(ready.root / "artifacts/model").exists()
+    assert read_json(ready.root / "artifacts/model/manifest.json")["converter"] == str(
+        tmp_path / "checkout"
+    )
+    with pytest.raises(StageError) as error:
+        source_for_gguf(ready.root / "artifacts/model")
+    assert error.value.failure == "missing_file"
+    assert "expected a checkout of llama.cpp with convert_hf_to_gguf.py" in str(error.value)
