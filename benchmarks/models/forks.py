@@ -1,0 +1,79 @@
+"""Forks in place of the fresh processes in which stages try and measure a bundle.
+
+A fresh process imports for seconds what a fork has already. What native code brings down is a fork
+here too, and is named in the same way.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from quantline.errors import Failure, StageError
+from quantline.files import read_json, write_json
+from quantline.run import worker
+from quantline.run.child_process import result_of
+
+CALLERS = ("stages.smoke", "stages.evaluate")
+LONGEST = 240  # seconds
+
+
+@contextmanager
+def forks_for_processes() -> Iterator[None]:
+    """Let the stages call functions in forks, in this block."""
+    patches = [mock.patch(f"{module}.call_in_child", call_in_fork) for module in CALLERS]
+    for patch in patches:
+        patch.start()
+    yield
+    for patch in patches:
+        patch.stop()
+
+
+def call_in_fork(
+    function: str, arguments: dict[str, Any], limits: Any, label: str, python: str | None = None
+) -> dict[str, Any]:
+    """Do what quantline/run/child_process.py does, with LONGEST in place of the limits.
+
+    Raises:
+        StageError: What the function raises; timed_out, runtime_crashed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        call = Path(folder) / "call.json"
+        answer = Path(folder) / "answer.json"
+        write_json(call, {"function": function, "arguments": arguments})
+        child = os.fork()
+        if not child:
+            _answer(call, answer)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == -signal.SIGALRM:
+            raise StageError(
+                Failure.TIMED_OUT, f"expected {label} to end within {LONGEST} s, and it went on"
+            )
+        if code:
+            raise StageError(
+                Failure.RUNTIME_CRASHED,
+                f"expected {label} to end well, and it ended with code {code}",
+            )
+        return result_of(read_json(answer))
+
+
+def _answer(call: Path, answer: Path) -> None:
+    """Answer a call and end this process."""
+    code = 1
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LONGEST)
+        worker.main(call, answer)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
