@@ -147,10 +147,12 @@ class Architecture:
         shared_heads = self.heads != self.kv_heads
         prefix = self.prefix(layer)
         groups = []
-        for linears, before in self.block(layer).inputs:
-            foldable = None if shared_heads and before == VALUE else before
-            for number in range(self.experts if "*" in linears[0] else 1):
-                names = tuple(prefix + name.replace("*", str(number)) for name in linears)
+        for group in self.block(layer).inputs:
+            foldable = None if shared_heads and group.before == VALUE else group.before
+            is_norm = foldable is not None and foldable not in self.block(layer).linears
+            offset = self.family.norm_offset if is_norm else 0.0
+            for number in range(self.experts if "*" in group.linears[0] else 1):
+                names = tuple(prefix + name.replace("*", str(number)) for name in group.linears)
                 target = prefix + foldable.replace("*", str(number)) if foldable else None
-                groups.append(InputGroup(names, target))
+                groups.append(InputGroup(names, target, offset))
         return groups

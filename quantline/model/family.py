@@ -53,12 +53,14 @@ class InputGroup(NamedTuple):
 
     Attributes:
         linears: Their module names.
-        before: The module before them that scales of that tensor can be folded into; None if
-            there is none.
+        before: The module before them that scales of that tensor can be folded into, a norm or a
+            linear layer; None if there is none.
+        norm_offset: What a norm before them adds to its weight before it multiplies.
     """
 
     linears: tuple[str, ...]
     before: str | None = None
+    norm_offset: float = 0.0
 
 
 @dataclass(frozen=True)

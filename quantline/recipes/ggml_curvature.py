@@ -73,7 +73,9 @@ def search_input_scaling(ctx: QuantizationContext, layer: int) -> InputScaling:
     what it is in the source, and so does all that would have to be scaled with it.
     """
     scaling = InputScaling()
-    for linears, before in reversed(ctx.arch.input_groups(layer)):
+    for group in reversed(ctx.arch.input_groups(layer)):
+        linears = group.linears
+        before = group.before
         if before is None:
             continue
         is_norm = before not in ctx.calibration.layers
@@ -99,7 +101,8 @@ def search_input_scaling(ctx: QuantizationContext, layer: int) -> InputScaling:
             scaling.input_scales[name] = scale_values
         if not is_norm:
             scaling.row_divisors[before] = scale_values
-        scaling.tensors |= divided_tensors(ctx, before, scale_values, is_norm)
+        offset = group.norm_offset if is_norm else None
+        scaling.tensors |= divided_tensors(ctx.source, before, scale_values, offset)
         step = {"step": "fold_scales", "into": before, "of": list(linears), "reach": strength}
         scaling.transforms.insert(0, step)
     return scaling

@@ -22,6 +22,7 @@ from quantline.methods.method import (
     scale_hessian,
 )
 from quantline.model.family import InputGroup
+from quantline.model.tensor_source import TensorSource
 from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import attempt, say_how
@@ -131,7 +132,9 @@ def search_block_scales(ctx: QuantizationContext, groups: list[InputGroup]) -> B
         check_size(name, weight)
     block = BlockScales(weights)
     unscaled = linears_without_scales(groups)
-    for linears, before in reversed(groups):
+    for group in reversed(groups):
+        linears = group.linears
+        before = group.before
         if before is None:
             continue
         method: InputScalingMethod[Any, Any] = ctx.method_of(linears[0])
@@ -170,7 +173,7 @@ def _powers_of_two(
 
 
 def divided_tensors(
-    ctx: QuantizationContext, before: str, scales: np.ndarray, is_norm: bool
+    source: TensorSource, before: str, scales: np.ndarray, norm_offset: float | None
 ) -> dict[str, np.ndarray]:
     """Return what makes up for the scales of an input in the module before it.
 
@@ -178,20 +181,20 @@ def divided_tensors(
     that is done.
 
     Args:
-        ctx: The model.
+        source: The tensors of the model.
         before: The module.
         scales: float32 [in].
-        is_norm: Whether it is a norm, and no linear layer.
+        norm_offset: What it adds to its weight, if it is a norm; None for a linear layer.
 
     Returns:
         {tensor: values} of a norm's weight and of a bias, if there is one, float32.
     """
     tensors = {}
-    if is_norm:
-        offset = np.float32(ctx.arch.family.norm_offset)
-        weight = ctx.source.tensor(f"{before}.weight")
+    if norm_offset is not None:
+        offset = np.float32(norm_offset)
+        weight = source.tensor(f"{before}.weight")
         tensors[f"{before}.weight"] = (weight + offset) / scales - offset
-    bias = ctx.source.optional(f"{before}.bias")
+    bias = source.optional(f"{before}.bias")
     if bias is not None:
         tensors[f"{before}.bias"] = bias / scales
     return tensors
@@ -202,6 +205,7 @@ def _fold_scales(
 ) -> list[dict[str, Any]]:
     """Give the writer the tensors that scales are folded into; return the steps of the manifest."""
     unscaled = linears_without_scales(groups)
+    offsets = {group.before: group.norm_offset for group in groups}
     steps = []
     for before, (linears, strength) in reversed(block.folded.items()):
         step: dict[str, Any] = {
@@ -214,8 +218,8 @@ def _fold_scales(
             step["powers_of_two"] = True
         steps.append(step)
         scales = block.input_scales[linears[0]].cpu().numpy()
-        tensors = divided_tensors(ctx, before, scales, before not in block.weights)
-        for name, values in tensors.items():
+        offset = None if before in block.weights else offsets[before]
+        for name, values in divided_tensors(ctx.source, before, scales, offset).items():
             ctx.writer.add_override(name, values)
     return steps
 

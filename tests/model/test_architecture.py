@@ -6,8 +6,9 @@ import pytest
 
 from quantline.errors import Failure, StageError
 from quantline.model.checkpoint import Checkpoint
-from quantline.model.family import FAMILIES
+from quantline.model.family import FAMILIES, InputGroup
 from quantline.model.read_architecture import architecture_from_config
+from tests.helpers.families import SIZES
 
 
 def test_architecture_of_a_tied_model_with_shared_keys(tiny_model):
@@ -65,10 +66,21 @@ def test_input_groups_name_what_scales_can_be_folded_into(tiny_model, tiny_narro
     narrow = Checkpoint(tiny_narrow).arch
     assert not narrow.tied
     assert narrow.head == "lm_head.weight"
-    assert narrow.input_groups(0)[1] == (
+    assert narrow.input_groups(0)[1] == InputGroup(
         ("model.layers.0.self_attn.o_proj",),
         "model.layers.0.self_attn.v_proj",
     )
+
+
+def test_input_groups_have_the_offset_of_norms_alone(make_model, tmp_path):
+    arch = Checkpoint(make_model(tmp_path / "model", "gemma2", **SIZES["gemma2"])).arch
+    offsets = {group.before: group.norm_offset for group in arch.input_groups(0)}
+    assert offsets == {
+        "model.layers.0.input_layernorm": 1.0,
+        None: 0.0,  # o_proj: heads of v are shared
+        "model.layers.0.pre_feedforward_layernorm": 1.0,
+        "model.layers.0.mlp.up_proj": 0.0,
+    }
 
 
 def test_architecture_from_config_reads_a_rotated_share_by_its_older_name(make_model, tmp_path):

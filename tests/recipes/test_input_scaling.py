@@ -119,14 +119,12 @@ def test_divided_tensors_make_up_for_the_scales_with_a_norms_offset(dense):
     norm = f"{dense.arch.prefix(0)}input_layernorm"
     scales = np.linspace(0.5, 2, 64, dtype=np.float32)
     weight = dense.source.tensor(f"{norm}.weight")
-    tensors = divided_tensors(dense, norm, scales, is_norm=True)
+    tensors = divided_tensors(dense.source, norm, scales, 0.0)
     assert list(tensors) == [f"{norm}.weight"]
     assert np.array_equal(tensors[f"{norm}.weight"], weight / scales)
-    family = replace(dense.arch.family, norm_offset=1.0)
-    shifted = replace(dense, arch=replace(dense.arch, family=family))
-    values = divided_tensors(shifted, norm, scales, is_norm=True)[f"{norm}.weight"]
+    values = divided_tensors(dense.source, norm, scales, 1.0)[f"{norm}.weight"]
     assert np.allclose((1 + values) * scales, 1 + weight, rtol=1e-5)
-    assert not divided_tensors(dense, norm, scales, is_norm=False)  # and there is no bias
+    assert not divided_tensors(dense.source, norm, scales, None)  # and there is no bias
 
 
 def test_quantize_block_refuses_a_family_that_scales_can_be_folded_nowhere(dense):

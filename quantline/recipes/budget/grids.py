@@ -65,9 +65,9 @@ class GridPlan:
         """Return item → its layers."""
         linears_of_items: dict[str, list[str]] = {}
         for layer in range(self.ctx.arch.layers):
-            for linears, _ in self.ctx.arch.input_groups(layer):
-                item = re.sub(r"\.experts\..*", ".experts", linears[0])
-                linears_of_items.setdefault(item, []).extend(linears)
+            for group in self.ctx.arch.input_groups(layer):
+                item = re.sub(r"\.experts\..*", ".experts", group.linears[0])
+                linears_of_items.setdefault(item, []).extend(group.linears)
         return linears_of_items
 
     def _bytes_per_number(self, name: str) -> int:

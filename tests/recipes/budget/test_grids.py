@@ -63,7 +63,8 @@ def test_grid_plan_gives_layers_that_read_one_input_one_grid(ready, tmp_path):
     assert 0 < step["predicted"] < 1.05 * step["predicted_without"]
     groups = Checkpoint(MODEL).arch.input_groups(1)
     assert len(groups) == 4
-    for linears, _ in groups:
+    for group in groups:
+        linears = group.linears
         assert {grid_of(layers[name]) for name in linears} == {grids[linears[0]]}
     assert len(set(grids.values())) > 1
     uniform = quantize(ready, "gptq-w4g128")

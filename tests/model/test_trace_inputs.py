@@ -1,0 +1,380 @@
+"""What feeds what in a block, found by running it; and what looks like a pair, and is none."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from quantline.model.family import InputGroup
+from quantline.model.fold_test import FoldTest
+from quantline.model.trace_inputs import TracedInputs, find_input_groups, shared_modules
+
+WIDTH = 16
+INNER = 24
+TOKENS = 12
+
+
+class Norm(nn.Module):
+    """An RMS norm that multiplies by its weight plus an offset."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        super().__init__()
+        self.offset = offset
+        self.weight = nn.Parameter(1 - offset + torch.randn(WIDTH) / 4)
+
+    def forward(self, x):
+        return x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * (self.offset + self.weight)
+
+
+class Block(nn.Module):
+    """A gated feed-forward half of a block, and what can be wrong with one."""
+
+    def __init__(self, offset: float = 0.0, count: int = 1) -> None:
+        super().__init__()
+        self.norm = Norm(offset)
+        self.gate = nn.Linear(WIDTH, INNER)
+        self.up = nn.Linear(WIDTH, INNER)
+        self.down = nn.Linear(INNER, WIDTH, bias=False)
+
+    def forward(self, x):
+        read = self.norm(x)
+        return x + self.down(self.between(nn.functional.silu(self.gate(read)), self.up(read)))
+
+    def between(self, gate, up):
+        return gate * up
+
+
+class Clamped(Block):
+    """No value of these tokens reaches the limit."""
+
+    def between(self, gate, up):
+        return gate * up.clamp(-50, 50)
+
+
+class ReadElsewhere(Block):
+    """What the norm gives goes around the layers as well."""
+
+    def forward(self, x):
+        return super().forward(x) + self.norm(x).tanh()
+
+
+class ReadByConvolution(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(WIDTH, WIDTH, 1)
+
+    def forward(self, x):
+        read = self.norm(x)
+        out = self.down(nn.functional.silu(self.gate(read)) * self.up(read))
+        return x + out + self.convolution(read.T).T.sigmoid()
+
+
+class ReadInVain(Block):
+    """What the norm gives also goes where nothing comes of it in this run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = nn.Conv1d(WIDTH, WIDTH, 1)
+        nn.init.zeros_(self.side.weight)
+
+    def forward(self, x):
+        read = self.norm(x)
+        out = self.down(nn.functional.silu(self.gate(read)) * self.up(read))
+        return x + out + self.side(read.T).T
+
+
+class Kept(Block):
+    """Later blocks read what up gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["cache"] = {}
+
+    def between(self, gate, up):
+        self.cache["up"] = up.view(-1)
+        return gate * up
+
+
+class UsedTwice(Block):
+    """The weight of a layer is used without the layer."""
+
+    def forward(self, x):
+        return super().forward(x) + nn.functional.linear(x, self.up.weight).mean(-1, keepdim=True)
+
+
+class Normalized(Block):
+    """Between up and down is a norm without a weight."""
+
+    def between(self, gate, up):
+        return nn.functional.layer_norm(gate * up, (INNER,))
+
+
+class Copied(Block):
+    """Its layers read copies and other shapes of one tensor."""
+
+    def forward(self, x):
+        read = self.norm(x)
+        gate = self.gate(read.view(2, -1, WIDTH)).view(-1, INNER)
+        return x + self.down(nn.functional.silu(gate) * self.up(read.clone()))
+
+
+class Written(Block):
+    """The memory that its layers read is written to between them."""
+
+    def forward(self, x):
+        read = self.norm(x)
+        gate = nn.functional.silu(self.gate(read))
+        return x + self.down(gate * self.up(read.add_(1)))
+
+
+class Loud(Block):
+    """It never returns the same twice."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.rand(1)
+
+
+class Untraceable(Block):
+    """It asks for the memory of a tensor, which a tensor without memory has not."""
+
+    def forward(self, x):
+        from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+        if _get_current_dispatch_mode() is not None:
+            raise RuntimeError("no mode can be active here")
+        return super().forward(x)
+
+
+class Attention(nn.Module):
+    """Four heads of queries on some heads of values."""
+
+    def __init__(self, kv_heads: int) -> None:
+        super().__init__()
+        self.kv_heads = kv_heads
+        self.norm = Norm(1.0)
+        self.q = nn.Linear(WIDTH, WIDTH)
+        self.k = nn.Linear(WIDTH, 4 * kv_heads)
+        self.v = nn.Linear(WIDTH, 4 * kv_heads)
+        self.o = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        read = self.norm(x)
+        q, k, v = (
+            layer(read).view(len(x), -1, 4).transpose(0, 1)[None]
+            for layer in (self.q, self.k, self.v)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return x + self.o(mixed[0].transpose(0, 1).reshape(len(x), -1))
+
+
+class Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, INNER)
+        self.up = nn.Linear(WIDTH, INNER)
+        self.down = nn.Linear(INNER, WIDTH)
+
+    def forward(self, x):
+        return self.down(nn.functional.silu(self.gate(x)) * self.between(self.up(x)))
+
+    def between(self, up):
+        return up
+
+
+class BentExpert(Expert):
+    def between(self, up):
+        return up.tanh()
+
+
+class Mixture(nn.Module):
+    """Experts behind a router that is a linear layer; only the first ones are chosen."""
+
+    def __init__(self, count: int = 4, used: int = 2, sends: bool = True) -> None:
+        super().__init__()
+        self.norm = Norm()
+        self.router = nn.Linear(WIDTH, count, bias=False)
+        self.experts = nn.ModuleList(Expert() for _ in range(count))
+        self.used = used
+        self.sends = sends
+
+    def forward(self, x):
+        read = self.norm(x)
+        scores = self.router(read)[:, : self.used].softmax(-1)
+        weight, chosen = scores.topk(1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            if self.sends:
+                (rows,) = torch.where(chosen[:, 0] == number)
+                if len(rows):
+                    out = out.index_add(0, rows, expert(read[rows]) * weight[rows])
+            else:  # every expert computes every token
+                out = out + expert(read) * (chosen == number) * weight
+        return out
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def tokens() -> torch.Tensor:
+    return torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def runner(block: nn.Module) -> Callable[[], torch.Tensor]:
+    states = tokens()
+    return lambda: block(states)
+
+
+def trace(block: nn.Module, **options) -> TracedInputs:
+    return find_input_groups(block, runner(block), **options)
+
+
+def pairs(traced: TracedInputs) -> dict[tuple[str, ...], str | None]:
+    return {group.linears: group.before for group in traced.groups}
+
+
+def reason(traced: TracedInputs, *linears: str) -> str:
+    """Return why the last pair of these layers was refused."""
+    return [refused.reason for refused in traced.refused if refused.linears == linears][-1]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_find_input_groups_of_a_gated_block(offset):
+    block = Block(offset)
+    assert trace(block) == TracedInputs(
+        [
+            InputGroup(("gate", "up"), "norm", offset),
+            InputGroup(("down",), "up"),
+        ],
+        [],
+    )
+
+
+def test_find_input_groups_leaves_the_weights_as_they_are():
+    block = Attention(4)
+    before = {name: (one, one.detach().clone()) for name, one in block.named_parameters()}
+    trace(block)
+    for name, parameter in block.named_parameters():
+        original, values = before[name]
+        assert parameter is original and torch.equal(parameter, values)
+    assert not any(module._forward_hooks for module in block.modules())
+    assert not any(module._forward_pre_hooks for module in block.modules())
+
+
+def test_find_input_groups_sees_through_views_and_copies_but_not_through_writing():
+    assert pairs(trace(Copied())) == {("gate", "up"): "norm", ("down",): "up"}
+    written = trace(Written())
+    assert pairs(written) == {("gate",): None, ("up",): None, ("down",): "up"}
+    assert reason(written, "gate") == "what it gives is also read by up"
+
+
+def test_find_input_groups_folds_into_values_where_each_head_has_its_own():
+    assert trace(Attention(4)).groups == [
+        InputGroup(("q", "k", "v"), "norm", 1.0),
+        InputGroup(("o",), "v"),
+    ]
+    shared = trace(Attention(2))
+    assert pairs(shared)["o",] is None
+    reasons = {refused.before: refused.reason for refused in shared.refused}
+    assert reasons["v"] == "it gives 8 numbers for each token, and they read 16"
+    assert reasons["q"] == "what they read is not what it gives, number by number"
+
+
+@pytest.mark.parametrize(
+    ("kind", "linears", "words"),
+    [
+        (Clamped, ("down",), "what they read is not what it gives, number by number"),
+        (Normalized, ("down",), "what they read is not what it gives, number by number"),
+        (ReadElsewhere, ("gate", "up"), "what it gives is part of what the block returns"),
+        (ReadByConvolution, ("gate", "up"), "what it gives is also read by convolution"),
+        (ReadInVain, ("gate", "up"), "what it gives is also read by side"),
+        (Kept, ("down",), "what it gives is kept for what runs after the block"),
+        (UsedTwice, ("down",), "scaling both changes what the block returns"),
+        (Loud, ("gate", "up"), "the block returns other bits when it is run again"),
+    ],
+)
+def test_find_input_groups_refuses_what_is_no_pair(kind, linears, words):
+    traced = trace(kind())
+    assert pairs(traced)[linears] is None
+    refused = {refused.before: refused.reason for refused in traced.refused}
+    assert words in (refused.get("norm"), refused.get("up"), refused.get(None))
+
+
+def test_find_input_groups_tries_what_the_flow_lets_through():
+    """Without what the flow tells, the trial alone refuses planted pairs."""
+    for block, pair in (
+        (ReadElsewhere(), InputGroup(("gate", "up"), "norm")),
+        (ReadByConvolution(), InputGroup(("gate", "up"), "norm")),
+        (Block(), InputGroup(("down",), "gate")),
+        (Block(1.0), InputGroup(("gate", "up"), "norm", 0.0)),
+        (Block(0.0), InputGroup(("gate", "up"), "norm", 1.0)),
+        (Block(), InputGroup(("gate",), "norm")),
+        (Attention(4), InputGroup(("o",), "k")),
+        (UsedTwice(), InputGroup(("down",), "up")),
+        (Mixture(sends=False), InputGroup(("experts.0.gate", "experts.0.up"), "norm")),
+    ):
+        test = FoldTest(block, runner(block), {"norm"}, torch.Generator().manual_seed(0))
+        assert not test.holds([pair]), pair
+    block = Block(1.0)
+    good = [InputGroup(("gate", "up"), "norm", 1.0), InputGroup(("down",), "up")]
+    test = FoldTest(block, runner(block), {"norm"}, torch.Generator().manual_seed(0))
+    assert test.passing([*good, InputGroup(("down",), "gate")]) == good
+
+
+def test_find_input_groups_never_scales_what_a_router_reads():
+    """Also where every expert reads the router's very tensor, and scaling would pass the trial."""
+    for sends in (True, False):
+        traced = trace(Mixture(sends=sends))
+        found = pairs(traced)
+        assert not any("router" in linears for linears in found)
+        assert "norm" not in found.values()
+        assert any("router" in str(refused) for refused in traced.refused if refused.before)
+    with_router = trace(Mixture(), linears=["router", "experts.0.up"])
+    assert pairs(with_router)["router",] is None
+    assert "chooses what is computed" in reason(with_router, "router")
+
+
+def test_find_input_groups_tries_experts_that_no_token_came_to_by_themselves():
+    expected: dict[tuple[str, ...], str | None] = {}
+    for number in range(4):
+        both = (f"experts.{number}.gate", f"experts.{number}.up")
+        expected |= {both: None, (f"experts.{number}.down",): both[1]}
+    mixture = Mixture()
+    assert pairs(trace(mixture)) == expected
+    mixture.experts[3] = BentExpert()
+    traced = trace(mixture)
+    assert pairs(traced) == expected | {("experts.3.down",): None}
+    assert reason(traced, "experts.3.down") == "scaling both changes what experts.3 returns"
+    numbered_layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+    mixture.add_module("unused", numbered_layers)
+    assert reason(trace(mixture), "unused.1") == "none of these tokens came to it"
+
+
+def test_find_input_groups_scales_no_layer_that_is_not_rounded():
+    block = Block()
+    assert pairs(trace(block, linears=["up", "down"])) == {("up",): None, ("down",): "up"}
+    traced = trace(block, linears=["gate", "down"])
+    assert pairs(traced) == {("gate",): None, ("down",): None}
+    assert {refused.before for refused in traced.refused} == {"norm", "up", "gate"}
+
+
+def test_find_input_groups_scales_no_module_that_other_blocks_have():
+    first = Block()
+    second = Block()
+    second.up = first.up
+    names = shared_modules([first, second, Block()])
+    assert names == [{"up"}, {"up"}, set()]
+    traced = trace(first, shared=names[0])
+    assert pairs(traced) == {("gate", "up"): None, ("down",): None}
+    assert reason(traced, "gate", "up") == "other blocks have up too"
+
+
+def test_find_input_groups_says_what_cannot_be_followed():
+    traced = trace(Untraceable())
+    assert pairs(traced) == {("gate",): None, ("up",): None, ("down",): None}
+    assert "RuntimeError: no mode can be active here" in reason(traced, "down")
+    assert str(traced.refused[0]).startswith("scales of gate cannot be folded: its tensors cannot")
