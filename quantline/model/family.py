@@ -56,11 +56,13 @@ class InputGroup(NamedTuple):
         before: The module before them that scales of that tensor can be folded into, a norm or a
             linear layer; None if there is none.
         norm_offset: What a norm before them adds to its weight before it multiplies.
+        reason: Why there is none before them, in words; "" where nobody has tried.
     """
 
     linears: tuple[str, ...]
     before: str | None = None
     norm_offset: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True)

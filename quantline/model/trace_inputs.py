@@ -21,8 +21,8 @@ class TracedInputs(NamedTuple):
     """What was found out about the inputs of a block's linear layers, by names inside the block.
 
     Attributes:
-        groups: The layers that read one tensor each, with what its scales can be folded into; in
-            the order of use.
+        groups: The layers that read one tensor each, with what its scales can be folded into, or
+            why there is nothing; in the order of use.
         refused: The pairs that are left alone.
     """
 
@@ -64,7 +64,8 @@ def find_input_groups(
             raise
         reason = f"its tensors cannot be followed: {type(error).__name__}: {error}"
         return _alone(block, linears, reason)
-    return _Search(observed, generator).find()
+    found = _Search(observed, generator).find()
+    return TracedInputs(_with_reasons(*found), found.refused)
 
 
 def shared_modules(blocks: Sequence[nn.Module]) -> list[set[str]]:
@@ -87,8 +88,20 @@ def _alone(block: nn.Module, linears: Collection[str] | None, reason: str) -> Tr
     """Return every linear layer as a group of its own."""
     found = [name for name, module in block.named_modules() if is_linear(module)]
     names = [(name,) for name in found if linears is None or name in linears]
-    groups = [InputGroup(name) for name in names]
+    groups = [InputGroup(name, reason=reason) for name in names]
     return TracedInputs(groups, [RefusedFold(name, None, reason) for name in names])
+
+
+def _with_reasons(groups: list[InputGroup], refused: list[RefusedFold]) -> list[InputGroup]:
+    """Say in each group without a module before it why that is so."""
+    reasons: dict[Linears, list[str]] = {}
+    for fold in refused:
+        said = f"{fold.before}: {fold.reason}" if fold.before else fold.reason
+        reasons.setdefault(fold.linears, []).append(said)
+    return [
+        group if group.before else group._replace(reason="; ".join(reasons[group.linears]))
+        for group in groups
+    ]
 
 
 class _Search:
@@ -204,9 +217,11 @@ class _Search:
             norms = self.observed.norms.keys()
             test = FoldTest(self.block, lambda: module(*args, **kwargs), norms, self.generator)
             passed = test.passing(pairs)
-        for pair in pairs:
-            if pair not in passed:
-                self._refuse(pair, f"scaling both changes what {entry} returns")
+        for group in groups:
+            if group.before is None:
+                self._refuse(group, f"there is nothing for the layers of {sibling} either")
+            elif group not in passed:
+                self._refuse(group, f"scaling both changes what {entry} returns")
         return [
             group if group.before is None or group in passed else InputGroup(group.linears)
             for group in groups

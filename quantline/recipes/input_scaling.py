@@ -99,19 +99,38 @@ def quantize_block(ctx: QuantizationContext, layer: int) -> dict[str, Any]:
             method and the calibration do, but for what concerns one layer alone
             (quantline/recipes/fallback.py).
     """
+    check_foldable(ctx)
     groups = ctx.arch.input_groups(layer)
-    if all(group.before is None for group in groups):
-        raise StageError(
-            Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected layers of {ctx.arch.model_type} that scales can be folded into, which "
-            f"{ctx.recipe.method} needs, and know of none; take gptq",
-        )
     scales = search_block_scales(ctx, groups)
     transforms = _fold_scales(ctx, groups, scales)
     reports: dict[str, Any] = {}
     for group in groups:
-        reports |= _quantize_group(ctx, group.linears, scales)
+        of_group = _quantize_group(ctx, group.linears, scales)
+        if group.reason:
+            for report in of_group.values():
+                report["unscaled"] = group.reason
+        reports |= of_group
     return {"layers": reports, "transforms": transforms}
+
+
+def check_foldable(ctx: QuantizationContext) -> None:
+    """Check that scales can be folded somewhere, in some block.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    reasons = []
+    for layer in range(ctx.arch.layers):
+        for group in ctx.arch.input_groups(layer):
+            if group.before is not None:
+                return
+            if group.reason:
+                reasons.append(f"; {group.linears[0]}: {group.reason}")
+    raise StageError(
+        Failure.UNSUPPORTED_ARCHITECTURE,
+        f"expected layers of {ctx.arch.model_type} that scales can be folded into, which "
+        f"{ctx.recipe.method} needs, and found none{''.join(reasons[:1])}; take gptq",
+    )
 
 
 def linears_without_scales(groups: list[InputGroup]) -> set[str]:

@@ -281,6 +281,9 @@ def test_find_input_groups_folds_into_values_where_each_head_has_its_own():
     assert pairs(shared)["o",] is None
     reasons = {refused.before: refused.reason for refused in shared.refused}
     assert reasons["v"] == "it gives 8 numbers for each token, and they read 16"
+    assert shared.groups[1].reason == "; ".join(
+        f"{before}: {why}" for before, why in reasons.items()
+    )
     assert reasons["q"] == "what they read is not what it gives, number by number"
 
 
@@ -344,7 +347,10 @@ def test_find_input_groups_tries_experts_that_no_token_came_to_by_themselves():
         both = (f"experts.{number}.gate", f"experts.{number}.up")
         expected |= {both: None, (f"experts.{number}.down",): both[1]}
     mixture = Mixture()
-    assert pairs(trace(mixture)) == expected
+    traced = trace(mixture)
+    assert pairs(traced) == expected
+    words = "there is nothing for the layers of experts.0 either"
+    assert reason(traced, "experts.3.gate", "experts.3.up") == words
     mixture.experts[3] = BentExpert()
     traced = trace(mixture)
     assert pairs(traced) == expected | {("experts.3.down",): None}

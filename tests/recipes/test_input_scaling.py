@@ -10,6 +10,7 @@ from quantline.config.recipes import parse_recipe
 from quantline.errors import Failure, StageError
 from quantline.methods.integer.awq import Awq
 from quantline.methods.method import InputScales
+from quantline.model.architecture import Architecture
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.family import InputGroup
 from quantline.quantized.store import QuantizedWriter
@@ -127,11 +128,34 @@ def test_divided_tensors_make_up_for_the_scales_with_a_norms_offset(dense):
     assert not divided_tensors(dense.source, norm, scales, None)  # and there is no bias
 
 
-def test_quantize_block_refuses_a_family_that_scales_can_be_folded_nowhere(dense):
-    family = dense.arch.family
+def without_folding(ctx: QuantizationContext) -> QuantizationContext:
+    """Return a context whose family knows of nothing that scales can be folded into."""
+    family = ctx.arch.family
     inputs = tuple(InputGroup(group.linears) for group in family.block.inputs)
     family = replace(family, block=replace(family.block, inputs=inputs))
-    ctx = replace(dense, arch=replace(dense.arch, family=family))
-    with pytest.raises(StageError, match="which awq needs, and know of none; take gptq") as caught:
-        quantize_block(ctx, 0)
+    return replace(ctx, arch=replace(ctx.arch, family=family))
+
+
+def test_quantize_block_refuses_a_family_that_scales_can_be_folded_nowhere(dense):
+    with pytest.raises(StageError, match="which awq needs, and found none; take gptq") as caught:
+        quantize_block(without_folding(dense), 0)
     assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+
+
+def test_quantize_block_rounds_a_block_without_scales_if_others_have_some(dense, monkeypatch):
+    """And says why: blocks of one model may be unlike each other."""
+    found = Architecture.input_groups
+
+    def groups_of(arch, layer):
+        groups = found(arch, layer)
+        if layer:
+            return groups
+        return [InputGroup(group.linears, reason="its norm has no weight") for group in groups]
+
+    monkeypatch.setattr(Architecture, "input_groups", groups_of)
+    report = quantize_block(dense, 0)
+    assert report["transforms"] == []
+    assert set(report["layers"]) == set(dense.arch.linears_of(0))
+    for layer in report["layers"].values():
+        assert layer["unscaled"] == "its norm has no weight"
+        assert layer["error"] <= layer["rtn_error"]
