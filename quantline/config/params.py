@@ -18,7 +18,7 @@ class Model(Section):
     """The trained model that goes in."""
 
     source: Literal["demo", "local", "hub"] = Field(description="Where the checkpoint comes from.")
-    path: str | None = Field(default=None, description="Folder of the checkpoint.")
+    path: str | None = Field(default=None, description="Folder of the checkpoint, or a GGUF file.")
     id: str | None = Field(default=None, description="The model's id on the Hub.")
     revision: str | None = Field(default=None, description="Branch, tag or commit on the Hub.")
     adapter: str | None = Field(default=None, description="Folder of a LoRA adapter to merge in.")

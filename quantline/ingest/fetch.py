@@ -21,6 +21,8 @@ from quantline.model.checkpoint_files import (
 )
 from quantline.model.configuration import CONFIG
 
+GGUF = ".gguf"
+OTHER_FORMATS = {GGUF: "which has to be named itself", ".pth": "which is another format"}
 NAMED = 3  # folders in a message
 
 
@@ -30,7 +32,7 @@ def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
     What the configuration alone forbids is refused before weights are downloaded.
 
     Returns:
-        The folder, and where it comes from: {kind, path or id, revision}.
+        The folder, or the GGUF file, and where it comes from: {kind, path or id, revision}.
 
     Raises:
         StageError: network_unavailable, missing_file, and as `verify.check_config` and
@@ -40,6 +42,8 @@ def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
         assert model.id and model.revision, "the schema requires both"
         return fetch_from_hub(model.id, model.revision, model.converter)
     folder = Path(model.path or "")
+    if folder.suffix == GGUF and folder.is_file():
+        return folder, {"kind": model.source, "path": model.path, "revision": None}
     if not (folder / "config.json").is_file():
         raise StageError(
             Failure.MISSING_FILE,
@@ -67,8 +71,13 @@ def what_is_there(folder: Path) -> str:
     if inner:
         paths = sorted(str(path.parent.relative_to(folder)) for path in inner)
         return f"none in it, but one in {', '.join(paths[:NAMED])}"
-    files = [name for name in names if name.endswith((".gguf", ".pth"))]
-    return f"none in it, but {files[0]}, which is another format" if files else "none in it"
+    others = [name for name in names if Path(name).suffix in OTHER_FORMATS]
+    return f"none in it, but {describe_other(others[0])}" if others else "none in it"
+
+
+def describe_other(name: str) -> str:
+    """Name a file of another format, and say what to do with it."""
+    return f"{name}, {OTHER_FORMATS[Path(name).suffix]}"
 
 
 def fetch_from_hub(

@@ -47,13 +47,17 @@ class LoadedModel(NamedTuple):
         """
         source = self.manifest["source"]
         hashes = {}
-        if source["kind"] != "hub":
-            hashes[f"{source['path']}/"] = listing_sha256(Path(source["path"]))
+        home = source.get("path")
+        is_file = home is not None and Path(home).is_file()
+        if is_file:
+            home = str(Path(home).parent)
+        elif home is not None:
+            hashes[f"{home}/"] = listing_sha256(Path(home))
         for name, entry in self.manifest["files"].items():
             if name.startswith(ADAPTER):
                 hashes[f"{source['adapter']}/{name.removeprefix(ADAPTER)}"] = entry["sha256"]
-            elif source["kind"] != "hub":
-                hashes[f"{source['path']}/{name}"] = entry["sha256"]
+            elif home is not None:
+                hashes[f"{home}/{name}"] = entry["sha256"]
         return hashes
 
 
@@ -96,6 +100,7 @@ def load(model: Model, folder: Path) -> LoadedModel:
     plain = plain_source(fetched, folder)
     origin = plain.folder
     description = verify.check_checkpoint(origin)
+    plain.check_agreement()
     names, linked_by = bring(origin, folder)
     files = plain.files or describe_files(origin, names)
     transforms = [*plain.transforms, *drop_code_choices(folder)]

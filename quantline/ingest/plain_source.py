@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantline.files import describe_files
-from quantline.ingest import dequantize
+from quantline.ingest import dequantize, verify
 from quantline.ingest.fetch import weight_files
+from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, is_sharded, side_files
 from quantline.model.configuration import read_config
 
@@ -20,11 +21,24 @@ class PlainSource(NamedTuple):
         files: What the source consists of, as `describe_files` says it; None for a plain one,
             whose files are those that are brought.
         transforms: The step that made it, for the manifest.
+        gguf: The GGUF file that it was read from.
     """
 
     folder: Path
     files: dict[str, dict[str, Any]] | None = None
     transforms: tuple[dict[str, Any], ...] = ()
+    gguf: Path | None = None
+
+    def check_agreement(self) -> None:
+        """Compare what was read from a GGUF file with what llama.cpp runs.
+
+        Raises:
+            StageError: unsupported_architecture.
+        """
+        if self.gguf is not None:
+            from quantline.ingest.dequantize.gguf import check_agreement
+
+            check_agreement(self.gguf, Checkpoint(self.folder))
 
 
 def plain_source(origin: Path, folder: Path) -> PlainSource:
@@ -35,8 +49,15 @@ def plain_source(origin: Path, folder: Path) -> PlainSource:
         folder: The model's folder. Whoever has brought the files from there removes FOLDER in it.
 
     Raises:
-        StageError: As `dequantize` does.
+        StageError: As `dequantize`, `write_folder` and `check_config` do.
     """
+    if origin.is_file():
+        from quantline.ingest.dequantize.gguf import write_folder
+
+        step = write_folder(origin, folder / FOLDER)
+        verify.check_config(folder / FOLDER)
+        files = describe_files(origin.parent, [origin.name])
+        return PlainSource(folder / FOLDER, files, (step,), origin)
     if dequantize.settings_of(read_config(origin)) is None:
         return PlainSource(origin)
     index = [INDEX] if is_sharded(origin) else []

@@ -1,0 +1,68 @@
+"""From a GGUF file to a Hugging Face folder of the model in it."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from quantline.causes import reading_foreign
+from quantline.errors import Failure
+from quantline.files import write_json
+from quantline.ingest.dequantize.gguf.configuration import configuration_of
+from quantline.ingest.dequantize.gguf.file import GgufFile, plain_values
+from quantline.ingest.dequantize.gguf.tensors import restored_tensors
+from quantline.ingest.dequantize.gguf.tokenizer import write_tokenizer
+from quantline.ingest.dequantize.plain_checkpoint import PlainWriter, rounded
+from quantline.ingest.dequantize.stored import PLAIN
+from quantline.model.configuration import CONFIG
+from quantline.model.configuration_limits import check_numbers
+from quantline.model.dtypes import STORED_NAMES
+from quantline.model.meta_model import meta_model
+
+NOT_OF_THE_MODEL = ("_name_or_path", "_model_name_or_path", "unk_token_id")
+EXPECTED = "a model that transformers and llama.cpp read alike"
+
+
+@reading_foreign(Failure.UNSUPPORTED_ARCHITECTURE, EXPECTED)
+def write_folder(path: Path, target: Path) -> dict[str, Any]:
+    """Write the Hugging Face folder of a file's model.
+
+    Args:
+        path: The file.
+        target: A new folder.
+
+    Returns:
+        The step for the manifest's transforms.
+
+    Raises:
+        StageError: missing_shard, missing_tokenizer, unsupported_architecture, non_finite,
+            tokenizer_mismatch.
+    """
+    file = GgufFile(path)
+    config = configuration_of(file)
+    target.mkdir()
+    written = json.loads(config.to_json_string(use_diff=False))
+    for key in NOT_OF_THE_MODEL:
+        written.pop(key, None)
+    check_numbers(written)
+    write_json(target / CONFIG, written)
+    write_tokenizer(file, target)
+    model = meta_model(written)
+    dtype = PLAIN[STORED_NAMES[file.dtype]]
+    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    names = [f"{name}.{number}" for number, name in enumerate(model.state_dict())]
+    with PlainWriter(target, names * 4) as writer:
+        for name, values, was_float in restored_tensors(file, model):
+            if name in tied:
+                continue
+            rounded(name, values, "float32")  # refuses what is not finite, by its name
+            writer.add(name, plain_values(values, dtype, was_float))
+    types = Counter(file.type_of(name) for name in file.tensors)
+    return {
+        "step": "dequantize",
+        "method": "gguf",
+        "settings": {"architecture": file.architecture, "types": dict(sorted(types.items()))},
+        "dtype": file.dtype,
+        "tensors": sum(file.is_quantized(name) for name in file.tensors),
+        "left_out": [],
+    }

@@ -1,0 +1,157 @@
+"""The tensors of a GGUF file under the names and in the order of a Hugging Face checkpoint.
+
+transformers' own maps are applied a block at a time: from the file's names to those of the model's
+parameters, undoing what llama.cpp's converter did to the values, and from there to the names of
+published checkpoints.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from quantline.ingest.dequantize.gguf.file import GgufFile
+from quantline.ingest.dequantize.gguf.rope import FACTORS, FREQUENCIES
+
+# Of the rotary embedding, which config.json describes.
+IN_CONFIG = frozenset({FREQUENCIES, *FACTORS.values()})
+BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+# Parameter of the model → its values in float32, and whether the file holds all of it as floats.
+Parameters = dict[str, tuple[np.ndarray, bool]]
+
+
+def restored_tensors(file: GgufFile, model: Any) -> Iterator[tuple[str, np.ndarray, bool]]:
+    """Yield (name in a checkpoint, float32 values, whether the file holds floats) of all tensors.
+
+    Args:
+        file: The file.
+        model: transformers' model on the meta device.
+
+    Raises:
+        StageError: unsupported_architecture, for a tensor that the model has no place for.
+    """
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    parameters_of = _mapper(file, model)
+    for names in tqdm(_by_block(file), desc="dequantizing", unit="block", disable=None):
+        parameters = parameters_of(names)
+        tensors = {name: torch.from_numpy(values) for name, (values, _) in parameters.items()}
+        stored = revert_weight_conversion(model, tensors)
+        converted = [is_float for name, (_, is_float) in parameters.items() if name not in stored]
+        for name, tensor in stored.items():
+            is_float = parameters[name][1] if name in parameters else all(converted)
+            yield name, tensor.contiguous().numpy(), is_float
+
+
+def _by_block(file: GgufFile) -> list[list[str]]:
+    """Return the names of the tensors, those of each block together."""
+    groups: dict[str, list[str]] = {}
+    for name in file.tensors:
+        if name in IN_CONFIG:
+            continue
+        match = BLOCK.match(name)
+        groups.setdefault(match[0] if match else name, []).append(name)
+    return list(groups.values())
+
+
+def _mapper(file: GgufFile, model: Any) -> Callable[[list[str]], Parameters]:
+    """Return a function from names in the file to the parameters that they are."""
+    from transformers.integrations.gguf import GGUF_ARCHS
+
+    if file.architecture in GGUF_ARCHS:
+        return lambda names: _by_conversions(file, model, names)
+    return _Processed(file, model)
+
+
+def _by_conversions(file: GgufFile, model: Any, names: list[str]) -> Parameters:
+    """Apply transformers' conversions of an architecture to a block."""
+    import torch
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+    from transformers.integrations.gguf import get_gguf_conversion_mapping
+
+    transforms = get_gguf_conversion_mapping(file.architecture, model.config)
+    renamings = [entry for entry in transforms if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in transforms if isinstance(entry, WeightConverter)]
+    by_pattern: dict[str, Any] = {}
+    for converter in converters:
+        by_pattern |= dict.fromkeys(converter.source_patterns, converter)
+    found: dict[str, Any] = {}
+    blocks = set()  # targets that the file holds as blocks, at least in part
+    step: Any
+    for name in names:
+        target, pattern = rename_source_key(name, renamings, converters)
+        if pattern is not None:
+            step = found.setdefault(target, deepcopy(by_pattern[pattern]))
+        else:
+            step = found.setdefault(target, WeightRenaming(name, target))
+        if file.is_quantized(name):
+            blocks.add(target)
+        values = torch.from_numpy(file.read(name))
+        step.add_tensor(target, name, pattern or name, values)
+    result = {}
+    for target, step in found.items():
+        made = step.convert(target, model=model, config=model.config)
+        for name, tensor in made.items():
+            whole = tensor[0] if isinstance(tensor, list) else tensor
+            result[name] = (whole.float().contiguous().numpy(), target not in blocks)
+    return result
+
+
+class _Processed:
+    """The older way: a map of names, and a processor that undoes what the converter did."""
+
+    def __init__(self, file: GgufFile, model: Any) -> None:
+        from transformers.modeling_gguf_pytorch_utils import (
+            TENSOR_PROCESSORS,
+            TensorProcessor,
+            get_gguf_hf_weights_map,
+        )
+
+        self.file = file
+        kind = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)
+        self.processor = kind(config=_older_settings(model.config))
+        self.names = get_gguf_hf_weights_map(model, self.processor)
+
+    def __call__(self, names: list[str]) -> Parameters:
+        made: dict[str, Any] = {}  # what a processor puts together itself
+        made_of_blocks = False
+        found: Parameters = {}
+        for name in names:
+            result = self.processor.process(
+                weights=self.file.read(name),
+                name=name,
+                tensor_key_mapping=self.names,
+                parsed_parameters={"tensors": made},
+            )
+            if result.name is None:
+                made_of_blocks |= self.file.is_quantized(name)
+                continue
+            target = self.names.get(result.name)
+            if target is None:
+                raise self.file.refusal(
+                    "tensors that transformers has a place for", f"{name}, which it passes over"
+                )
+            values = np.ascontiguousarray(result.weights, dtype=np.float32)
+            found[target] = (values, not self.file.is_quantized(name))
+        for name, tensor in made.items():
+            found[name] = (tensor.float().numpy(), not made_of_blocks)
+        return found
+
+
+def _older_settings(config: Any) -> dict[str, Any]:
+    """Return a configuration as the processors look at it."""
+    settings = config.to_dict()
+    for name in ("num_attention_heads", "num_key_value_heads", "hidden_size", "n_head"):
+        if hasattr(config, name):
+            settings[name] = getattr(config, name)
+    return settings
