@@ -40,7 +40,10 @@ parser = ArgumentParser()
 parser.add_argument("model", type=Path)
 parser.add_argument("--outfile", type=Path)
 parser.add_argument("--outtype")
+parser.add_argument("--mmproj", action="store_true")
 arguments = parser.parse_args()
+if arguments.mmproj:
+    PROJECTOR
 matrix_type = gguf.GGMLQuantizationType[arguments.outtype.upper()]
 config = json.loads((arguments.model / "config.json").read_text())
 
@@ -79,16 +82,21 @@ writer.close()
 """
 
 
-def write_converter(folder: Path, change: str = "") -> str:
+NO_PROJECTOR = "sys.exit('no images')"
+
+
+def write_converter(folder: Path, change: str = "", projector: str = NO_PROJECTOR) -> str:
     """Write a checkout of llama.cpp and return its path.
 
     Args:
         folder: Where to write it.
         change: A statement that is run for each tensor; it sees `gguf_name`, `tensor`,
             `tensor_type` and `arguments`.
+        projector: A statement that is run in its place where the towers are asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     script = CONVERTER.replace("ROOT", repr(str(ROOT))).replace("CHANGE", change)
+    script = script.replace("PROJECTOR", projector)
     (folder / SCRIPT).write_text(script)
     return str(folder)
 

@@ -38,12 +38,14 @@ from quantline.formats.gguf.tensors import (
     values_of_tensor,
 )
 from quantline.formats.gguf.vocabulary import model_name, write_vocabulary
+from quantline.links import clone_or_copy
 from quantline.model.gguf_checkpoint import GgufCheckpoint
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
 from quantline.text.tokenizer import Tokenizer
 
 FILE = "model.gguf"
+PROJECTOR = "mmproj-model.gguf"  # of a model with images or sound: what makes tokens of them
 FILES = "model*.gguf"  # that file, or those of a split model, which sort by their number
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 SETTING_BYTES = 128  # of a setting that is found when a converter's file is tried
@@ -61,6 +63,7 @@ class GgufContainer(Container[TensorSource]):
     ) -> dict[str, str]:
         """Write model.gguf, or with split_max_mib model-00001-of-0000N.gguf and so on.
 
+        Beside them lies what makes tokens of images and sound, where the converter has made it.
         One tensor is in memory at a time.
 
         Returns:
@@ -86,6 +89,8 @@ class GgufContainer(Container[TensorSource]):
         for values in rope.tensors.values():
             writer.write_tensor_data(values)
         writer.close()
+        if isinstance(source, GgufCheckpoint) and source.projector is not None:
+            clone_or_copy(source.projector, folder / PROJECTOR)
         tensor_reports = quantized.report.get("tensors", {})
         requested = {}
         for gguf_name, names in groups.items():

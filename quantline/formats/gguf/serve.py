@@ -20,8 +20,16 @@ print(model("Hello", max_tokens=24)["choices"][0]["text"])
 ```
 """
 
+PROJECTOR_TEXT = """
+With images or sound: `--mmproj {file}`.
+"""
+
 
 def serve_text(manifest: dict[str, Any]) -> str:
     """Return the section "## Serve it"; of a model in several files it names the first."""
     files = [name for name in manifest["files"] if name.endswith(".gguf")]
-    return TEXT.replace("{file}", min(files))
+    projectors = [name for name in files if name.startswith("mmproj")]
+    text = TEXT.replace("{file}", min(set(files) - set(projectors)))
+    for name in projectors:
+        text += PROJECTOR_TEXT.replace("{file}", name)
+    return text

@@ -61,8 +61,9 @@ def write_settings(writer: gguf.GGUFWriter, source: TensorSource) -> Rope:
 
 def limits(source: TensorSource) -> list[str]:
     """Say where llama.cpp computes another model than the checkpoint's: beyond which length."""
-    if source.converted:
-        return []
+    if isinstance(source, GgufCheckpoint):
+        without = source.note.get("step", {}).get("without_projector")
+        return [f"no images and no sound: {without}"] if without else []
     arch = source.arch
     family = gguf_family(arch)
     said = []

@@ -6,7 +6,7 @@ from quantline.config.params import AUTO
 from quantline.errors import StageError
 from quantline.files import read_json
 from quantline.formats.gguf.architectures import gguf_names
-from quantline.formats.gguf.converter.conversion import conversion_of
+from quantline.formats.gguf.converter.conversion import conversion_of, has_towers
 from quantline.formats.gguf.rope import rope_of
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.tensor_source import TensorSource
@@ -36,8 +36,11 @@ def source_for_gguf(folder: Path | str) -> TensorSource:
 
 
 def has_own_table(checkpoint: Checkpoint, converter: str | None) -> bool:
-    """Whether GGUF files are made of the checkpoint itself, without a converter."""
-    return converter == AUTO and table_problem(checkpoint) is None
+    """Whether GGUF files are made of the checkpoint itself, without a converter.
+
+    Tables know no towers for images or sound, which the converter writes into a file of their own.
+    """
+    return converter == AUTO and not has_towers(checkpoint) and table_problem(checkpoint) is None
 
 
 def converter_of(folder: Path) -> str | None:

@@ -108,7 +108,7 @@ def convert(checkpoint: Checkpoint, script: Path, target: Path) -> dict[str, Any
             # The converter's own vocabulary was the last hope for a tokenizer without an equal.
             raise StageError(problem.failure, f"{problem} ({error})") from None
         without = None
-        if any(checkpoint.config.get(tower) for tower in TOWERS):
+        if has_towers(checkpoint):
             without = _add_projector(script, given, model, target, dtype)
     converted = _open(checkpoint.folder, target)
     check_conversion(converted)
@@ -117,6 +117,11 @@ def convert(checkpoint: Checkpoint, script: Path, target: Path) -> dict[str, Any
     if without:
         step["without_projector"] = without
     return {"step": step, "origins": find_origins(converted)}
+
+
+def has_towers(checkpoint: Checkpoint) -> bool:
+    """Whether a model has more than a text decoder."""
+    return any(checkpoint.config.get(tower) for tower in TOWERS)
 
 
 def _write_vocabulary(checkpoint: Checkpoint, path: Path) -> tuple[Path | None, StageError | None]:

@@ -11,6 +11,7 @@ import pytest
 from quantline.config.compose import load_params
 from quantline.config.texts import Limits
 from quantline.errors import StageError
+from quantline.formats.gguf.container import GgufContainer
 from quantline.formats.gguf.converter import conversion, script
 from quantline.formats.gguf.converter.conversion import conversion_of
 from quantline.formats.gguf.converter.release import SCRIPT
@@ -20,10 +21,12 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.gguf_checkpoint import FILE, conversion_folder
 from quantline.runtimes import converted_logits
 from quantline.runtimes.runtime import open_runtime
-from tests.helpers.granite import MULTIPLIERS, converted_copy, write_converter
+from tests.helpers.granite import MULTIPLIERS, NO_PROJECTOR, converted_copy, write_converter
 from tests.helpers.llama_quantize import quantize as quantize_with_llama_cpp
+from tests.helpers.models import place_model
 from tests.helpers.project import ROOT, Project
 from tests.helpers.quantized import rounded, tokens_of, torch_logprobs, torch_model
+from tests.helpers.variants import variant
 
 VARIANTS = ("gguf-f32", "gguf-q4_k_m", "gguf-q4_k_m-curvature")
 
@@ -63,9 +66,9 @@ def test_convert_leads_from_a_checkpoint_to_figures(ready, granite, tmp_path):
     params = load_params()
     for recipe in params.recipes:
         ready.stage("quantize", recipe)
-    for variant in params.variants:
-        ready.stage("export", variant)
-        ready.stage("evaluate", variant)
+    for name in params.variants:
+        ready.stage("export", name)
+        ready.stage("evaluate", name)
     bundles = {name: ready.root / "artifacts/exports" / name for name in VARIANTS}
 
     # The file computes what torch does, and what was measured says so too.
@@ -205,6 +208,38 @@ def test_conversion_of_converts_once_for_what_stays_the_same(granite, tmp_path, 
     write_converter(tmp_path / "checkout", "tensor = tensor * 1")
     assert conversion_of(first.folder, checkout).note["step"]["sha256"] != before["sha256"]
     assert len(runs) == 1
+
+
+# What the converter does with towers → what of them a bundle has, and what is said.
+TOWERS = {
+    "arguments.outfile.write_bytes(b'towers'); sys.exit()": (b"towers", []),
+    NO_PROJECTOR: (None, ["no images and no sound"]),
+}
+
+
+@pytest.mark.parametrize("projector", TOWERS)
+def test_a_bundle_has_the_towers_that_the_converter_knows(projector, granite, tmp_path):
+    content, words = TOWERS[projector]
+    model = tmp_path / "model"
+    place_model(granite, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").unlink()
+    (model / "config.json").write_text(json.dumps(config | {"vision_config": {"depth": 2}}))
+    source = conversion_of(model, write_converter(tmp_path / "checkout", projector=projector))
+    container = GgufContainer()
+    quantized = rounded(tmp_path / "q", source.checkpoint, bits=0)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    container.write(source, quantized, bundle, variant("gguf"))
+    names = {path.name: path for path in bundle.iterdir()}
+    found = names.pop("mmproj-model.gguf", None)
+    assert set(names) == {"model.gguf"}
+    assert (found.read_bytes() if found else None) == content
+    said = container.limits(source)
+    assert [limit[: len(word)] for limit, word in zip(said, words, strict=True)] == words
+    text = container.serve({"files": dict.fromkeys(path.name for path in bundle.iterdir())})
+    assert "--model model.gguf" in text
+    assert ("--mmproj mmproj-model.gguf" in text) == (content is not None)
 
 
 # A change of one tensor → whether it is noticed: one that changes nothing is not.
