@@ -13,9 +13,13 @@ the files → its name, or null where it is left out), and `without_draft` (whet
 no layers that draft tokens).
 """
 
+import ast
+import inspect
 import json
 import runpy
 import sys
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +28,7 @@ from typing import Any
 # would end for the lack of it.
 SYNONYMS = (
     ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length"),
+    ("original_max_position_embeddings", "max_position_embeddings"),
     ("partial_rotary_factor", "rotary_pct", "rope_pct", "rope_percent", "rotary_percent"),
     ("rope_theta", "rotary_emb_base", "rope_base"),
     ("hidden_size", "n_embd", "d_model", "dim"),
@@ -40,6 +45,7 @@ SYNONYMS = (
 )
 # Of these a converter takes a default of its own where it does not find the name.
 EPSILON = ("layernorm_epsilon", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+GLOBAL_HEAD_DIM = "global_head_dim"
 ROPE = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
@@ -57,10 +63,18 @@ class Configuration(dict[str, Any]):
         raise KeyError(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key; an epsilon also under its other names."""
-        if key in self or key not in EPSILON or default is None:
+        """Return the value of a key.
+
+        An epsilon is found under its other names too, and the size of heads with a global reach
+        under that of all, where there is no other.
+        """
+        if key in self:
             return super().get(key, default)
-        return next((self[name] for name in EPSILON if name in self), default)
+        if key in EPSILON and default is not None:
+            return next((self[name] for name in EPSILON if name in self), default)
+        if key == GLOBAL_HEAD_DIM and default is None:
+            return super().get("head_dim")
+        return default
 
 
 def completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -75,7 +89,9 @@ def completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
         for name, other in ((old, new), (new, old)):
             if values.get(name) is None and values.get(other) is not None:
                 values[name] = values[other]
-    rope = values.get("rope_parameters") or {}
+    rope = _with_share(values.get("rope_parameters") or {})
+    if rope:
+        values["rope_parameters"] = rope
     if "full_attention" in rope:  # one for each kind of layer
         local = rope.get("sliding_attention") or {}
         if local.get("rope_theta") is not None:
@@ -96,6 +112,20 @@ def completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
     return values
 
 
+def _with_share(rope: dict[str, Any]) -> dict[str, Any]:
+    """Say in the parameters of a rotary embedding that heads are rotated whole, where none says.
+
+    That is what transformers takes for granted, and converters something else.
+    """
+    shared = dict(rope)
+    kinds = [kind for kind, inner in rope.items() if isinstance(inner, dict)]
+    for kind in kinds:
+        shared[kind] = _with_share(rope[kind])
+    if rope and not kinds and rope.get("partial_rotary_factor") is None:
+        shared["partial_rotary_factor"] = 1.0
+    return shared
+
+
 def read_configuration(folder: Path) -> dict[str, Any]:
     """Return what config.json says, with transformers' defaults, under all names."""
     from transformers import AutoConfig
@@ -105,18 +135,80 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     return completed(stored | config.to_dict(), config)
 
 
-def adapt(base: ModuleType, conversion: ModuleType, given: dict[str, Any]) -> None:
+def ancestors(name: str) -> list[str]:
+    """Return a class of transformers and those that it derives from, by its own sources.
+
+    A model's modelling file stands by itself, but the modular file that it is made of says which
+    class of another model it was derived from.
+    """
+    import transformers
+
+    found = [name]
+    while hasattr(transformers, found[-1]):
+        path = Path(inspect.getfile(getattr(transformers, found[-1])))
+        modular = path.with_name(path.name.replace("modeling_", "modular_"))
+        bases = _bases(modular, found[-1]) if modular.is_file() else []
+        bases = [base for base in bases if hasattr(transformers, base) and base not in found]
+        if not bases:
+            break
+        found.append(bases[0])
+    return found
+
+
+def _bases(path: Path, name: str) -> list[str]:
+    """Return the names of the classes that a class of a file derives from."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return [base.id for base in node.bases if isinstance(base, ast.Name)]
+    return []
+
+
+def known_class(name: str, known: Iterable[str]) -> str:
+    """Return the name by which a converter may know a class of transformers.
+
+    It is the same but for its case, or that of the class that it derives from: whether that is the
+    same model shows in its logits. Where there is none, the name stays.
+    """
+    by_case = {other.lower(): other for other in known}
+    if name in by_case.values():
+        return name
+    for ancestor in ancestors(name):
+        if ancestor.lower() in by_case:
+            return by_case[ancestor.lower()]
+    return name
+
+
+def _all_subclasses(parent: Any) -> list[Any]:
+    """Return all classes that derive from one, with it."""
+    found = [parent]
+    for child in parent.__subclasses__():
+        found += _all_subclasses(child)
+    return found
+
+
+def adapt(
+    base: ModuleType, conversion: ModuleType, given: dict[str, Any], notes: list[str]
+) -> None:
     """Give the converter's classes what quantline knows.
 
     Args:
         base: The module conversion.base.
         conversion: The package.
         given: The content of given.json.
+        notes: Takes sentences on what was given that the converter did not ask for.
     """
     model = base.ModelBase
 
     def load_hparams(folder: Path, *_: Any, **__: Any) -> dict[str, Any]:
-        return Configuration(read_configuration(Path(folder)))
+        values = read_configuration(Path(folder))
+        known = getattr(conversion, "TEXT_MODEL_MAP", None)
+        if known and values.get("architectures"):
+            first, *others = values["architectures"]
+            taken = known_class(first, known)
+            values["architectures"] = [taken, *others]
+            if taken != first:
+                notes.append(f"it was taken for {taken}, which {first} derives from")
+        return Configuration(values)
 
     def set_hparams(self: Any, values: dict[str, Any]) -> None:
         self.__dict__["_hparams"] = Configuration(values)
@@ -160,10 +252,12 @@ def adapt(base: ModuleType, conversion: ModuleType, given: dict[str, Any]) -> No
 
     def get_model_class(name: str, mmproj: bool = False) -> Any:
         found = class_of(name, mmproj=mmproj)
-        if given["vocabulary"] and not mmproj:
-            found.set_vocab = set_vocab
-        if given["without_draft"] and getattr(found, "supports_mtp_export", False):
-            found.no_mtp = True
+        # Some classes hand their work to one of others, which came with them.
+        for child in _all_subclasses(base.TextModel):
+            if given["vocabulary"] and "set_vocab" in vars(child):
+                child.set_vocab = set_vocab
+            if given["without_draft"] and getattr(child, "supports_mtp_export", False):
+                child.no_mtp = True
         return found
 
     model.load_hparams = staticmethod(load_hparams)
@@ -176,6 +270,7 @@ def adapt(base: ModuleType, conversion: ModuleType, given: dict[str, Any]) -> No
 def main() -> None:
     """Run the script that the first argument names."""
     script = Path(sys.argv[1])
+    notes: list[str] = []
     given = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     # In place of this file's own folder, whose modules are none of the script's.
     sys.path[0] = str(script.parent)
@@ -184,9 +279,18 @@ def main() -> None:
         import conversion
         from conversion import base
 
-        adapt(base, conversion, given)
+        adapt(base, conversion, given, notes)
     sys.argv = [str(script), *sys.argv[3:]]
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except BaseException as error:
+        if isinstance(error, Exception):
+            traceback.print_exc()
+        elif isinstance(error, SystemExit) and error.code in (None, 0):
+            raise
+        for note in notes:
+            print(note, file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -115,10 +115,25 @@ def test_configuration_looks_for_a_missing_name_under_others():
     assert values["hidden_size"] == 64
     assert values["head_dim"] == 16
     assert values.get("layernorm_epsilon", 1e-5) == 1e-7
+    assert driver.Configuration(head_dim=64).get("global_head_dim") == 64
     assert values.get("hidden_size") is None  # whether a name is there stays what it is
     assert "hidden_size" not in values
     with pytest.raises(KeyError):
         values["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("LlamaForCausalLM", "LlamaForCausalLM"),
+        ("CwmForCausalLM", "LlamaForCausalLM"),  # derived from it
+        ("PhimoeForCausalLM", "PhiMoEForCausalLM"),  # under another spelling
+        ("BloomForCausalLM", "BloomForCausalLM"),  # neither
+        ("NoSuchForCausalLM", "NoSuchForCausalLM"),
+    ],
+)
+def test_known_class_is_one_of_the_converters_names(name, known):
+    assert driver.known_class(name, ["LlamaForCausalLM", "PhiMoEForCausalLM"]) == known
 
 
 def test_completed_has_the_names_of_transformers_both_ways():
@@ -129,11 +144,16 @@ def test_completed_has_the_names_of_transformers_both_ways():
 
 
 def test_completed_spells_the_rotary_embedding_as_files_did():
+    rope_of_llama = {"rope_type": "default", "rope_theta": 1e4}
     rope = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "partial_rotary_factor": 0.5}
     values = driver.completed({"rope_parameters": rope, "dtype": "bfloat16"}, None)
     assert values["rope_theta"] == 5e5
     assert values["partial_rotary_factor"] == 0.5
     assert values["rope_scaling"] == rope | {"type": "yarn"}
+    assert "partial_rotary_factor" not in rope_of_llama  # transformers rotates heads whole
+    values = driver.completed({"rope_parameters": rope_of_llama}, None)
+    assert values["rope_parameters"]["partial_rotary_factor"] == 1.0
+    values = driver.completed({"rope_parameters": rope, "dtype": "bfloat16"}, None)
     assert values["torch_dtype"] == "bfloat16"
     kinds = {
         "full_attention": {"rope_type": "default", "rope_theta": 1e6},
