@@ -3,11 +3,14 @@
 `quantline.api` documents the calls; they are imported when they are used, so that `import
 quantline` costs nothing. The settings below belong to the process, so they come before any other
 import: idle threads of OpenMP and OpenBLAS sleep instead of spinning (two processes on two cores
-stall each other otherwise), and nothing reports home.
+stall each other otherwise), MKL's products of matrices are the same bits for any number of threads,
+and nothing reports home.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
+
+from quantline.torch_import import watch_import
 
 if TYPE_CHECKING:
     from quantline.api import (
@@ -38,6 +41,7 @@ for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "OPENBLAS_THREAD_TIMEOUT": "4",
+    "MKL_CBWR": "AUTO,STRICT",
     "TOKENIZERS_PARALLELISM": "false",
     "DVC_NO_ANALYTICS": "true",
     "DO_NOT_TRACK": "true",
@@ -45,6 +49,7 @@ for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }.items():
     os.environ.setdefault(_name, _value)
+watch_import()
 
 
 def __getattr__(name: str) -> Any:

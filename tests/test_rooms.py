@@ -20,6 +20,7 @@ FRAME = (
     "paths",
     "registry",
     "run",
+    "torch_import",
     "tracking",
 )
 MOST_LINES = 60

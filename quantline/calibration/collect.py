@@ -22,6 +22,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.experts import experts_in
 from quantline.model.output_head import OutputHead
+from quantline.model.same_bits import same_bits
 
 FISHER_BLOCK = 512  # outputs that one block of G spans: wider ones cost more than they bring
 # What a killed run is continued from; it is removed once all results are there.
@@ -30,6 +31,7 @@ STATES = "states"
 GRADIENTS = "gradients"
 
 
+@same_bits()
 def collect_statistics(
     checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int | None = None
 ) -> dict[str, dict[str, Any]]:

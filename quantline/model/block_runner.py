@@ -15,6 +15,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.empty_model import empty_model
 from quantline.model.experts import experts_in
+from quantline.model.same_bits import same_bits
 
 BATCH_TOKENS = 4096
 Watch = Callable[[str, nn.Module], AbstractContextManager[None]]
@@ -181,6 +182,7 @@ def prepare_blocks(checkpoint: Checkpoint) -> None:
         decoder(inputs_embeds=embedded, use_cache=False)
 
 
+@same_bits()
 def full_model_logits(checkpoint: Checkpoint, tokens: np.ndarray) -> torch.Tensor:
     """Run the model's own forward pass.
 
@@ -215,6 +217,7 @@ def full_model_logits(checkpoint: Checkpoint, tokens: np.ndarray) -> torch.Tenso
         return model(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
+@same_bits()
 def final_hidden_states(
     checkpoint: Checkpoint, tokens: np.ndarray, label: str, watch: Watch | None = None
 ) -> np.ndarray:

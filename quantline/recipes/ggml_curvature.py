@@ -19,6 +19,7 @@ from quantline.methods.ggml.quantize import LARGEST_WEIGHT, quantize_blocks
 from quantline.methods.integer.curvature import divergence
 from quantline.methods.integer.output_error import output_error
 from quantline.methods.method import LayerStatistics
+from quantline.model.same_bits import same_bits
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import attempt, say_how
 from quantline.recipes.input_scaling import divided_tensors
@@ -129,6 +130,7 @@ class CurvatureRounding:
         transforms: The steps of the manifest.
     """
 
+    @same_bits()
     def __init__(
         self, ctx: QuantizationContext, method: BlockMethod[Any], layer: int | None
     ) -> None:
@@ -145,6 +147,7 @@ class CurvatureRounding:
         self.replaced = self.scaling.tensors
         self.transforms = self.scaling.transforms
 
+    @same_bits()
     def quantize(
         self, name: str, ggml_type: str, importance: np.ndarray
     ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -22,6 +22,7 @@ from quantline.methods.method import (
     scale_hessian,
 )
 from quantline.model.family import InputGroup
+from quantline.model.same_bits import same_bits
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.context import QuantizationContext
@@ -82,6 +83,7 @@ class BlockScales:
             self.input_scales[name] = torch.ones_like(self.input_scales[name])
 
 
+@same_bits()
 def quantize_block(ctx: QuantizationContext, layer: int) -> dict[str, Any]:
     """Quantize the linear layers of a block.
 

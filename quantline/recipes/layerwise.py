@@ -9,12 +9,14 @@ import torch
 from quantline.errors import StageError
 from quantline.methods.integer.output_error import dequantize_like
 from quantline.methods.method import Method, Prepared, check_size
+from quantline.model.same_bits import same_bits
 from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import attempt, say_how
 from quantline.recipes.layer_report import check_gain, layer_report
 
 
+@same_bits()
 def quantize_block(ctx: QuantizationContext, layer: int) -> dict[str, Any]:
     """Quantize the linear layers of a block and give them to the writer.
 

@@ -45,10 +45,13 @@ class Engine:
         import torch
         import transformers
 
+        from quantline.model.same_bits import same_bits
+
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(threads or os.cpu_count() or 1)
         self.torch = torch
+        self._same_bits = same_bits
         self.version = transformers.__version__
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
@@ -97,7 +100,7 @@ class Engine:
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         """Return log-probabilities (see Runtime)."""
         torch = self.torch
-        with torch.inference_mode():
+        with torch.inference_mode(), self._same_bits():
             ids = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
             logits = self.model(input_ids=ids, use_cache=False).logits
             return torch.log_softmax(logits.float(), -1).cpu().numpy()
@@ -107,7 +110,7 @@ class Engine:
         torch = self.torch
 
         def run(ids: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._same_bits():
                 out = self.model(
                     input_ids=torch.from_numpy(ids.astype(np.int64)).to(self.device),
                     past_key_values=cache,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from quantline.config.recipes import parse_recipe
 from quantline.model.checkpoint import Checkpoint
@@ -125,3 +126,27 @@ def test_quantize_is_imported_without_torch_and_numba():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        GPTQ,
+        parse_recipe({"method": "awq", "bits": 4, "group_size": -1, "symmetric": False}),
+        CURVATURE,
+    ],
+    ids=lambda recipe: recipe.method,
+)
+def test_quantize_model_gives_the_same_bytes_for_any_number_of_threads(model, tmp_path, recipe):
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            quantize_model("g", recipe, *model, folder)
+            found.append(contents(folder))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[1] == found[0]

@@ -14,6 +14,7 @@ from quantline.methods.ggml.block_types import dequantize_blocks
 from quantline.methods.ggml.method import BlockMethod
 from quantline.methods.ggml.quantize import NEEDS_IMPORTANCE
 from quantline.methods.method import LayerStatistics, load_method
+from quantline.model.same_bits import same_bits
 from quantline.recipes.budget.costs import Costs, has_cost
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.ggml_curvature import layer_statistics
@@ -101,6 +102,7 @@ class TypePlan:
         """Return the bytes that a tensor of the file takes as a type."""
         return padded_size(self._bytes(self.tensor_types.groups[item], option))
 
+    @same_bits()
     def costs(self, costs: Costs, layer: int | None) -> dict[str, dict[str, float]]:
         """Return tensor of the file → type → cost, by the method's preview."""
         costs_of_items = {}

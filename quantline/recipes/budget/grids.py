@@ -11,6 +11,7 @@ from quantline.errors import Failure, StageError
 from quantline.methods.integer.output_error import dequantize_like
 from quantline.methods.method import LayerStatistics, load_method
 from quantline.model.dtypes import NUMPY_DTYPES
+from quantline.model.same_bits import same_bits
 from quantline.recipes.budget.costs import Costs
 from quantline.recipes.context import QuantizationContext
 
@@ -109,6 +110,7 @@ class GridPlan:
             total += packed_bytes(shape, bits, group_size, self.symmetric, scale_bytes)
         return total
 
+    @same_bits()
     def costs(self, costs: Costs, layer: int | None) -> dict[str, dict[str, float]]:
         """Return item → grid → cost.
 

@@ -1,0 +1,209 @@
+"""Results of torch are the same bits for any number of threads, and wherever tensors lie."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from quantline.calibration.collect import collect_statistics, remove_progress
+from quantline.model import same_bits as module
+from quantline.model.block_runner import final_hidden_states
+from quantline.model.checkpoint import Checkpoint
+from quantline.model.same_bits import ANY_CUTS, one_thread, same_bits
+from tests.helpers.project import ROOT
+from tests.helpers.quantized import tokens_of
+
+THREADS = (1, 2, 3, 5)
+UNEVEN = 5 * 32768 + 77  # elements that no number of threads cuts into whole vectors
+Bits = dict[str, bytes]
+
+
+@pytest.fixture
+def threads():
+    """Put the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+
+
+def statistics(checkpoint: Checkpoint, tokens: np.ndarray, folder) -> Bits:
+    """Return the files of a calibration."""
+    folder.mkdir()
+    collect_statistics(checkpoint, tokens, folder, seed=0)
+    remove_progress(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_calibration_is_the_same_for_any_number_of_threads(tiny_model, tmp_path, threads):
+    """Five sequences of 61 tokens fill no batch and no vector."""
+    checkpoint = Checkpoint(tiny_model)
+    tokens = tokens_of(checkpoint, 5, 61)
+    found = []
+    for number in (*THREADS, THREADS[0]):
+        torch.set_num_threads(number)
+        found.append(statistics(checkpoint, tokens, tmp_path / f"{len(found)}"))
+    assert len(found[0]) == 6
+    for other in found[1:]:
+        assert other == found[0]
+
+
+def test_hidden_states_are_the_same_for_any_number_of_threads(tiny_model, threads):
+    checkpoint = Checkpoint(tiny_model)
+    tokens = tokens_of(checkpoint, 5, 61)
+    found = []
+    for number in THREADS:
+        torch.set_num_threads(number)
+        found.append(final_hidden_states(checkpoint, tokens, "states"))
+    for other in found[1:]:
+        assert np.array_equal(other, found[0])
+
+
+def rows_of(values: torch.Tensor, *shape: int) -> torch.Tensor:
+    return values[: np.prod(shape)].view(shape)
+
+
+def complex_product(values: torch.Tensor) -> torch.Tensor:
+    left = torch.complex(values, values.flip(0))
+    return torch.view_as_real(left * left.flip(0))
+
+
+def factor(values: torch.Tensor) -> torch.Tensor:
+    rows = rows_of(values, 400, 200)
+    return torch.linalg.cholesky(rows.T @ rows + torch.eye(200))
+
+
+OPERATIONS = {
+    "silu": torch.nn.functional.silu,
+    "sigmoid": torch.sigmoid,
+    "product of complex numbers": complex_product,
+    "sum": torch.sum,
+    "product": lambda values: rows_of(values, 2500, 64).T @ rows_of(values, 2500, 64),
+    "products": lambda values: rows_of(values, 4, 600, 64).mT @ rows_of(values, 4, 600, 64),
+    "factor": factor,
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_is_the_same_for_any_number_of_threads(name, threads):
+    values = draw(UNEVEN)
+    found = []
+    for number in THREADS:
+        torch.set_num_threads(number)
+        with same_bits():
+            found.append(OPERATIONS[name](values))
+        assert torch.get_num_threads() == number
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+
+
+ELEMENTWISE = {
+    "aten::_to_copy": lambda a, b: a.double(),
+    "aten::abs": lambda a, b: a.abs(),
+    "aten::add": lambda a, b: a + b,
+    "aten::add_": lambda a, b: a.double().add_(b),
+    "aten::cat": lambda a, b: torch.cat((a, b)),
+    "aten::clone": lambda a, b: a.clone(),
+    "aten::copy_": lambda a, b: torch.empty_like(a).copy_(b),
+    "aten::div": lambda a, b: a / b,
+    "aten::mul": lambda a, b: a * b,
+    "aten::neg": lambda a, b: -a,
+    "aten::sub": lambda a, b: a - b,
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_what_is_rounded_once_may_be_cut_anywhere(name, threads):
+    a, b = draw(2, UNEVEN)
+    found = []
+    for number in THREADS:
+        torch.set_num_threads(number)
+        found.append(ELEMENTWISE[name](a, b))
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+
+
+def test_all_that_may_be_cut_is_tried_here():
+    products = {"aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm"}
+    attention = {name for name in ANY_CUTS if "attention" in name}
+    assert products | attention | ELEMENTWISE.keys() == ANY_CUTS
+
+
+@pytest.mark.parametrize("shape", [(300, 256, 128), (17, 333, 65), (1, 256, 768), (700, 64, 1)])
+def test_products_are_the_same_for_any_number_of_threads_and_any_address(shape, threads):
+    rows, inner, columns = shape
+    left, right, bias = draw(rows, inner), draw(inner, columns), draw(columns)
+    found = []
+    for number in THREADS:
+        torch.set_num_threads(number)
+        for shift in (0, 1, 5):  # elements between an aligned address and the first of the tensor
+            moved = torch.empty(shift + left.numel())[shift:].view_as(left).copy_(left)
+            found.append(
+                (
+                    moved @ right,
+                    torch.addmm(bias, moved, right),
+                    moved.T @ moved,
+                    torch.stack([moved] * 3).mT @ torch.stack([moved] * 3),
+                    torch.baddbmm(
+                        bias.expand(2, rows, -1), moved.expand(2, -1, -1), right.expand(2, -1, -1)
+                    ),
+                )
+            )
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+
+
+def test_attention_and_its_gradients_are_the_same_for_any_number_of_threads(threads):
+    heads = draw(3, 2, 4, 61, 32)
+    found = []
+    for number in THREADS:
+        torch.set_num_threads(number)
+        inputs = [part.clone().requires_grad_(True) for part in heads]
+        out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
+        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+
+
+def test_one_thread_puts_the_number_back_after_an_error(threads):
+    torch.set_num_threads(3)
+    with pytest.raises(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == 3
+
+
+def test_a_gpu_computes_as_it_does(monkeypatch):
+    monkeypatch.setattr(module, "device", lambda: torch.device("cuda"))
+    with same_bits():
+        assert torch.utils._python_dispatch._len_torch_dispatch_stack() == 0
+
+
+@pytest.mark.slow
+def test_calibration_is_the_same_in_processes_of_other_threads(tiny_model, tmp_path):
+    code = (
+        "import sys, hashlib; from pathlib import Path\n"
+        "from tests.model.test_same_bits import Checkpoint, statistics, tokens_of\n"
+        "model, folder = map(Path, sys.argv[1:])\n"
+        "checkpoint = Checkpoint(model)\n"
+        "found = statistics(checkpoint, tokens_of(checkpoint, 5, 61), folder)\n"
+        "print(hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest())"
+    )
+    answers = set()
+    for number in ("1", "2", "4"):
+        folder = tmp_path / number
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tiny_model), str(folder)],
+            env=os.environ | {"OMP_NUM_THREADS": number, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answers.add(done.stdout)
+    assert len(answers) == 1
