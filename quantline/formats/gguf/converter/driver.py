@@ -283,14 +283,13 @@ def main() -> None:
     sys.argv = [str(script), *sys.argv[3:]]
     try:
         runpy.run_path(str(script), run_name="__main__")
-    except BaseException as error:
-        if isinstance(error, Exception):
-            traceback.print_exc()
-        elif isinstance(error, SystemExit) and error.code in (None, 0):
+    except (Exception, SystemExit) as error:
+        ended_well = isinstance(error, SystemExit) and error.code in (None, 0)
+        if ended_well or not notes:
             raise
-        for note in notes:
-            print(note, file=sys.stderr)
-        raise SystemExit(1) from None
+        traceback.print_exc()
+        # Last, where an error quotes them.
+        raise SystemExit("\n".join(notes)) from None
 
 
 if __name__ == "__main__":
