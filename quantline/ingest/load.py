@@ -117,6 +117,8 @@ def load(model: Model, folder: Path) -> LoadedModel:
     else:
         verify.check_runs(Checkpoint(folder))
     if plain.transforms:
+        if not model.adapter:  # codes of what the adapter changed stand for something else
+            plain.bring_codes(folder)
         linked_by = "dequantizing"
         shutil.rmtree(origin)
     manifest = {

@@ -9,6 +9,7 @@ from quantline.ingest.fetch import weight_files
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, is_sharded, side_files
 from quantline.model.configuration import read_config
+from quantline.model.source_codes import FILE as CODES
 
 FOLDER = ".plain"  # in the model's folder while it is made
 
@@ -28,6 +29,11 @@ class PlainSource(NamedTuple):
     files: dict[str, dict[str, Any]] | None = None
     transforms: tuple[dict[str, Any], ...] = ()
     gguf: Path | None = None
+
+    def bring_codes(self, folder: Path) -> None:
+        """Move the source's own codes into the model's folder, where recipes look for them."""
+        if (self.folder / CODES).is_file():
+            (self.folder / CODES).rename(folder / CODES)
 
     def check_agreement(self) -> None:
         """Compare what was read from a GGUF file with what llama.cpp runs.

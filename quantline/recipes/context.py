@@ -10,6 +10,7 @@ from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import Recipe
 from quantline.methods.method import LayerStatistics, load_method
 from quantline.model.architecture import Architecture
+from quantline.model.source_codes import SourceCodes
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedWriter
 
@@ -48,6 +49,11 @@ class QuantizationContext:
     def method_of(self, layer: str) -> Any:
         """Return the method with the grid of a layer."""
         return load_method(self.recipe_of(layer))
+
+    @cached_property
+    def source_codes(self) -> SourceCodes:
+        """The codes of a quantized source, which are handed on where the type is theirs."""
+        return SourceCodes(self.source.folder)
 
     @cached_property
     def tensor_types(self) -> "TensorTypes":

@@ -99,6 +99,10 @@ def quantize_tensor(
     }
     if not ctx.tensor_types.is_expected(name) and ctx.arch.layer_index(name) is not None:
         report |= unweighted(ctx, actual)
+    codes = ctx.source_codes.blocks(name, actual) if curvature is None else None
+    if codes is not None:
+        # Rounding again what these stand for could only lose.
+        return GgmlBlocks(actual, codes, tensor.shape), report | {"codes": "the source's own"}
     whole = ctx.source.has_rows_of_layer(name)
     if curvature is not None and importance is not None and whole:
         data, extra = curvature.quantize(name, actual, importance)

@@ -1,5 +1,6 @@
 """Writing the plain checkpoint that a quantized one stands for, one tensor in memory at a time."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ from quantline.files import write_json
 from quantline.ingest.dequantize.stored import PLAIN
 from quantline.model.checkpoint_files import INDEX, SINGLE
 from quantline.model.dtypes import STORED_NAMES
-from quantline.model.safetensors_writer import SafetensorsWriter
+from quantline.model.safetensors_writer import ENTRY_BYTES, SafetensorsWriter
 
 SHARD_BYTES = 4 << 30
 KEYS = ("quantization_config", "compression_config")
@@ -65,12 +66,14 @@ class PlainWriter:
 
         Args:
             folder: An empty folder.
-            names: The tensors that may be added.
+            names: The tensors that will be added, or as many of about such names; where more
+                come, they get a further shard.
         """
         self.folder = folder
         self.names = names
         self.shards: list[list[str]] = []
         self.bytes = 0
+        self._entries = 0  # bytes of the shard's header, at most
         self._writer: SafetensorsWriter | None = None
 
     def __enter__(self) -> Self:
@@ -78,14 +81,21 @@ class PlainWriter:
 
     def add(self, name: str, tensor: np.ndarray) -> None:
         """Append a tensor."""
-        if self._writer is None or self._writer.end > SHARD_BYTES:
+        entry = len(json.dumps(name)) + ENTRY_BYTES
+        if self._writer is None or self._is_full(self._writer, entry):
             self._close()
+            self._entries = ENTRY_BYTES
             path = self.folder / f"shard-{len(self.shards)}"
             self._writer = SafetensorsWriter(path, self.names).__enter__()
             self.shards.append([])
         self._writer.add(name, tensor)
+        self._entries += entry
         self.shards[-1].append(name)
         self.bytes += tensor.nbytes
+
+    def _is_full(self, writer: SafetensorsWriter, entry: int) -> bool:
+        """Whether a tensor whose entry takes so many bytes has to go into another shard."""
+        return writer.end > SHARD_BYTES or self._entries + entry > writer.room
 
     def _close(self) -> None:
         if self._writer is not None:

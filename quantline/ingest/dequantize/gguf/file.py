@@ -92,6 +92,10 @@ class GgufFile:
             raise self.refusal("types that gguf reads", f"{name} in {self.type_of(name)}") from None
         return values.reshape(self.shape(name)).astype(np.float32)
 
+    def blocks(self, name: str) -> np.ndarray:
+        """Return the bytes of a tensor of blocks, uint8 [..., bytes per row]."""
+        return np.array(self.tensors[name].data)
+
     @cached_property
     def dtype(self) -> str:
         """The float type of a plain copy: that of the matrices, or bfloat16 if they are blocks."""

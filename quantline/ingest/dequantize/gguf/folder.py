@@ -8,9 +8,10 @@ from typing import Any
 from quantline.causes import reading_foreign
 from quantline.errors import Failure
 from quantline.files import write_json
+from quantline.ingest.dequantize.gguf.codes import kept_codes
 from quantline.ingest.dequantize.gguf.configuration import configuration_of
 from quantline.ingest.dequantize.gguf.file import GgufFile, plain_values
-from quantline.ingest.dequantize.gguf.tensors import restored_tensors
+from quantline.ingest.dequantize.gguf.tensors import mapper, restored_blocks
 from quantline.ingest.dequantize.gguf.tokenizer import write_tokenizer
 from quantline.ingest.dequantize.plain_checkpoint import PlainWriter, rounded
 from quantline.ingest.dequantize.stored import PLAIN
@@ -18,8 +19,12 @@ from quantline.model.configuration import CONFIG
 from quantline.model.configuration_limits import check_numbers
 from quantline.model.dtypes import STORED_NAMES
 from quantline.model.meta_model import meta_model
+from quantline.model.safetensors_writer import SafetensorsWriter
+from quantline.model.source_codes import FILE as CODES
+from quantline.model.source_codes import key_of
 
 NOT_OF_THE_MODEL = ("_name_or_path", "_model_name_or_path", "unk_token_id")
+LONGEST_TYPE = 8  # letters
 EXPECTED = "a model that transformers and llama.cpp read alike"
 
 
@@ -48,15 +53,7 @@ def write_folder(path: Path, target: Path) -> dict[str, Any]:
     write_json(target / CONFIG, written)
     write_tokenizer(file, target)
     model = meta_model(written)
-    dtype = PLAIN[STORED_NAMES[file.dtype]]
-    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    names = [f"{name}.{number}" for number, name in enumerate(model.state_dict())]
-    with PlainWriter(target, names * 4) as writer:
-        for name, values, was_float in restored_tensors(file, model):
-            if name in tied:
-                continue
-            rounded(name, values, "float32")  # refuses what is not finite, by its name
-            writer.add(name, plain_values(values, dtype, was_float))
+    _write_tensors(file, model, target)
     types = Counter(file.type_of(name) for name in file.tensors)
     return {
         "step": "dequantize",
@@ -66,3 +63,23 @@ def write_folder(path: Path, target: Path) -> dict[str, Any]:
         "tensors": sum(file.is_quantized(name) for name in file.tensors),
         "left_out": [],
     }
+
+
+def _write_tensors(file: GgufFile, model: Any, target: Path) -> None:
+    """Write the plain tensors, and the blocks that can be handed on as they are."""
+    parameters_of = mapper(file, model)
+    dtype = PLAIN[STORED_NAMES[file.dtype]]
+    tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
+    names = list(model.state_dict())
+    longest = key_of(max(names, key=len), "I" * LONGEST_TYPE)
+    experts = max(file.setting("expert_count") or 1, 1)
+    codes = SafetensorsWriter(target / CODES, [longest] * (len(file.tensors) * experts))
+    with PlainWriter(target, [*names, *[longest] * len(file.tensors)]) as writer, codes:
+        for block in restored_blocks(file, model, parameters_of):
+            for name, values in block.stored.items():
+                if name in tied:
+                    continue
+                rounded(name, values, "float32")  # refuses what is not finite, by its name
+                writer.add(name, plain_values(values, dtype, name in block.floats))
+            for name, kind, data in kept_codes(file, model, parameters_of, block):
+                codes.add(key_of(name, kind), data)

@@ -8,7 +8,7 @@ published checkpoints.
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -23,30 +23,54 @@ BLOCK = re.compile(r"blk\.(\d+)\.")
 
 # Parameter of the model → its values in float32, and whether the file holds all of it as floats.
 Parameters = dict[str, tuple[np.ndarray, bool]]
+# From names in the file, and what reads them, to the parameters that they are.
+Mapper = Callable[[list[str], Callable[[str], np.ndarray]], Parameters]
 
 
-def restored_tensors(file: GgufFile, model: Any) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """Yield (name in a checkpoint, float32 values, whether the file holds floats) of all tensors.
+class Block(NamedTuple):
+    """What the tensors of one block, or one outside of all blocks, become.
+
+    Attributes:
+        names: The tensors of the file.
+        stored: Tensor of the checkpoint → float32 values.
+        floats: Those that the file holds as floats, and not as blocks.
+    """
+
+    names: list[str]
+    stored: dict[str, np.ndarray]
+    floats: set[str]
+
+
+def restored_blocks(file: GgufFile, model: Any, parameters_of: Mapper) -> Iterator[Block]:
+    """Yield what the file's tensors become, a block at a time.
 
     Args:
         file: The file.
         model: transformers' model on the meta device.
+        parameters_of: What `mapper` returned.
 
     Raises:
         StageError: unsupported_architecture, for a tensor that the model has no place for.
     """
+    for names in tqdm(_by_block(file), desc="dequantizing", unit="block", disable=None):
+        parameters = parameters_of(names, file.read)
+        stored = stored_names(model, parameters)
+        converted = [is_float for name, (_, is_float) in parameters.items() if name not in stored]
+        floats = set()
+        for name in stored:
+            if parameters[name][1] if name in parameters else all(converted):
+                floats.add(name)
+        yield Block(names, stored, floats)
+
+
+def stored_names(model: Any, parameters: Parameters) -> dict[str, np.ndarray]:
+    """Return parameters of the model under the names, and in the parts, of published files."""
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
-    parameters_of = _mapper(file, model)
-    for names in tqdm(_by_block(file), desc="dequantizing", unit="block", disable=None):
-        parameters = parameters_of(names)
-        tensors = {name: torch.from_numpy(values) for name, (values, _) in parameters.items()}
-        stored = revert_weight_conversion(model, tensors)
-        converted = [is_float for name, (_, is_float) in parameters.items() if name not in stored]
-        for name, tensor in stored.items():
-            is_float = parameters[name][1] if name in parameters else all(converted)
-            yield name, tensor.contiguous().numpy(), is_float
+    tensors = {name: torch.from_numpy(values) for name, (values, _) in parameters.items()}
+    reverted = revert_weight_conversion(model, tensors)
+    return {name: tensor.contiguous().numpy() for name, tensor in reverted.items()}
 
 
 def _by_block(file: GgufFile) -> list[list[str]]:
@@ -60,16 +84,18 @@ def _by_block(file: GgufFile) -> list[list[str]]:
     return list(groups.values())
 
 
-def _mapper(file: GgufFile, model: Any) -> Callable[[list[str]], Parameters]:
+def mapper(file: GgufFile, model: Any) -> Mapper:
     """Return a function from names in the file to the parameters that they are."""
     from transformers.integrations.gguf import GGUF_ARCHS
 
     if file.architecture in GGUF_ARCHS:
-        return lambda names: _by_conversions(file, model, names)
+        return lambda names, read: _by_conversions(file, model, names, read)
     return _Processed(file, model)
 
 
-def _by_conversions(file: GgufFile, model: Any, names: list[str]) -> Parameters:
+def _by_conversions(
+    file: GgufFile, model: Any, names: list[str], read: Callable[[str], np.ndarray]
+) -> Parameters:
     """Apply transformers' conversions of an architecture to a block."""
     import torch
     from transformers.core_model_loading import (
@@ -96,14 +122,14 @@ def _by_conversions(file: GgufFile, model: Any, names: list[str]) -> Parameters:
             step = found.setdefault(target, WeightRenaming(name, target))
         if file.is_quantized(name):
             blocks.add(target)
-        values = torch.from_numpy(file.read(name))
+        values = torch.from_numpy(read(name))
         step.add_tensor(target, name, pattern or name, values)
     result = {}
     for target, step in found.items():
         made = step.convert(target, model=model, config=model.config)
         for name, tensor in made.items():
             whole = tensor[0] if isinstance(tensor, list) else tensor
-            result[name] = (whole.float().contiguous().numpy(), target not in blocks)
+            result[name] = (_as_numpy(whole), target not in blocks)
     return result
 
 
@@ -122,13 +148,13 @@ class _Processed:
         self.processor = kind(config=_older_settings(model.config))
         self.names = get_gguf_hf_weights_map(model, self.processor)
 
-    def __call__(self, names: list[str]) -> Parameters:
+    def __call__(self, names: list[str], read: Callable[[str], np.ndarray]) -> Parameters:
         made: dict[str, Any] = {}  # what a processor puts together itself
         made_of_blocks = False
         found: Parameters = {}
         for name in names:
             result = self.processor.process(
-                weights=self.file.read(name),
+                weights=read(name),
                 name=name,
                 tensor_key_mapping=self.names,
                 parsed_parameters={"tensors": made},
@@ -141,11 +167,18 @@ class _Processed:
                 raise self.file.refusal(
                     "tensors that transformers has a place for", f"{name}, which it passes over"
                 )
-            values = np.ascontiguousarray(result.weights, dtype=np.float32)
+            values = np.ascontiguousarray(result.weights)
             found[target] = (values, not self.file.is_quantized(name))
         for name, tensor in made.items():
-            found[name] = (tensor.float().numpy(), not made_of_blocks)
+            found[name] = (_as_numpy(tensor), not made_of_blocks)
         return found
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    """Return a tensor of floats in float32, and one of bytes as it is."""
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
+    values: np.ndarray = tensor.contiguous().numpy()
+    return values
 
 
 def _older_settings(config: Any) -> dict[str, Any]:
