@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +25,27 @@ register_runtime(
 )
 
 
+# What the names of inputs begin with that are states: keys and values, and those of convolutions
+# and recurrences.
+STATES = ("past_key_values.", "past_states.")
+TOKEN_INPUTS = ("input_ids", "position_ids", "attention_mask")
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+
+class Past(NamedTuple):
+    """What a model carries from token to token.
+
+    Attributes:
+        tokens: How many there were.
+        states: In the order of the graph's inputs.
+    """
+
+    tokens: int
+    states: list[np.ndarray]
+
+
 class Engine:
-    """An ONNX bundle with a key-value cache; formats/onnx/graph.py describes inputs and outputs.
+    """An ONNX bundle with its states; formats/onnx/trace.py describes inputs and outputs.
 
     Raises:
         StageError: runtime_crashed, if onnxruntime refuses the graph.
@@ -62,42 +82,46 @@ class Engine:
         self.tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        cached = [
-            value
-            for value in self.session.get_inputs()
-            if value.name.startswith("past_key_values.")
-        ]
-        if not cached or any(len(value.shape) != 4 for value in cached):
-            names = ", ".join(value.name for value in self.session.get_inputs()) or "none"
+        self.inputs = {value.name: value for value in self.session.get_inputs()}
+        self.states = [value for value in self.inputs.values() if value.name.startswith(STATES)]
+        unknown = set(self.inputs) - {*TOKEN_INPUTS, *(value.name for value in self.states)}
+        if "input_ids" not in self.inputs or not self.states or unknown:
+            names = ", ".join(self.inputs) or "none"
             raise StageError(
                 Failure.RUNTIME_CRASHED,
-                f"expected a graph with inputs past_key_values.* of four dimensions in {path}, "
-                f"found the inputs {names}; export the variant again",
+                f"expected a graph with inputs input_ids and past_key_values.* or past_states.* in "
+                f"{path}, found the inputs {names}; export the variant again",
             )
-        self.cached = [value.name for value in cached]
         self.vocabulary = self.session.get_outputs()[0].shape[-1]
-        _, self.kv_heads, _, self.head_dim = cached[0].shape
 
-    def _run(self, tokens: np.ndarray, past: list[np.ndarray] | None = None) -> list[np.ndarray]:
-        """Return logits [b, n, vocabulary] and the grown cache for tokens [b, n] after `past`.
+    def _empty(self, batch: int) -> Past:
+        """Return the states before the first token: zeros, and nothing of what grows."""
+        sizes = {"batch": batch, "past": 0}
+        states = []
+        for value in self.states:
+            shape = [size if isinstance(size, int) else sizes[size] for size in value.shape]
+            states.append(np.zeros(shape, DTYPES[value.type]))
+        return Past(0, states)
+
+    def _run(self, tokens: np.ndarray, past: Past | None = None) -> tuple[np.ndarray, Past]:
+        """Return logits [b, n, vocabulary] and the states after tokens [b, n] that follow `past`.
 
         Raises:
             StageError: out_of_memory, runtime_crashed.
         """
         batch, length = tokens.shape
-        if past is None:
-            empty = np.zeros((batch, self.kv_heads, 0, self.head_dim), np.float32)
-            past = [empty] * len(self.cached)
-        before = past[0].shape[2]
-        positions = np.arange(before, before + length, dtype=np.int64)
+        past = past or self._empty(batch)
+        positions = np.arange(past.tokens, past.tokens + length, dtype=np.int64)
         inputs = {
             "input_ids": tokens.astype(np.int64),
             "position_ids": np.ascontiguousarray(np.tile(positions, (batch, 1))),
-            "attention_mask": np.ones((batch, before + length), np.int64),
+            "attention_mask": np.ones((batch, past.tokens + length), np.int64),
         }
-        inputs |= dict(zip(self.cached, past, strict=True))
+        inputs = {name: values for name, values in inputs.items() if name in self.inputs}
+        names = [value.name for value in self.states]
+        inputs |= dict(zip(names, past.states, strict=True))
         try:
-            return self.session.run(None, inputs)
+            logits, *states = self.session.run(None, inputs)
         except Exception as error:  # its exceptions have no class in common
             words = one_line(error)
             full = "allocate" in words.lower() or "bad_alloc" in words
@@ -108,6 +132,7 @@ class Engine:
                 f"stops (onnxruntime says: {words}); "
                 f"{ADVICE.get(failure, 'take another format')}",
             ) from error
+        return logits, Past(past.tokens + length, states)
 
     def logprobs(self, tokens: np.ndarray) -> np.ndarray:
         """Return log-probabilities (see Runtime)."""
@@ -117,22 +142,15 @@ class Engine:
 
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
         """Yield logits chunk by chunk (see ChunkedRuntime)."""
-
-        def run(
-            ids: np.ndarray, cache: list[np.ndarray] | None
-        ) -> tuple[np.ndarray, list[np.ndarray]]:
-            logits, *grown = self._run(ids, cache)
-            return logits, grown
-
-        return chunks_by_cache(tokens, first, end, self.vocabulary, run)
+        return chunks_by_cache(tokens, first, end, self.vocabulary, self._run)
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
         """Decode greedily (see Runtime)."""
-        logits, *cache = self._run(np.array([prompt]))
+        logits, past = self._run(np.array([prompt]))
 
         def step(token: int) -> np.ndarray:
-            nonlocal cache
-            following, *cache = self._run(np.array([[token]]), cache)
+            nonlocal past
+            following, past = self._run(np.array([[token]]), past)
             return following[0, -1]
 
         return decode_greedily(logits[0, -1], step, max_new_tokens, stop)

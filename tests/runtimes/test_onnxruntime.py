@@ -104,12 +104,13 @@ def test_logprobs_agree_with_torch(engine, reference, tiny_model, batch, length)
 def test_run_with_the_cache_agrees_with_torch(engine, reference, tiny_model):
     tokens = tokens_of(Checkpoint(tiny_model), 2, 20)
     parts = []
-    cache = None
+    past = None
     for start, end in ((0, 7), (7, 8), (8, 9), (9, 20)):
-        logits, *cache = engine._run(tokens[:, start:end], cache)
+        logits, past = engine._run(tokens[:, start:end], past)
         parts.append(logits)
     logits = np.concatenate(parts, 1)
-    assert cache[0].shape == (2, 2, 20, 64)
+    assert past.tokens == 20
+    assert past.states[0].shape == (2, 2, 20, 64)
     assert np.abs(logits - torch_logits(reference, tokens)).max() <= TOLERANCE
     logprobs = log_softmax(logits, axis=-1)
     assert np.abs(logprobs - engine.logprobs(tokens)).max() <= TOLERANCE

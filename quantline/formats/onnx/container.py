@@ -34,10 +34,10 @@ class OnnxContainer(HuggingFaceContainer):
             StageError: unsupported_width, missing_tokenizer, unsupported_architecture.
         """
         check_rope(source.arch)
-        from quantline.formats.onnx.graph import trace
+        from quantline.formats.onnx.graph import graph_of
         from quantline.formats.onnx.model_file import FILE, write_model
 
-        write_model(trace(source), source, quantized, folder)
+        write_model(graph_of(source), source, quantized, folder)
         copy_side_files(source.folder, folder)
         if variant.runtime == genai_config.RUNTIME:
             write_json(folder / genai_config.FILE, genai_config.make_config(source, FILE))

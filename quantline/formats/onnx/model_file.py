@@ -18,10 +18,12 @@ from quantline.formats.onnx.quantized_nodes import (
     INTEGERS,
     PARTS,
     QUANTIZED_OPERATORS,
+    QuantizedNodes,
     dequantize,
     integer_attributes,
     quantized_nodes,
 )
+from quantline.formats.onnx.subgraphs import graphs_of, names_read, nodes_of
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
 from quantline.quantized.tensors import GroupedLinear
@@ -112,36 +114,84 @@ def _put_integers(
     layers: dict[str, str],
     initializers: _Initializers,
 ) -> None:
-    """Replace the nodes of every quantized layer by nodes that carry its integers.
+    """Replace the products of every quantized layer by nodes that carry its integers.
+
+    A model may use a weight in another way than a linear layer does. It then has the values that
+    the integers stand for.
 
     Args:
-        model: The graph, in which a layer is a Transpose of its weight and a MatMul.
+        model: The graph, in which a layer is a Transpose of its weight and a MatMul, or a Gemm.
         quantized: The quantized weights.
         layers: Weight → layer.
         initializers: Given the tensors that the new nodes read.
     """
-    graph = model.graph
     transposed = {}
-    for node in graph.node:
+    for node in nodes_of(model.graph):
         if node.op_type == "Transpose" and node.input[0] in layers:
             transposed[node.output[0]] = layers[node.input[0]]
-    nodes = []
-    for node in graph.node:
-        if node.output[0] in transposed:
-            continue
-        layer = transposed.get(node.input[1]) if node.op_type == "MatMul" else None
-        if layer is None:
-            nodes.append(node)
-            continue
-        linear = quantized.linear(layer)
-        assert isinstance(linear, GroupedLinear), "what ContainerInfo.carries allows"
-        replacement = quantized_nodes(layer, linear, node.input[0], node.output[0])
-        nodes += replacement.nodes
-        for name, array in replacement.tensors.items():
-            initializers.add(name, array)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    calls: dict[str, int] = {}
+    for graph in graphs_of(model.graph):
+        nodes = []
+        for node in graph.node:
+            layer = _layer_of(node, layers, transposed)
+            if layer is None:
+                nodes.append(node)
+                continue
+            calls[layer] = calls.get(layer, 0) + 1
+            replacement = _replacement(node, layer, quantized, calls[layer])
+            nodes += replacement.nodes
+            if calls[layer] == 1:
+                for name, array in replacement.tensors.items():
+                    initializers.add(name, array)
+        del graph.node[:]
+        graph.node.extend(nodes)
+    _drop_unread(model.graph, set(transposed))
+    for weight in sorted(set(layers) & names_read(model.graph)):
+        initializers.add(weight, quantized.linear(layers[weight]).dequantize())
+    if all(known.domain != DOMAIN for known in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+
+
+def _layer_of(
+    node: onnx.NodeProto, layers: dict[str, str], transposed: dict[str, str]
+) -> str | None:
+    """Return the quantized layer whose product a node is."""
+    if node.op_type == "MatMul":
+        return transposed.get(node.input[1])
+    if node.op_type == "Gemm":
+        plain = {"transB": 0, "transA": 0, "alpha": 1.0, "beta": 1.0}
+        for attribute in node.attribute:
+            plain[attribute.name] = helper.get_attribute_value(attribute)
+        if (plain["transA"], plain["alpha"], plain["beta"]) != (0, 1.0, 1.0):
+            return None
+        return (layers if plain["transB"] else transposed).get(node.input[1])
+    return None
+
+
+def _replacement(
+    node: onnx.NodeProto, layer: str, quantized: QuantizedModel, number: int
+) -> QuantizedNodes:
+    """Return the nodes in place of a product, the n-th of this layer."""
+    linear = quantized.linear(layer)
+    assert isinstance(linear, GroupedLinear), "what ContainerInfo.carries allows"
+    call = layer if number == 1 else f"{layer}.{number}"
+    x = node.input[0]
+    y = node.output[0]
+    if len(node.input) < 3:  # of a Gemm the third is a bias
+        return quantized_nodes(layer, linear, x, y, call)
+    product = f"{call}.product"
+    replacement = quantized_nodes(layer, linear, x, product, call)
+    bias = helper.make_node("Add", [product, node.input[2]], [y], name=f"{call}.bias")
+    return QuantizedNodes([*replacement.nodes, bias], replacement.tensors)
+
+
+def _drop_unread(graph: onnx.GraphProto, outputs: set[str]) -> None:
+    """Take away the nodes of some outputs that no other node reads any more."""
+    unread = outputs - names_read(graph)
+    for one in graphs_of(graph):
+        kept = [node for node in one.node if node.output[0] not in unread]
+        del one.node[:]
+        one.node.extend(kept)
 
 
 def read_model(folder: Path, source: TensorSource) -> dict[str, StoredTensor]:
@@ -151,10 +201,8 @@ def read_model(folder: Path, source: TensorSource) -> dict[str, StoredTensor]:
     """
     graph = onnx.load(folder / FILE, load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = {node.name: node for node in graph.node if node.op_type in QUANTIZED_OPERATORS}
-    read_by_nodes: set[str] = set()
-    for node in graph.node:
-        read_by_nodes.update(node.input)
+    nodes = {node.name: node for node in nodes_of(graph) if node.op_type in QUANTIZED_OPERATORS}
+    read_by_nodes = names_read(graph)
     stored = {}
     for name in source.names:
         layer = name.removesuffix(WEIGHT)

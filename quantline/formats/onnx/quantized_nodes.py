@@ -45,7 +45,9 @@ def slot_bits(bits: int) -> int:
     return 4 if bits == 3 else bits
 
 
-def quantized_nodes(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedNodes:
+def quantized_nodes(
+    name: str, linear: GroupedLinear, x: str, y: str, call: str | None = None
+) -> QuantizedNodes:
     """Make the nodes of a layer: int8 by the row becomes `dynamic_int8`, all else `matmul_nbits`.
 
     Args:
@@ -53,6 +55,7 @@ def quantized_nodes(name: str, linear: GroupedLinear, x: str, y: str) -> Quantiz
         linear: The layer's integers, scales and zero points.
         x: Name of the input in the graph.
         y: Name of the output in the graph.
+        call: What begins the names of the nodes, if a model calls the layer more than once.
 
     Returns:
         The nodes that compute y from x, and the tensors that they read.
@@ -62,11 +65,11 @@ def quantized_nodes(name: str, linear: GroupedLinear, x: str, y: str) -> Quantiz
     """
     per_row = linear.group_size == linear.integers.shape[1]
     if linear.bits == 8 and linear.symmetric and per_row:
-        return dynamic_int8(name, linear, x, y)
-    return matmul_nbits(name, linear, x, y)
+        return dynamic_int8(name, linear, x, y, call or name)
+    return matmul_nbits(name, linear, x, y, call or name)
 
 
-def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedNodes:
+def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) -> QuantizedNodes:
     """Make one MatMulNBits node.
 
     Groups that are no block size are cut into blocks that share a scale. A grid of fewer bits than
@@ -78,6 +81,7 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedN
         linear: The layer's integers, scales and zero points.
         x: Name of the input in the graph.
         y: Name of the output in the graph.
+        call: The node's name.
 
     Returns:
         The node, and its packed integers, scales and zero points.
@@ -107,7 +111,7 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedN
         "MatMulNBits",
         [x, *tensors],
         [y],
-        name=name,
+        name=call,
         domain=DOMAIN,
         K=columns,
         N=rows,
@@ -117,7 +121,7 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedN
     return QuantizedNodes([node], tensors)
 
 
-def dynamic_int8(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedNodes:
+def dynamic_int8(name: str, linear: GroupedLinear, x: str, y: str, call: str) -> QuantizedNodes:
     """Make nodes that round activations per tensor at run time and multiply integers.
 
     There is one scale per output channel.
@@ -127,6 +131,7 @@ def dynamic_int8(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedN
         linear: Eight bits, symmetric, one group per row.
         x: Name of the input in the graph.
         y: Name of the output in the graph.
+        call: What begins the nodes' names.
 
     Returns:
         The nodes, and the integers, scales and zero point that they read.
@@ -139,17 +144,17 @@ def dynamic_int8(name: str, linear: GroupedLinear, x: str, y: str) -> QuantizedN
         scale: linear.scales.reshape(-1),
         zero: np.array(INT8_ZERO, np.uint8),
     }
-    x_parts = [f"{name}.x", f"{name}.x_scale", f"{name}.x_zero"]
+    x_parts = [f"{call}.x", f"{call}.x_scale", f"{call}.x_zero"]
     quantized, x_scale, x_zero = x_parts
-    product = f"{name}.sum"
-    as_float = f"{name}.float"
-    both_scales = f"{name}.scale"
+    product = f"{call}.sum"
+    as_float = f"{call}.float"
+    both_scales = f"{call}.scale"
     nodes = [
-        helper.make_node("DynamicQuantizeLinear", [x], x_parts, name=f"{name}.quantize"),
-        helper.make_node("MatMulInteger", [quantized, weight, x_zero, zero], [product], name=name),
-        helper.make_node("Cast", [product], [as_float], name=f"{name}.cast", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [x_scale, scale], [both_scales], name=f"{name}.scales"),
-        helper.make_node("Mul", [as_float, both_scales], [y], name=f"{name}.rescale"),
+        helper.make_node("DynamicQuantizeLinear", [x], x_parts, name=f"{call}.quantize"),
+        helper.make_node("MatMulInteger", [quantized, weight, x_zero, zero], [product], name=call),
+        helper.make_node("Cast", [product], [as_float], name=f"{call}.cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [x_scale, scale], [both_scales], name=f"{call}.scales"),
+        helper.make_node("Mul", [as_float, both_scales], [y], name=f"{call}.rescale"),
     ]
     return QuantizedNodes(nodes, tensors)
 

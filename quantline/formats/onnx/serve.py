@@ -7,7 +7,7 @@ from quantline.formats.onnx import genai_config
 ONNXRUNTIME = """\
 ## Serve it
 
-In Python (`pip install onnxruntime tokenizers numpy`), greedily and with the KV cache:
+In Python (`pip install onnxruntime tokenizers numpy`), greedily and with the states carried:
 
 ```python
 import numpy as np
@@ -16,17 +16,22 @@ from tokenizers import Tokenizer
 
 tokenizer = Tokenizer.from_file("tokenizer.json")
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-caches = [one for one in session.get_inputs() if one.name.startswith("past_key_values.")]
-past = [np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in caches]
-new, text = tokenizer.encode("Hello").ids, []
+inputs = session.get_inputs()
+names = [one.name for one in inputs]
+sizes = {"batch": 1, "past": 0}
+past = {one.name: np.zeros([sizes.get(size, size) for size in one.shape], np.float32)
+        for one in inputs if one.name.startswith("past_")}
+before, new, text = 0, tokenizer.encode("Hello").ids, []
 for _ in range(24):
-    before = past[0].shape[2]
-    logits, *past = session.run(None, {
+    after = before + len(new)
+    tokens = {
         "input_ids": np.array([new], np.int64),
-        "position_ids": np.arange(before, before + len(new), dtype=np.int64)[None],
-        "attention_mask": np.ones((1, before + len(new)), np.int64),
-        **{one.name: value for one, value in zip(caches, past)}})
-    new = [int(logits[0, -1].argmax())]
+        "position_ids": np.arange(before, after, dtype=np.int64)[None],
+        "attention_mask": np.ones((1, after), np.int64)}
+    taken = {name: value for name, value in tokens.items() if name in names}
+    logits, *states = session.run(None, taken | past)
+    past = dict(zip(past, states))
+    before, new = after, [int(logits[0, -1].argmax())]
     text += new
 print(tokenizer.decode(text))
 ```
