@@ -13,10 +13,13 @@ import torch
 from scipy.special import log_softmax
 
 from quantline.errors import StageError
+from quantline.formats.onnx.graph import right_graph
+from quantline.formats.onnx.subgraphs import names_read
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.runtime import open_runtime
 from quantline.runtimes.smoke.tokenizer_parity import TEXTS, compare_tokenizers
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.models import write_tokenizer
 from tests.helpers.project import ROOT
 from tests.helpers.quantized import (
     rounded,
@@ -25,6 +28,7 @@ from tests.helpers.quantized import (
     torch_logprobs,
     torch_model,
 )
+from tests.helpers.small_models import small_model
 from tests.helpers.variants import write_variant
 
 TOLERANCE = 1e-3  # in logits
@@ -114,6 +118,27 @@ def test_run_with_the_cache_agrees_with_torch(engine, reference, tiny_model):
     assert np.abs(logits - torch_logits(reference, tokens)).max() <= TOLERANCE
     logprobs = log_softmax(logits, axis=-1)
     assert np.abs(logprobs - engine.logprobs(tokens)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", ["lfm2", "mamba2"])
+def test_states_of_other_kinds_are_carried(tmp_path, model_type):
+    """A short convolution beside attention, and a model without anything that grows."""
+    model = small_model(model_type, vocab_size=write_tokenizer(tmp_path))
+    graph = right_graph(model)
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for name in names_read(graph.graph) & set(weights):
+        tensor = onnx.numpy_helper.from_array(weights[name].numpy(), name)
+        graph.graph.initializer.append(tensor)
+    onnx.save(graph, tmp_path / "model.onnx")
+    engine = open_runtime("onnxruntime", tmp_path, 1)
+    tokens = np.arange(24).reshape(2, 12)
+    first, past = engine._run(tokens[:, :5])
+    second, past = engine._run(tokens[:, 5:], past)
+    assert past.tokens == 12
+    expected = torch_logits(model, tokens)
+    assert np.abs(np.concatenate((first, second), 1) - expected).max() <= TOLERANCE
+    prompt = np.array([[15, 16, 17]])
+    assert engine.generate(prompt[0].tolist(), 6, set()) == torch_greedy(model, prompt, 6)
 
 
 def test_generate_is_torchs_greedy_decoding(engine, reference, tiny_model):

@@ -8,7 +8,7 @@ register_container(
         implementation="quantline.formats.onnx.container:OnnxContainer",
         runtime="onnxruntime",
         carries=frozenset({"none", "grouped"}),
-        packages=("onnx", "onnxruntime", "optimum", "torch", "transformers"),
+        packages=("onnx", "onnxruntime", "torch", "transformers"),
         colour="#3f8f5b",
         marker="^",
         dtypes=("float32",),

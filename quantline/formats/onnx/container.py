@@ -37,10 +37,12 @@ class OnnxContainer(HuggingFaceContainer):
         from quantline.formats.onnx.graph import graph_of
         from quantline.formats.onnx.model_file import FILE, write_model
 
-        write_model(graph_of(source), source, quantized, folder)
-        copy_side_files(source.folder, folder)
+        graph = graph_of(source)
         if variant.runtime == genai_config.RUNTIME:
-            write_json(folder / genai_config.FILE, genai_config.make_config(source, FILE))
+            config = genai_config.make_config(source, graph, FILE)
+            write_json(folder / genai_config.FILE, config)
+        write_model(graph, source, quantized, folder)
+        copy_side_files(source.folder, folder)
         requested = {}
         for name in source.names:
             layer = name.removesuffix(".weight")

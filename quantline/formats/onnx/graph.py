@@ -53,20 +53,40 @@ def right_graph(model: Any) -> onnx.ModelProto:
     Raises:
         StageError: unsupported_architecture, with the cause of each way.
     """
-    with torch.inference_mode():
-        carried = Carried(model)
+    try:
+        with torch.inference_mode():
+            carried = Carried(model)
+    except StageError:
+        raise
+    except Exception as error:  # whatever a model breaks on
+        raise _refused(model, [_cause("a pass with its cache", error)]) from error
     causes = []
     for name, way in WAYS.items():
         try:
             graph = way(carried)
             wrong = difference(graph, carried)
         except Exception as error:  # whatever strange code breaks in exporters and in onnxruntime
-            raise_if_of_machine(error)
-            wrong = f"{type(error).__name__}: {error}"
+            causes.append(_cause(name, error))
+            continue
         if wrong is None:
             return graph
-        causes.append(f"{name}: {' '.join(wrong.split())[:LONGEST_CAUSE]}")
-    raise StageError(
+        causes.append(f"{name}: {wrong}")
+    raise _refused(model, causes)
+
+
+def _cause(name: str, error: Exception) -> str:
+    """Say in one line why something failed.
+
+    Raises:
+        StageError: If it was the machine.
+    """
+    raise_if_of_machine(error)
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{name}: {words[:LONGEST_CAUSE]}"
+
+
+def _refused(model: Any, causes: list[str]) -> StageError:
+    return StageError(
         Failure.UNSUPPORTED_ARCHITECTURE,
         f"expected a graph that computes what {type(model).__name__} computes, found none ("
         f"{'; '.join(causes)}); choose format safetensors",

@@ -271,8 +271,12 @@ def _replaceable(model: nn.Module) -> Iterator[tuple[Any, str, str]]:
 
 
 @contextlib.contextmanager
-def in_place_of_loops(model: nn.Module) -> Iterator[None]:
-    """Let a model compute its recurrences by `linear_attention`, and torch write it as a node."""
+def in_place_of_loops(model: nn.Module) -> Iterator[bool]:
+    """Let a model compute its recurrences by `linear_attention`, and torch write it as a node.
+
+    Yields:
+        Whether the model has any.
+    """
     # Mamba's scan is never told the state of earlier tokens, which its caller has just looked up.
     last: list[torch.Tensor | None] = [None]
     look_up = Cache.get_recurrent_state
@@ -288,9 +292,10 @@ def in_place_of_loops(model: nn.Module) -> Iterator[None]:
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(Cache, "get_recurrent_state", remembering))
-            for module, name, kernel in _replaceable(model):
+            found = list(_replaceable(model))
+            for module, name, kernel in found:
                 function = scan if KERNELS[kernel] is mamba_1 else KERNELS[kernel]
                 stack.enter_context(mock.patch.object(module, name, function))
-            yield
+            yield bool(found)
     finally:
         unregister_custom_op_symbolic(OPERATOR, OPSET)

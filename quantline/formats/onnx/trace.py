@@ -9,8 +9,10 @@ the checkpoint. So the exporter cannot merge two weights that happen to be equal
 transposed copy of one, and lose a name by it.
 """
 
+import contextlib
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ class _Flat(nn.Module):
 
 def trace(carried: Carried, tokens: int = TOKENS) -> onnx.ModelProto:
     """Return the graph that torch's tracing exporter makes of one step over so many tokens."""
-    with registered(), in_place_of_complex(), in_place_of_loops(carried.model):
+    with registered(), in_place_of_complex(), in_place_of_loops(carried.model) as replaced:
         graph = _exported(
             carried,
             tokens,
@@ -56,7 +58,8 @@ def trace(carried: Carried, tokens: int = TOKENS) -> onnx.ModelProto:
             dynamo=False,
             do_constant_folding=False,
             export_params=False,
-            custom_opsets={DOMAIN: 1},
+            # torch warns of a domain that no node is of.
+            custom_opsets={DOMAIN: 1} if replaced else None,
         )
     _name_weights(graph.graph, carried)
     _complete(graph.graph, carried)
@@ -96,6 +99,7 @@ def _exported(carried: Carried, tokens: int, **options: Any) -> onnx.ModelProto:
         torch.inference_mode(),
         warnings.catch_warnings(),
         zeros(carried.model),
+        _silence(),
     ):
         path = Path(folder) / "graph.onnx"
         warnings.simplefilter("ignore")  # the tracer warns of every Python branch on a shape
@@ -114,6 +118,16 @@ def _exported(carried: Carried, tokens: int, **options: Any) -> onnx.ModelProto:
                 initializers.pop(WRAPPER + name, None)
             program.save(path)
         return onnx.load(path)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter from printing its whole graph where it fails."""
+    torch._C._jit_set_onnx_log_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_onnx_log_enabled(True)
 
 
 def _axes(carried: Carried) -> dict[str, dict[int, str]]:

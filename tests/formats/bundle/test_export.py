@@ -162,7 +162,6 @@ def test_container_packages_are_those_of_all_containers():
         "llama-cpp-python",
         "onnx",
         "onnxruntime",
-        "optimum",
         "safetensors",
         "tokenizers",
         "torch",
