@@ -24,10 +24,14 @@ class TracedInputs(NamedTuple):
         groups: The layers that read one tensor each, with what its scales can be folded into, or
             why there is nothing; in the order of use.
         refused: The pairs that are left alone.
+        unlike_linear: Layer → why it cannot be taken for a linear layer, though it is one by its
+            class: it does more than multiply, or the block uses its weight without calling it.
+            What it is given says nothing of how its weight should be rounded.
     """
 
     groups: list[InputGroup]
     refused: list[RefusedFold]
+    unlike_linear: dict[str, str]
 
 
 def find_input_groups(
@@ -65,7 +69,7 @@ def find_input_groups(
         reason = f"its tensors cannot be followed: {type(error).__name__}: {error}"
         return _alone(block, linears, reason)
     found = _Search(observed, generator).find()
-    return TracedInputs(_with_reasons(*found), found.refused)
+    return found._replace(groups=_with_reasons(found.groups, found.refused))
 
 
 def shared_modules(blocks: Sequence[nn.Module]) -> list[set[str]]:
@@ -89,7 +93,7 @@ def _alone(block: nn.Module, linears: Collection[str] | None, reason: str) -> Tr
     found = [name for name, module in block.named_modules() if is_linear(module)]
     names = [(name,) for name in found if linears is None or name in linears]
     groups = [InputGroup(name, reason=reason) for name in names]
-    return TracedInputs(groups, [RefusedFold(name, None, reason) for name in names])
+    return TracedInputs(groups, [RefusedFold(name, None, reason) for name in names], {})
 
 
 def _with_reasons(groups: list[InputGroup], refused: list[RefusedFold]) -> list[InputGroup]:
@@ -113,6 +117,11 @@ class _Search:
         self.generator = generator
         self.test = FoldTest(self.block, observed.run, observed.norms.keys(), generator)
         self.refused: list[RefusedFold] = []
+        self.unlike_linear = {
+            name: "it does more than multiply by its weight"
+            for name in observed.wanted
+            if name in observed.record.crooked
+        }
 
     def find(self) -> TracedInputs:
         """Find the groups, and what is before them."""
@@ -128,7 +137,7 @@ class _Search:
                 self._refuse(pair, "scaling both changes what the block returns")
         found = [passed.get(linears, InputGroup(linears)) for linears in groups]
         found += self._other_groups(found)
-        return TracedInputs(found, self.refused)
+        return TracedInputs(found, self.refused, self.unlike_linear)
 
     def _refuse(self, pair: InputGroup, reason: str) -> None:
         self.refused.append(RefusedFold(pair.linears, pair.before, reason))
@@ -174,7 +183,8 @@ class _Search:
             found += self._passing_alone(entry, sibling, groups)
             if not groups:
                 alone = InputGroup((name,))
-                self._refuse(alone, "none of these tokens came to it")
+                self._refuse(alone, "it was not called")
+                self.unlike_linear[name] = "it was not called"
                 found.append(alone)
         return found
 

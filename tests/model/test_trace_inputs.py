@@ -146,6 +146,13 @@ class Untraceable(Block):
         return super().forward(x)
 
 
+class Sorting(nn.Linear):
+    """A linear layer by its class alone."""
+
+    def forward(self, x):
+        return super().forward(x.sort(-1).values)
+
+
 class Attention(nn.Module):
     """Four heads of queries on some heads of values."""
 
@@ -251,6 +258,7 @@ def test_find_input_groups_of_a_gated_block(offset):
             InputGroup(("down",), "up"),
         ],
         [],
+        {},
     )
 
 
@@ -355,9 +363,22 @@ def test_find_input_groups_tries_experts_that_no_token_came_to_by_themselves():
     traced = trace(mixture)
     assert pairs(traced) == expected | {("experts.3.down",): None}
     assert reason(traced, "experts.3.down") == "scaling both changes what experts.3 returns"
-    numbered_layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
-    mixture.add_module("unused", numbered_layers)
-    assert reason(trace(mixture), "unused.1") == "none of these tokens came to it"
+    assert traced.unlike_linear == {}
+
+
+def test_find_input_groups_tells_of_layers_that_are_none():
+    block = Block()
+    block.register_module("bare", nn.Linear(WIDTH, WIDTH))
+    block.up = Sorting(WIDTH, INNER)
+    linears = ["gate", "up", "down", "bare"]
+    traced = trace(block, linears=linears)
+    assert traced.unlike_linear == {
+        "up": "it does more than multiply by its weight",
+        "bare": "it was not called",
+    }
+    assert sorted(name for group in traced.groups for name in group.linears) == sorted(linears)
+    assert not any(group.before for group in traced.groups)
+    assert "up" not in str(pairs(trace(block)))
 
 
 def test_find_input_groups_scales_no_layer_that_is_not_rounded():
