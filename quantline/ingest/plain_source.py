@@ -9,7 +9,7 @@ from quantline.ingest.fetch import weight_files
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, is_sharded, side_files
 from quantline.model.configuration import read_config
-from quantline.model.source_codes import FILE as CODES
+from quantline.quantized.source_codes import FILE as CODES
 
 FOLDER = ".plain"  # in the model's folder while it is made
 

@@ -10,8 +10,8 @@ from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import Recipe
 from quantline.methods.method import LayerStatistics, load_method
 from quantline.model.architecture import Architecture
-from quantline.model.source_codes import SourceCodes
 from quantline.model.tensor_source import TensorSource
+from quantline.quantized.source_codes import SourceCodes
 from quantline.quantized.store import QuantizedWriter
 
 if TYPE_CHECKING:

@@ -72,6 +72,11 @@ def _quantize_linear(
             prepared,
         )
 
+    kept = ctx.source_codes.grouped(name, baseline)
+    if kept is not None:
+        # Rounding again what these stand for could only lose.
+        ctx.writer.add_linear(name, kept)
+        return report_of(kept) | {"codes": "the source's own"}
     linear: QuantizedTensor = baseline
     report = report_of(linear)
     if failure is None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from quantline.causes import reading_foreign
 from quantline.errors import Failure, StageError
 from quantline.files import write_json
+from quantline.ingest.dequantize.codes_writer import CodesWriter
 from quantline.ingest.dequantize.dequantizer import DEQUANTIZERS, Dequantizer, Parts, Plan
 from quantline.ingest.dequantize.plain_checkpoint import (
     DTYPE_KEYS,
@@ -125,11 +126,15 @@ def dequantize(origin: Path, target: Path) -> dict[str, Any]:
     plan = dequantizer.plan(stored)
     check_plan(dequantizer, stored, plan)
     names = sorted({*plan.restored, *plan.kept})
-    with PlainWriter(target, names) as writer:
+    codes = CodesWriter(target, names)
+    with PlainWriter(target, names) as writer, codes:
         for name in tqdm(names, desc="dequantizing", unit="tensor", disable=None):
             if name in plan.restored:
                 parts = Parts(name, stored, plan.restored[name])
                 writer.add(name, restore(dequantizer, parts, dtype))
+                grouped = dequantizer.grouped(parts)
+                if grouped is not None:
+                    codes.add_grouped(name.removesuffix(".weight"), grouped)
             else:
                 writer.add(name, stored.read(name))
     return step_of(dequantizer, plan, dtype)

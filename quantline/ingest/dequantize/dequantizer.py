@@ -16,6 +16,7 @@ import numpy as np
 
 from quantline.errors import Failure, StageError
 from quantline.ingest.dequantize.stored import StoredTensors
+from quantline.quantized.tensors import GroupedLinear
 from quantline.registry import Registry
 
 DEQUANTIZERS: Registry[type["Dequantizer"]] = Registry("quantization method")
@@ -191,6 +192,10 @@ class Dequantizer:
             StageError: missing_shard, unsupported_architecture, non_finite.
         """
         raise NotImplementedError
+
+    def grouped(self, parts: Parts) -> GroupedLinear | None:
+        """Return a layer's integers as recipes hold theirs; None if they are of another kind."""
+        return None
 
     def experts(self, parts: Parts) -> int | None:
         """Return how many experts a plain tensor holds that is restored one expert at a time."""

@@ -3,8 +3,12 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from quantline.ingest.dequantize.dequantizer import Plan
 from quantline.ingest.dequantize.stored import StoredTensors
+from quantline.quantized.tensors import GroupedLinear
 
 
 def plan_parts(
@@ -38,6 +42,31 @@ def plan_parts(
         else:
             kept.append(name)
     return Plan(restored, dropped, kept)
+
+
+def as_grouped(
+    codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray, bits: int
+) -> GroupedLinear | None:
+    """Return a layer as recipes hold theirs, which every container of integers can write.
+
+    Args:
+        codes: Unsigned integers [out, in], in groups of neighbouring inputs.
+        zeros: Unsigned integers [out, groups].
+        scales: float32 [out, groups].
+        bits: Of an integer.
+
+    Returns:
+        None for scales that bfloat16 does not hold, and for groups of other forms.
+    """
+    columns = codes.shape[1]
+    groups = scales.shape[-1]
+    if scales.ndim != 2 or len(scales) != len(codes) or columns % groups:
+        return None
+    if not np.array_equal(scales.astype(ml_dtypes.bfloat16).astype(np.float32), scales):
+        return None
+    symmetric = bool((zeros == 2 ** (bits - 1)).all())
+    whole = codes.astype(np.uint8)
+    return GroupedLinear(whole, scales, zeros.astype(np.uint8), bits, columns // groups, symmetric)
 
 
 def conv1d_names(config: Mapping[str, Any]) -> frozenset[str]:

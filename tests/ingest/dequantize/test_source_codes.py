@@ -1,18 +1,23 @@
-"""A GGUF source's own blocks, where a recipe wants the type that they have."""
+"""A source's own codes, where a recipe wants the form that they have."""
 
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import QuantizationScheme
 
+from quantline.ingest.dequantize import dequantize
 from quantline.ingest.dequantize.gguf import write_folder
-from quantline.model.source_codes import SourceCodes
+from quantline.quantized.source_codes import SourceCodes
 from tests.helpers.bundles import settled
 from tests.helpers.ggml_recipes import CalibratedModel, calibrated_model, kquant, quantize_by
 from tests.helpers.gguf import write_unquantized
 from tests.helpers.llama_quantize import quantize
 from tests.helpers.models import write_model
+from tests.helpers.quantized_sources import is_linear, plain_tensors, write_source
 from tests.helpers.variants import write_variant
 
 MIXTURE = {
@@ -83,3 +88,55 @@ def test_blocks_whose_rows_are_not_the_models_are_not_kept(make_model, tmp_path)
 
 def test_a_model_without_codes_has_none(tmp_path):
     assert SourceCodes(tmp_path).blocks("model.norm.weight", "Q4_K") is None
+
+
+GROUPED = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
+
+
+def packed_by_the_library(name, weight):
+    """Return a layer as llm-compressor stores it: 4 bits, symmetric, groups of 32."""
+    if not is_linear(name):
+        return None
+    groups = weight.float().reshape(len(weight), -1, 32)
+    scale = (groups.abs().amax(-1) / 7.5).to(torch.bfloat16)
+    scheme = QuantizationScheme.model_validate({"targets": ["Linear"], "weights": INT4})
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    stored = compressor.compress({"weight": weight, "weight_scale": scale}, scheme)
+    return {name.replace("weight", part): tensor for part, tensor in stored.items()}
+
+
+INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+SETTINGS = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "quantization_status": "compressed",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": INT4}},
+}
+
+
+@pytest.fixture(scope="module")
+def integers(tiny_model, tmp_path_factory) -> tuple[Path, CalibratedModel]:
+    """A source in packed integers, and the calibrated model that was read from it."""
+    root = tmp_path_factory.mktemp("integers")
+    source = write_source(tiny_model, root / "source", SETTINGS, packed_by_the_library)
+    dequantize(source, root / "model")
+    return source, calibrated_model(root, settled(root / "model"), 2, 16)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_integers_in_the_form_of_the_recipe_pass_through_bit_by_bit(method, integers, tmp_path):
+    source, model = integers
+    quantized = quantize_by(GROUPED | {"method": method}, model, tmp_path / "quantized")
+    assert all("codes" in report for report in quantized.report["layers"].values())
+    write_variant("safetensors", tmp_path / "bundle", model.source, quantized)
+    wanted = plain_tensors(source)
+    found = plain_tensors(tmp_path / "bundle")
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert np.array_equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("change", [{"bits": 8}, {"group_size": 64}, {"symmetric": False}])
+def test_integers_in_another_form_are_rounded(change, integers, tmp_path):
+    quantized = quantize_by(GROUPED | change, integers[1], tmp_path / "quantized")
+    assert not any("codes" in report for report in quantized.report["layers"].values())

@@ -17,8 +17,9 @@ from quantline.ingest.dequantize.dequantizer import (
     Plan,
     register_dequantizer,
 )
-from quantline.ingest.dequantize.linears import plan_parts
+from quantline.ingest.dequantize.linears import as_grouped, plan_parts
 from quantline.ingest.dequantize.stored import StoredTensors
+from quantline.quantized.tensors import GroupedLinear
 
 PARTS = ("qweight", "qzeros", "scales")
 BITS = 4
@@ -68,6 +69,20 @@ class Awq(Dequantizer):
 
     def restore(self, parts: Parts) -> np.ndarray:
         """Return (codes - zeros) * scales of one layer."""
+        codes, zeros, scales = self._layer(parts)
+        order = np.arange(codes.shape[1]) // (codes.shape[1] // scales.shape[1])
+        weight = codes.astype(np.float32)
+        weight -= zeros[:, order]
+        weight *= scales[:, order]
+        return weight
+
+    def grouped(self, parts: Parts) -> GroupedLinear | None:
+        """Return the integers of a layer."""
+        codes, zeros, scales = self._layer(parts)
+        return as_grouped(codes, zeros, scales, BITS)
+
+    def _layer(self, parts: Parts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return codes [out, in], zeros and scales [out, groups] of one layer."""
         scales = parts.finite("scales")
         packed = parts["qweight"]
         if packed.ndim != 2 or parts.dtype("qweight") != "I32":
@@ -84,8 +99,4 @@ class Awq(Dequantizer):
                 raise parts.misfit("qzeros", f"[{groups}, {rows} / {WORD}]")
         else:
             zeros = np.full_like(scales, 2 ** (BITS - 1))
-        order = np.arange(columns) // (columns // groups)
-        weight = codes.T.astype(np.float32)
-        weight -= zeros.T[:, order]
-        weight *= scales.T[:, order]
-        return weight
+        return codes.T, zeros.T, np.ascontiguousarray(scales.T)

@@ -21,8 +21,9 @@ from quantline.ingest.dequantize.dequantizer import (
     Plan,
     register_dequantizer,
 )
-from quantline.ingest.dequantize.linears import plan_parts
+from quantline.ingest.dequantize.linears import as_grouped, plan_parts
 from quantline.ingest.dequantize.stored import PLAIN, StoredTensors
+from quantline.quantized.tensors import GroupedLinear
 
 PARTS = (
     "weight",
@@ -98,6 +99,23 @@ class CompressedTensors(Dequantizer):
             zeros = self._zeros(parts, scales, shape)
             codes = codes - self._spread(parts, "weight_zero_point", zeros, shape)
         return codes * self._spread(parts, "weight_scale", scales, shape)
+
+    def grouped(self, parts: Parts) -> GroupedLinear | None:
+        """Return the integers of a layer in groups of neighbouring inputs."""
+        is_packed = parts.dtype("weight_packed") == "I32"
+        if "weight_g_idx" in parts or not (is_packed or parts.dtype("weight") == "I8"):
+            return None
+        codes = self._codes(parts)
+        shape = (codes.shape[0], codes.shape[1])
+        bits = self._packed_bits(parts, *shape) if is_packed else 8
+        scales = self._scales(parts)
+        zeros = np.zeros_like(scales)
+        if "weight_zero_point" in parts:
+            zeros = self._zeros(parts, scales, shape)
+        if ("int", bits) not in self.types or zeros.shape != scales.shape:
+            return None
+        middle = 2 ** (bits - 1)
+        return as_grouped(codes + middle, zeros + middle, scales, bits)
 
     def _codes(self, parts: Parts) -> np.ndarray:
         """Return the codes of a layer as float32 [out, in]."""

@@ -8,7 +8,7 @@ them as they are.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,9 @@ from quantline.ingest.dequantize.dequantizer import (
     Plan,
     register_dequantizer,
 )
-from quantline.ingest.dequantize.linears import conv1d_names, is_conv1d, plan_parts
+from quantline.ingest.dequantize.linears import as_grouped, conv1d_names, is_conv1d, plan_parts
 from quantline.ingest.dequantize.stored import StoredTensors
+from quantline.quantized.tensors import GroupedLinear
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 WORD_BITS = 32
@@ -28,6 +29,24 @@ LESS_ONE = "gptq"
 AS_THEY_ARE = "gptq_v2"
 BITS = (2, 3, 4, 8)
 FORMAT_KEYS = ("checkpoint_format", "format")
+
+
+class Layer(NamedTuple):
+    """A layer, [out, in].
+
+    Attributes:
+        codes: uint8 [out, in].
+        zeros: float32 [out, groups].
+        scales: float32 [out, groups].
+        order: The group of each input.
+        bits: Of a code.
+    """
+
+    codes: np.ndarray
+    zeros: np.ndarray
+    scales: np.ndarray
+    order: np.ndarray
+    bits: int
 
 
 @register_dequantizer("gptq")
@@ -82,6 +101,23 @@ class Gptq(Dequantizer):
 
     def restore(self, parts: Parts) -> np.ndarray:
         """Return (codes - zeros) * scales of one layer."""
+        layer = self._layer(parts)
+        weight = layer.codes.astype(np.float32)
+        weight -= layer.zeros[:, layer.order]
+        weight *= layer.scales[:, layer.order]
+        return weight.T if is_conv1d(parts.name, self.conv1d) else weight
+
+    def grouped(self, parts: Parts) -> GroupedLinear | None:
+        """Return the integers of a layer whose groups are neighbouring inputs."""
+        layer = self._layer(parts)
+        size = len(layer.order) // layer.scales.shape[1]
+        in_order = np.array_equal(layer.order, np.arange(len(layer.order)) // size)
+        if not in_order or is_conv1d(parts.name, self.conv1d):
+            return None
+        return as_grouped(layer.codes, layer.zeros, layer.scales, layer.bits)
+
+    def _layer(self, parts: Parts) -> Layer:
+        """Read and check the parts of one layer."""
         scales = parts.finite("scales")
         packed = parts["qweight"]
         zeros = parts["qzeros"]
@@ -98,10 +134,7 @@ class Gptq(Dequantizer):
         order = self._groups(parts, columns, groups)
         if zero_points.shape != scales.shape or codes.shape[0] != rows:
             raise parts.misfit("scales", f"[groups, {codes.shape[0]}]")
-        weight = codes.astype(np.float32)
-        weight -= zero_points.T[:, order]
-        weight *= scales.T[:, order]
-        return weight.T if is_conv1d(parts.name, self.conv1d) else weight
+        return Layer(codes, zero_points.T, np.ascontiguousarray(scales.T), order, bits)
 
     def _bits(self, parts: Parts, shape: tuple[int, ...], rows: int) -> int:
         """Return the width that the packed zeros show, which has to be the one in the options."""

@@ -8,6 +8,7 @@ from typing import Any
 from quantline.causes import reading_foreign
 from quantline.errors import Failure
 from quantline.files import write_json
+from quantline.ingest.dequantize.codes_writer import CodesWriter
 from quantline.ingest.dequantize.gguf.codes import kept_codes
 from quantline.ingest.dequantize.gguf.configuration import configuration_of
 from quantline.ingest.dequantize.gguf.file import GgufFile, plain_values
@@ -19,12 +20,8 @@ from quantline.model.configuration import CONFIG
 from quantline.model.configuration_limits import check_numbers
 from quantline.model.dtypes import STORED_NAMES
 from quantline.model.meta_model import meta_model
-from quantline.model.safetensors_writer import SafetensorsWriter
-from quantline.model.source_codes import FILE as CODES
-from quantline.model.source_codes import key_of
 
 NOT_OF_THE_MODEL = ("_name_or_path", "_model_name_or_path", "unk_token_id")
-LONGEST_TYPE = 8  # letters
 EXPECTED = "a model that transformers and llama.cpp read alike"
 
 
@@ -71,9 +68,9 @@ def _write_tensors(file: GgufFile, model: Any, target: Path) -> None:
     dtype = PLAIN[STORED_NAMES[file.dtype]]
     tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()
     names = list(model.state_dict())
-    longest = key_of(max(names, key=len), "I" * LONGEST_TYPE)
+    longest = max(names, key=len)
     experts = max(file.setting("expert_count") or 1, 1)
-    codes = SafetensorsWriter(target / CODES, [longest] * (len(file.tensors) * experts))
+    codes = CodesWriter(target, [longest] * (len(file.tensors) * experts))
     with PlainWriter(target, [*names, *[longest] * len(file.tensors)]) as writer, codes:
         for block in restored_blocks(file, model, parameters_of):
             for name, values in block.stored.items():
@@ -82,4 +79,4 @@ def _write_tensors(file: GgufFile, model: Any, target: Path) -> None:
                 rounded(name, values, "float32")  # refuses what is not finite, by its name
                 writer.add(name, plain_values(values, dtype, name in block.floats))
             for name, kind, data in kept_codes(file, model, parameters_of, block):
-                codes.add(key_of(name, kind), data)
+                codes.add_blocks(name, kind, data)
