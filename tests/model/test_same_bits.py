@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quantline.calibration.collect import collect_statistics, remove_progress
+from quantline.model import activation_store
 from quantline.model import same_bits as module
 from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
@@ -16,6 +17,9 @@ from quantline.model.same_bits import ANY_CUTS, one_thread, same_bits
 from tests.helpers.project import ROOT
 from tests.helpers.quantized import tokens_of
 
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkl.is_available(), reason="products are the same bits by a mode of MKL"
+)
 THREADS = (1, 2, 3, 5)
 UNEVEN = 5 * 32768 + 77  # elements that no number of threads cuts into whole vectors
 Bits = dict[str, bytes]
@@ -31,6 +35,12 @@ def threads():
 
 def draw(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+
+
+def at_shifted_address(tensor: torch.Tensor, elements: int) -> torch.Tensor:
+    """Return a copy that begins so many elements after an aligned address."""
+    room = torch.empty(elements + tensor.numel())
+    return room[elements:].view(tensor.shape).copy_(tensor)
 
 
 def statistics(checkpoint: Checkpoint, tokens: np.ndarray, folder) -> Bits:
@@ -52,6 +62,23 @@ def test_calibration_is_the_same_for_any_number_of_threads(tiny_model, tmp_path,
     assert len(found[0]) == 6
     for other in found[1:]:
         assert other == found[0]
+
+
+def test_calibration_is_the_same_wherever_states_lie(tiny_narrow, tmp_path, monkeypatch):
+    """States that are read from a file begin at any address that a float32 may have."""
+    checkpoint = Checkpoint(tiny_narrow)
+    tokens = tokens_of(checkpoint, 5, 61)
+    monkeypatch.setattr(activation_store, "RESIDENT_BYTES", 0)
+    read_tensor = activation_store.read_tensor
+    found = []
+    for shift in (0, 1, 7):
+
+        def read(file, shape, shift=shift):
+            return at_shifted_address(read_tensor(file, shape), shift)
+
+        monkeypatch.setattr(activation_store, "read_tensor", read)
+        found.append(statistics(checkpoint, tokens, tmp_path / f"{shift}"))
+    assert found[1] == found[0] and found[2] == found[0]
 
 
 def test_hidden_states_are_the_same_for_any_number_of_threads(tiny_model, threads):
@@ -142,8 +169,8 @@ def test_products_are_the_same_for_any_number_of_threads_and_any_address(shape, 
     found = []
     for number in THREADS:
         torch.set_num_threads(number)
-        for shift in (0, 1, 5):  # elements between an aligned address and the first of the tensor
-            moved = torch.empty(shift + left.numel())[shift:].view_as(left).copy_(left)
+        for shift in (0, 1, 5):
+            moved = at_shifted_address(left, shift)
             found.append(
                 (
                     moved @ right,
@@ -159,14 +186,14 @@ def test_products_are_the_same_for_any_number_of_threads_and_any_address(shape, 
         assert all(map(torch.equal, other, found[0]))
 
 
-def test_attention_and_its_gradients_are_the_same_for_any_number_of_threads(threads):
+def test_attention_is_the_same_for_any_number_of_threads_and_any_address(threads):
     heads = draw(3, 2, 4, 61, 32)
     found = []
-    for number in THREADS:
+    for number, shift in zip(THREADS, (0, 1, 5, 7), strict=True):
         torch.set_num_threads(number)
-        inputs = [part.clone().requires_grad_(True) for part in heads]
+        inputs = [at_shifted_address(part, shift).requires_grad_(True) for part in heads]
         out = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
-        found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+        found.append([out, *torch.autograd.grad(out, inputs, torch.ones_like(out))])
     for other in found[1:]:
         assert all(map(torch.equal, other, found[0]))
 

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from quantline.errors import StageError
@@ -41,6 +42,22 @@ def test_logprobs_are_torchs_in_float32(engine, reference, tiny_model):
     assert np.array_equal(logprobs, torch_logprobs(reference, tokens))
     assert np.allclose(np.exp(logprobs).sum(-1), 1, atol=1e-5)
     assert (engine.name, engine.device) == ("transformers", "cpu")
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="a mode of MKL")
+def test_what_is_measured_is_the_same_for_any_number_of_threads(engine, tiny_model):
+    tokens = tokens_of(Checkpoint(tiny_model), 5, 61)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            logits = [logits for _, _, logits in engine.logit_chunks(tokens, 0, 60)]
+            found.append([engine.logprobs(tokens), *logits])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(map(np.array_equal, other, found[0]))
 
 
 def test_generate_is_transformers_own_greedy_decoding(engine, reference, tiny_model):
