@@ -1,5 +1,6 @@
 """Collecting the statistics: one pass forward over the blocks, and one backward for gradients."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from quantline.model.architecture import Architecture
 from quantline.model.block_runner import BlockRun
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
-from quantline.model.experts import experts_in
 from quantline.model.output_head import OutputHead
 from quantline.model.same_bits import same_bits
 
@@ -77,7 +77,8 @@ def collect_statistics(
             for name, entry in read_json(progress).items()
             if arch.layer_index(name) in range(start)
         }
-        run.hidden.fill(states.get(start))
+        if not run.shares_state:  # those before run again, for what they leave
+            run.hidden.fill(states.get(start))
     else:
         states.put(0, run.hidden)
     run.forward("calibrating", inputs.watch, after, start, find_undercalibrated=True)
@@ -100,35 +101,50 @@ def remove_progress(folder: Path) -> None:
 
 def _note_experts(run: BlockRun, block: int, layers: dict[str, dict[str, Any]]) -> None:
     """Write down how many tokens the experts of a block saw, and which were undercalibrated."""
-    arch = run.arch
-    for module, experts in experts_in(run.blocks[block]).items():
+    for experts, names in run.parts.experts(block):
         for number, seen in enumerate(experts.tokens_seen):
-            for part in arch.family.expert_names:
-                entry = layers[f"{arch.prefix(block)}{module}.{number}.{part}"]
-                entry["tokens"] = seen
+            for name in names[number]:
+                layers[name]["tokens"] = seen
                 if number in experts.undercalibrated:
-                    entry["starved"] = True
+                    layers[name]["starved"] = True
 
 
 def check_coverage(arch: Architecture, layers: dict[str, dict[str, Any]], tokens: int) -> None:
     """Check that every layer saw all tokens.
 
-    The experts of a block have to have seen each token as often as the router chooses.
+    The experts of a block have to have seen each token as often as the router chooses, or, where
+    that is not known, at least once.
 
     Raises:
         StageError: calibration_empty.
     """
-    for layer in range(arch.layers):
-        for module in arch.block(layer).linears:
-            names = [arch.prefix(layer) + name for name in arch.expand_experts(module)]
-            wanted = tokens * (arch.experts_used if "*" in module else 1)
-            seen = sum(layers[name]["tokens"] for name in names if name in layers)
-            if seen != wanted:
-                raise StageError(
-                    Failure.CALIBRATION_EMPTY,
-                    f"expected {arch.prefix(layer)}{module} to see {wanted} tokens, found {seen}; "
-                    "the model does not run its layers as they are listed: please report it",
-                )
+
+    def seen(names: Iterable[str]) -> int:
+        return sum(layers[name]["tokens"] for name in names if name in layers)
+
+    for block in range(arch.layers):
+        groups = arch.expert_groups(block)
+        in_experts = {name for experts in groups for names in experts for name in names}
+        for name in arch.linears_of(block):
+            found = seen([name])
+            # A model may run a layer twice.
+            whole = found and found % tokens == 0 if arch.structure else found == tokens
+            if name not in in_experts and not whole:
+                raise _not_seen(name, tokens, found)
+        for experts in groups:
+            for names in zip(*experts, strict=True):  # gates, ups and downs
+                found = seen(names)
+                wanted = tokens * (arch.experts_used if not arch.structure else 1)
+                if found < wanted or (not arch.structure and found != wanted):
+                    raise _not_seen(names[0].replace(".0.", ".*."), wanted, found)
+
+
+def _not_seen(name: str, expected: int, seen: int) -> StageError:
+    return StageError(
+        Failure.CALIBRATION_EMPTY,
+        f"expected {name} to see {expected} tokens, found {seen}; the model does not run its "
+        "layers as they are listed: please report it",
+    )
 
 
 def check_finite_states(run: BlockRun, layers: dict[str, dict[str, Any]]) -> None:
@@ -170,6 +186,8 @@ def _collect_gradients(
 
     missing = [block for block in range(arch.layers) if not writer.has(block)]
     last = missing[-1] if missing else -1
+    if missing and run.shares_state:  # later blocks hand gradients to earlier ones
+        last = arch.layers - 1
     if last == arch.layers - 1:
         head = OutputHead.of(run.checkpoint).to_torch(device())
         leaving = last_block_gradients(run, states.get(arch.layers), head, seed)
@@ -182,12 +200,7 @@ def _collect_gradients(
 
 def _restore_undercalibrated(run: BlockRun, block: int, layers: dict[str, dict[str, Any]]) -> None:
     """Mark the experts of a block as the forward pass found them."""
-    arch = run.arch
-    for module, experts in experts_in(run.blocks[block]).items():
-        gate = arch.family.expert_names[0]
-        prefix = f"{arch.prefix(block)}{module}"
+    for experts, names in run.parts.experts(block):
         experts.undercalibrated = frozenset(
-            number
-            for number in range(len(experts))
-            if layers[f"{prefix}.{number}.{gate}"].get("starved")
+            number for number, layer in enumerate(names) if layers[layer[0]].get("starved")
         )

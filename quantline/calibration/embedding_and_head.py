@@ -42,10 +42,10 @@ def keep_final_states(run: "BlockRun", tokens: int, folder: Path) -> None:
 
     stride = max(1, tokens // SAMPLE_TOKENS)
     parts = []
-    with torch.no_grad(), run.final_norm() as norm:
-        for batch in run.hidden:
-            rows = batch.reshape(-1, batch.shape[-1])[::stride]
-            parts.append(norm(rows.to(device())).cpu())
+    with torch.no_grad(), run.tail() as tail:
+        for number, batch in enumerate(run.hidden):
+            final = tail(number, batch.to(device())).cpu()
+            parts.append(final.reshape(-1, final.shape[-1])[::stride])
     states = torch.cat(parts)
     if not states.isfinite().all():  # of a sequence on which the model overflows
         states = states[states.isfinite().all(1)]

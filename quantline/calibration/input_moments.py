@@ -45,8 +45,13 @@ class InputMoments:
         self._seen: list[tuple[torch.Tensor, str]] = []
 
     @contextmanager
-    def watch(self, prefix: str, block: nn.Module) -> Iterator[None]:
-        """Register hooks on every linear layer of a running block; then hand over its sums."""
+    def watch(self, linears: dict[str, nn.Linear], block: nn.Module) -> Iterator[None]:
+        """Register hooks on the linear layers of a running block; then hand over their sums.
+
+        Args:
+            linears: The layers, by their names.
+            block: The block.
+        """
 
         def hook_of(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
             def before(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -55,9 +60,7 @@ class InputMoments:
             return before
 
         hooks = [
-            module.register_forward_pre_hook(hook_of(f"{prefix}.{name}"))
-            for name, module in block.named_modules()
-            if isinstance(module, nn.Linear)
+            module.register_forward_pre_hook(hook_of(name)) for name, module in linears.items()
         ]
         hooks.append(block.register_forward_pre_hook(lambda module, args: self._seen.clear()))
         try:

@@ -17,6 +17,7 @@ from quantline.model.activation_store import ActivationBatches, ActivationStore
 from quantline.model.block_runner import BlockRun
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
+from quantline.model.shared_state import SharedState
 
 CHUNK_VALUES = 1 << 24  # logits held at once
 
@@ -95,20 +96,17 @@ class OutputMoments:
         self._sums: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     @contextmanager
-    def watch(self, prefix: str, block: nn.Module) -> Iterator[None]:
-        """Register hooks on every linear layer of a block that runs forward and backward."""
+    def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
+        """Register hooks on the linear layers, by name, of a block that runs both ways."""
 
         def hook_of(name: str) -> Callable[..., None]:
             def after(module: nn.Module, args: object, out: torch.Tensor) -> None:
-                out.register_hook(lambda gradient: self.add(name, gradient))
+                if out.requires_grad:  # not of what reads what no block has made
+                    out.register_hook(lambda gradient: self.add(name, gradient))
 
             return after
 
-        hooks = [
-            module.register_forward_hook(hook_of(f"{prefix}.{name}"))
-            for name, module in block.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
+        hooks = [module.register_forward_hook(hook_of(name)) for name, module in linears.items()]
         try:
             yield
         finally:
@@ -160,10 +158,11 @@ def last_block_gradients(
     """
     generator = torch.Generator().manual_seed(seed)
     gradients = run.hidden.like()
-    with run.final_norm() as norm:
+    with run.tail() as tail:
         for index, batch in enumerate(hidden):
             states = batch.clone().to(device()).requires_grad_(True)
-            final = norm(states)
+            with torch.enable_grad():
+                final = tail(index, states)
             flat = final.detach().reshape(-1, final.shape[-1])
             final.backward(sampled_gradient(flat, head, generator).reshape(final.shape))
             assert states.grad is not None
@@ -192,12 +191,21 @@ def backward(
         after: after(index, gradients) is called when a block is done.
     """
     for index in tqdm(range(last, -1, -1), desc="gradients", unit="block", disable=None):
-        with run.loaded(index) as (prefix, block), moments.watch(prefix, block):
+        with run.loaded(index) as (linears, _), moments.watch(linears):
             for number, batch in enumerate(inputs.get(index)):
                 states = batch.to(device()).requires_grad_(True)
                 with torch.enable_grad():
-                    run.call(index, states).backward(gradients[number].to(device()))
+                    out = run.call(index, number, states, backward=True)
+                    _go_back(run.shared(number), out, gradients[number].to(device()))
                 assert states.grad is not None
                 gradients[number] = states.grad.cpu()
         if after:
             after(index, gradients)
+
+
+def _go_back(shared: list[SharedState], out: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Take gradients back through a block, also those at what it left for later blocks."""
+    ends = [(out, gradient), *(pair for state in shared for pair in state.outputs())]
+    torch.autograd.backward([end for end, _ in ends], [given for _, given in ends])
+    for state in shared:
+        state.keep_gradients()

@@ -40,7 +40,7 @@ def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
     """
     if model.source == "hub":
         assert model.id and model.revision, "the schema requires both"
-        return fetch_from_hub(model.id, model.revision, model.converter)
+        return fetch_from_hub(model.id, model.revision)
     folder = Path(model.path or "")
     if folder.suffix == GGUF and folder.is_file():
         return folder, {"kind": model.source, "path": model.path, "revision": None}
@@ -50,7 +50,7 @@ def fetch(model: Model) -> tuple[Path, dict[str, Any]]:
             f"expected a Hugging Face folder with config.json at {folder}, found "
             f"{what_is_there(folder)}; check model.path",
         )
-    verify.check_config(folder, model.converter)
+    verify.check_config(folder)
     verify.check_listing(str(folder), [path.name for path in folder.iterdir()])
     return folder, {"kind": model.source, "path": model.path, "revision": None}
 
@@ -80,9 +80,7 @@ def describe_other(name: str) -> str:
     return f"{name}, {OTHER_FORMATS[Path(name).suffix]}"
 
 
-def fetch_from_hub(
-    name: str, revision: str, converter: str | None = None
-) -> tuple[Path, dict[str, Any]]:
+def fetch_from_hub(name: str, revision: str) -> tuple[Path, dict[str, Any]]:
     """Download exactly the files that are needed, at the commit that `revision` is now.
 
     With HF_HUB_OFFLINE=1 a commit that was fetched before is taken from huggingface_hub's cache.
@@ -107,7 +105,7 @@ def fetch_from_hub(
             index = [] if SINGLE in listing else [INDEX]
             side = [file for file in listing if is_side_file(file) or file in index]
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=side))
-        verify.check_config(folder, converter)
+        verify.check_config(folder)
         verify.check_listing(name, listing)
         if not offline:
             patterns = [*side, *weight_files(folder)]

@@ -20,7 +20,7 @@ from quantline.model.configuration import (
     without_code_choices,
     write_configuration,
 )
-from quantline.model.family import FAMILIES
+from quantline.model.structure import write_structure
 
 PACKAGES = ("transformers", "optimum", "safetensors", "huggingface-hub")
 ADAPTER = "adapter/"  # before the names of its files in the manifest
@@ -99,23 +99,26 @@ def load(model: Model, folder: Path) -> LoadedModel:
     fetched, source = fetch(model)
     plain = plain_source(fetched, folder)
     origin = plain.folder
-    description = verify.check_checkpoint(origin)
+    verify.check_has_tokenizer(origin)
+    checkpoint = Checkpoint(origin)
+    description = verify.check_checkpoint(checkpoint)
     plain.check_agreement()
     names, linked_by = bring(origin, folder)
     files = plain.files or describe_files(origin, names)
     transforms = [*plain.transforms, *drop_code_choices(folder)]
     write_configuration(folder)
     transforms += settle_tokenizer(origin, folder)
-    verify.check_tokenizer(folder)
+    verify.check_tokenizer(folder, checkpoint.shape(checkpoint.arch.embedding)[0])
     if model.adapter:
         adapter = Path(model.adapter)
-        transforms.append(lora.merge(Checkpoint(origin), adapter, folder))
+        transforms.append(lora.merge(checkpoint, adapter, folder))
         for name, entry in describe_files(adapter, [lora.CONFIG, lora.WEIGHTS]).items():
             files[ADAPTER + name] = entry
-    if description["model_type"] not in FAMILIES:
-        verify.check_blocks(Checkpoint(folder))
+    loaded = Checkpoint(folder, structure=checkpoint.structure)
+    if loaded.structure is None:
+        verify.check_runs(loaded)
     else:
-        verify.check_runs(Checkpoint(folder))
+        write_structure(folder, verify.check_blocks(loaded))
     if plain.transforms:
         if not model.adapter:  # codes of what the adapter changed stand for something else
             plain.bring_codes(folder)

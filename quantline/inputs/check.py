@@ -20,6 +20,7 @@ from quantline.metrics.gold_tokens import tokenize_items
 from quantline.metrics.speed import check_speed
 from quantline.model.architecture import Architecture
 from quantline.model.checkpoint import Checkpoint
+from quantline.model.find_family import family_of
 from quantline.model.positions import check_item_lengths, check_length, learned_positions
 from quantline.model.read_architecture import architecture_from_config
 from quantline.runtimes.smoke.answers import prompt_ids
@@ -116,7 +117,10 @@ class InputCheck:
         if self.folder is None:
             return None
         with self.findings.collecting():
-            return architecture_from_config(read_json(self.folder / "config.json"))
+            config = read_json(self.folder / "config.json")
+            if family_of(config) is None:
+                return Checkpoint(self.folder).arch
+            return architecture_from_config(config)
         return None
 
     @cached_property

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 RESIDENT_BYTES = 1 << 30  # of one set of states that may stay in memory
-Shape = tuple[int, int, int]  # sequences, length, width
+Shape = tuple[int, ...]  # sequences, length, width for most models
 
 
 class ActivationBatches:

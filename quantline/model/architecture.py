@@ -6,6 +6,7 @@ from typing import Any
 
 from quantline.errors import Failure, StageError
 from quantline.model.family import ROUTER, VALUE, Block, Family, InputGroup
+from quantline.model.structure import Structure
 
 EXPERT_NUMBER = re.compile(r"\.experts\.(\d+)\.")
 
@@ -20,6 +21,8 @@ class Architecture:
         expert_size: The intermediate size of one expert.
         logit_scale: What logits are multiplied by.
         logit_softcap: Logits become softcap · tanh(logits / softcap), if there is one.
+        structure: What was found out about a model whose family has no table; it goes before what
+            the family says.
     """
 
     model_type: str
@@ -43,6 +46,7 @@ class Architecture:
     expert_size: int = 0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    structure: Structure | None = None
 
     @property
     def normalized(self) -> str:
@@ -52,26 +56,56 @@ class Architecture:
     @property
     def embedding(self) -> str:
         """The tensor with a row for each token."""
+        if self.structure:
+            return self.structure.embedding
         return f"{self.family.outside['token_embd']}.weight"
 
     @property
     def head(self) -> str:
         """The tensor that makes logits of final hidden states."""
+        if self.structure:
+            return self.structure.head
         return self.embedding if self.tied else f"{self.family.outside['output']}.weight"
 
     @property
-    def head_bias(self) -> str:
+    def head_bias(self) -> str | None:
         """The tensor that some checkpoints add to the logits."""
+        if self.structure:
+            return self.structure.head_bias
         return f"{self.family.outside['output']}.bias"
 
     @property
-    def final_norm(self) -> str:
-        """The weight of the norm after the last block."""
-        return f"{self.family.outside['output_norm']}.weight"
+    def text_path(self) -> str:
+        """The module of transformers' model that is the text decoder; "" for the whole."""
+        return self.structure.text_path if self.structure else ""
+
+    @property
+    def block_path(self) -> str:
+        """The module that the decoder blocks are in, in quantline's model and in transformers'."""
+        return self.structure.blocks if self.structure else self.family.blocks
+
+    @property
+    def block_returns(self) -> tuple[int, ...]:
+        """For each block how many values it returns; 0 for a tensor that is no tuple.
+
+        Raises:
+            StageError: missing_file, for a model without a table that load has not run.
+        """
+        if not self.structure:
+            return (0,) * self.layers
+        if self.structure.returns is None:
+            raise StageError(
+                Failure.MISSING_FILE,
+                f"expected what load finds out about {self.model_type} when it runs it, found "
+                "nothing; run load again",
+            )
+        return self.structure.returns
 
     @property
     def unquantized_modules(self) -> list[str]:
         """Module names of the linear layers that no method rounds: heads and routers."""
+        if self.structure:
+            return list(self.structure.kept_linears)
         head = self.family.outside["output"]
         modules = [head]
         modules += [own for own, stored in self.family.renamed.items() if stored == head]
@@ -80,6 +114,14 @@ class Architecture:
                 if part == ROUTER:
                     modules.append(self.prefix(layer) + module)
         return modules
+
+    def module_names(self, name: str) -> list[str]:
+        """Return what the checkpoint, and transformers if it differs, call a linear layer."""
+        if not self.structure:
+            return [name]
+        layer = self.layer_index(name)
+        path = name if layer is None else self.structure.linears[layer].get(name, name)
+        return list(dict.fromkeys((name, path)))
 
     def prefix(self, layer: int) -> str:
         """Return what the names of one decoder block begin with."""
@@ -99,10 +141,25 @@ class Architecture:
 
     def linears_of(self, layer: int) -> list[str]:
         """Return module names of the linear layers of one decoder block, in order of use."""
+        if self.structure:
+            return list(self.structure.linears[layer])
         names = []
         for module in self.block(layer).linears:
             names += [self.prefix(layer) + name for name in self.expand_experts(module)]
         return names
+
+    def expert_groups(self, layer: int) -> list[list[list[str]]]:
+        """Return, for each module of experts of a block, the linear layers of each expert."""
+        if self.structure:
+            return [
+                [list(layers) for layers in group.layers]
+                for group in self.structure.experts
+                if group.block == layer
+            ]
+        names = [self.prefix(layer) + name for name in self.block(layer).linears if "*" in name]
+        if not names:
+            return []
+        return [[[name.replace("*", str(n)) for name in names] for n in range(self.experts)]]
 
     def linears(self) -> list[str]:
         """Return module names of all linear layers of the decoder blocks, in order of use."""
@@ -116,6 +173,8 @@ class Architecture:
         Raises:
             StageError: unsupported_architecture, for a name that this family does not have.
         """
+        if self.structure:
+            raise self._no_part(name)
         layer = self.layer_index(name)
         if layer is None:
             parts = {module: part for part, module in self.family.outside.items()}
@@ -125,15 +184,20 @@ class Architecture:
         module = re.sub(r"\.(weight|bias)$", "", name)
         module = EXPERT_NUMBER.sub(".experts.*.", module)
         if module not in parts:
-            raise StageError(
-                Failure.UNSUPPORTED_ARCHITECTURE,
-                f"expected a tensor that {self.model_type} is known to have, found {name}; take "
-                "another format, or model.converter=auto",
-            )
+            raise self._no_part(name)
         return parts[module]
+
+    def _no_part(self, name: str) -> StageError:
+        return StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected a tensor that {self.model_type} is known to have, found {name}; take "
+            "another format, or model.converter=auto",
+        )
 
     def layer_index(self, name: str) -> int | None:
         """Return the decoder block of a tensor or module; None for what is around the blocks."""
+        if self.structure:
+            return self.structure.blocks_of_names.get(name)
         found = re.match(rf"{re.escape(self.family.blocks)}\.(\d{{1,9}})\.", name)
         return int(found[1]) if found else None
 
@@ -144,6 +208,8 @@ class Architecture:
         grouped-query attention no scale of v equals one of o's input, so nothing can be folded
         there.
         """
+        if self.structure:
+            return list(self.structure.inputs[layer])
         shared_heads = self.heads != self.kv_heads
         prefix = self.prefix(layer)
         groups = []

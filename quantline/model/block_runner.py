@@ -1,124 +1,124 @@
 """Running the unquantized model one decoder block at a time, so that memory ignores its depth."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import numpy as np
 import torch
-from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from tqdm import tqdm
 
 from quantline.model.activation_store import ActivationBatches
+from quantline.model.block_calls import (
+    Call,
+    CallRecorder,
+    Record,
+    Recorded,
+    in_place_of,
+    play,
+    players_of,
+)
+from quantline.model.block_model import BlockModel
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
-from quantline.model.empty_model import empty_model
-from quantline.model.experts import experts_in
 from quantline.model.same_bits import same_bits
+from quantline.model.shared_state import SharedState
 
 BATCH_TOKENS = 4096
-Watch = Callable[[str, nn.Module], AbstractContextManager[None]]
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is called with besides hidden states
+Linears = dict[str, nn.Linear]  # of a block, by their names
+Watch = Callable[[Linears, nn.Module], AbstractContextManager[None]]
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block: passes hidden states on and records what else the block is given."""
+class _HeadReached(Exception):
+    """Ends a forward pass before the head."""
 
-    def __init__(self, block: nn.Module, calls: list[Call]) -> None:
+    def __init__(self, states: torch.Tensor) -> None:
         super().__init__()
-        self.__dict__["block"] = block
-        self.calls = calls
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["block"], name)
-
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.calls.append((args, kwargs))
-        return hidden
-
-
-def _load_weights(model: nn.Module, module: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
-    """Give a module on the meta device its weights, in float32, on the device of computation."""
-    for name, _ in list(module.named_parameters()):
-        value = torch.from_numpy(checkpoint.tensor(f"{prefix}.{name}"))
-        set_module_tensor_to_device(model, f"{prefix}.{name}", device(), value=value)
+        self.states = states
 
 
 class BlockRun:
     """The decoder's blocks over one set of tokens; one block's weights in memory at a time.
 
-    Which mask and positions a block is called with is the model's own affair, so it is recorded
-    from a first pass in which recorders stand in for the blocks.
-
     Attributes:
         hidden: What enters the next block, in batches.
         blocks: The decoder blocks, on the meta device unless loaded.
         arch: Sizes and names of the model.
+        shares_state: Whether blocks leave something for later blocks besides hidden states.
     """
 
-    def __init__(self, checkpoint: Checkpoint, tokens: np.ndarray) -> None:
-        """Embed the tokens, int32 [sequences, length]."""
+    def __init__(self, checkpoint: Checkpoint, tokens: np.ndarray, rows: int | None = None) -> None:
+        """Embed the tokens, int32 [sequences, length], `rows` sequences in a batch if given."""
         self.checkpoint = checkpoint
-        self.model = empty_model(checkpoint.folder)
-        self.arch = checkpoint.arch
-        decoder = self.model.get_decoder()
-        outside = self.arch.family.outside
-        embeddings = [module for part, module in outside.items() if part.endswith("_embd")]
-        blocks_name = self.arch.family.blocks.rpartition(".")[2]
-        norm_name = outside["output_norm"].rpartition(".")[2]
-        self.blocks = list(getattr(decoder, blocks_name))
-        self.norm = getattr(decoder, norm_name)
-        for name in embeddings:
-            _load_weights(self.model, self.model.get_submodule(name), name, checkpoint)
-        calls: list[Call] = []
-        recorders = nn.ModuleList(_Recorder(block, calls) for block in self.blocks)
-        setattr(decoder, blocks_name, recorders)
-        setattr(decoder, norm_name, nn.Identity())
-        batch_size = max(1, BATCH_TOKENS // tokens.shape[1])
+        self.parts = BlockModel(checkpoint)
+        self.arch = self.parts.arch
+        self.blocks = self.parts.blocks
+        self.returns = self.arch.block_returns
+        batch_size = rows or max(1, BATCH_TOKENS // tokens.shape[1])
         batches = torch.from_numpy(tokens.astype(np.int64)).split(batch_size)
-        shapes = [(*batch.shape, self.arch.hidden_size) for batch in batches]
-        self.hidden = ActivationBatches(shapes, checkpoint.folder.parent)
-        # By batch size: the arguments are the same for equal shapes.
-        self._calls: dict[int, list[Call]] = {}
-        with torch.no_grad():
-            for index, batch in enumerate(batches):
-                calls.clear()
-                out = decoder(input_ids=batch.to(device()), use_cache=False)
-                self.hidden[index] = out.last_hidden_state.cpu()
-                self._calls.setdefault(len(batch), list(calls))
-        for name in embeddings:
-            self.model.get_submodule(name).to("meta")
-        setattr(decoder, blocks_name, nn.ModuleList(self.blocks))
-        setattr(decoder, norm_name, self.norm)
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
+        self.batches = [batch.to(device()) for batch in batches]
+        self._calls: list[list[Call]] = []
+        recorder = CallRecorder(self.blocks, self.returns)
+        with self.parts.outside_loaded(), torch.no_grad():
+            self.hidden = ActivationBatches(self._shapes(), checkpoint.folder.parent)
+            for number, batch in enumerate(self.batches):
+                record = self._embed(recorder, batch)
+                self._calls.append(recorder.keep(record))
+                assert record.entered is not None
+                self.hidden[number] = record.entered.float().cpu()
+        self._shared = recorder.shared
+        self.shares_state = any(self._shared)
+
+    def _embed(self, recorder: CallRecorder, batch: torch.Tensor) -> Record:
+        """Run what is before the blocks; return what enters them."""
+        stand_ins, record = recorder.stand_ins()
+        with in_place_of(self.parts.model, self.parts.path, stand_ins), suppress(Recorded):
+            self.parts.model(input_ids=batch, use_cache=False)
+        return record
+
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the hidden states of all batches; the last may be a smaller one."""
+        known: dict[int, tuple[int, ...]] = {}
+        for batch in (self.batches[0], self.batches[-1]):
+            if len(batch) not in known:
+                record = self._embed(CallRecorder(self.blocks, self.returns), batch)
+                assert record.entered is not None
+                known[len(batch)] = tuple(record.entered.shape)
+        return [known[len(batch)] for batch in self.batches]
 
     @contextmanager
-    def loaded(self, index: int) -> Iterator[tuple[str, nn.Module]]:
-        """Yield (prefix, block) with the block's weights in memory."""
-        prefix = self.arch.prefix(index).removesuffix(".")
-        _load_weights(self.model, self.blocks[index], prefix, self.checkpoint)
-        yield prefix, self.blocks[index]
-        self.blocks[index].to("meta")
+    def loaded(self, index: int) -> Iterator[tuple[Linears, nn.Module]]:
+        """Yield a block with its weights in memory, and its linear layers by name."""
+        with self.parts.loaded(index) as block:
+            yield self.parts.linears(index), block
 
-    def call(self, index: int, batch: torch.Tensor) -> torch.Tensor:
-        """Run a loaded block on one batch of hidden states, which lies on the block's device."""
-        args, kwargs = self._calls[len(batch)][index]
-        out = self.blocks[index](batch, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+    def call(
+        self, index: int, number: int, states: torch.Tensor, backward: bool = False
+    ) -> torch.Tensor:
+        """Run a loaded block.
+
+        Args:
+            index: Of the block.
+            number: Of the batch.
+            states: What enters the block, on its device.
+            backward: Whether gradients are wanted (see `shared`).
+        """
+        for state in self._shared[number]:
+            state.begin(index, backward)
+        return self._calls[number][index].run(self.blocks[index], states)
+
+    def shared(self, number: int) -> list[SharedState]:
+        """Return what the blocks of a batch leave for later ones."""
+        return self._shared[number]
 
     def _find_undercalibrated(self, index: int) -> None:
         """Mark the experts of a loaded block that too few tokens reach, in a pass of its own."""
-        expert_modules = experts_in(self.blocks[index]).values()
-        if not expert_modules:
+        modules = [experts for experts, _ in self.parts.experts(index)]
+        if not modules:
             return
-        for batch in self.hidden:
-            self.call(index, batch.to(device()))
-        for experts in expert_modules:
+        for number, batch in enumerate(self.hidden):
+            self.call(index, number, batch.to(device()))
+        for experts in modules:
             experts.mark_undercalibrated()
             experts.tokens_seen = [0] * len(experts)
 
@@ -134,110 +134,83 @@ class BlockRun:
 
         Args:
             label: Of the progress bar.
-            watch: watch(prefix, block) is entered while a block runs over all batches.
+            watch: watch(linear layers, block) is entered while a block runs over all batches.
             after: after(index) is called when a block has run.
-            start: The first block to run.
+            start: The first block to run. Where blocks share state, those before run again, and
+                `hidden` has to be what enters the first block.
             find_undercalibrated: Whether experts that too few tokens reach show `watch` all tokens.
         """
+        first = 0 if self.shares_state else start
         with torch.no_grad():
-            indices = range(start, len(self.blocks))
+            indices = range(first, len(self.blocks))
             for index in tqdm(indices, desc=label, unit="block", disable=None):
-                with self.loaded(index) as (prefix, block):
-                    if find_undercalibrated:
+                again = index < start
+                with self.loaded(index) as (linears, block):
+                    if find_undercalibrated and not again:
                         self._find_undercalibrated(index)
-                    with watch(prefix, block) if watch else nullcontext():
+                    with watch(linears, block) if watch and not again else nullcontext():
                         for number, batch in enumerate(self.hidden):
-                            self.hidden[number] = self.call(index, batch.to(device())).cpu()
-                if after:
+                            out = self.call(index, number, batch.to(device()))
+                            self.hidden[number] = out.float().cpu()
+                if after and not again:
                     after(index)
 
     @contextmanager
-    def final_norm(self) -> Iterator[nn.Module]:
-        """Yield the norm after the last block, with its weights in memory."""
-        name = self.arch.family.outside["output_norm"]
-        _load_weights(self.model, self.norm, name, self.checkpoint)
-        yield self.norm
-        self.norm.to("meta")
+    def tail(self) -> Iterator[Callable[[int, torch.Tensor], torch.Tensor]]:
+        """Yield what the model does after the last block, up to its head.
 
+        It is a function of the number of a batch and of what leaves the last block; it returns
+        what enters the head, and gradients go through it.
+        """
+        model = self.parts.model
+        players = players_of(self.blocks, self.returns)
 
-def prepare_blocks(checkpoint: Checkpoint) -> None:
-    """Let the model make masks and positions for its blocks, without any of its weights.
+        def stop(head: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            raise _HeadReached(args[0])
 
-    Raises:
-        Exception: What its own code raises.
-    """
-    model = empty_model(checkpoint.folder)
-    family = checkpoint.arch.family
-    for part, name in family.outside.items():
-        if part.endswith("_embd"):
-            width = model.get_submodule(name).embedding_dim
-            model.set_submodule(name, nn.Embedding(1, width, device=device()))
-    decoder = model.get_decoder()
-    blocks_name = family.blocks.rpartition(".")[2]
-    recorders = nn.ModuleList(_Recorder(block, []) for block in getattr(decoder, blocks_name))
-    setattr(decoder, blocks_name, recorders)
-    setattr(decoder, family.outside["output_norm"].rpartition(".")[2], nn.Identity())
-    with torch.no_grad():
-        embedded = torch.zeros((1, 1, checkpoint.arch.hidden_size), device=device())
-        decoder(inputs_embeds=embedded, use_cache=False)
+        def run(number: int, states: torch.Tensor) -> torch.Tensor:
+            play(players, states)
+            try:
+                model(input_ids=self.batches[number], use_cache=False)
+            except _HeadReached as reached:
+                return reached.states.float()
+            raise AssertionError("the model ended without its head")
 
-
-@same_bits()
-def full_model_logits(checkpoint: Checkpoint, tokens: np.ndarray) -> torch.Tensor:
-    """Run the model's own forward pass.
-
-    Each block's weights are loaded as it is called and dropped when it has run.
-
-    Args:
-        checkpoint: The model.
-        tokens: int32 [sequences, length].
-
-    Returns:
-        Logits float32 [sequences, length, vocabulary].
-    """
-    run = BlockRun(checkpoint, tokens[:, :1])
-    model = run.model
-    for part, name in run.arch.family.outside.items():
-        if part != "output" or not run.arch.tied:
-            _load_weights(model, model.get_submodule(name), name, checkpoint)
-    model.tie_weights()
-    for index, block in enumerate(run.blocks):
-        prefix = run.arch.prefix(index).removesuffix(".")
-
-        def load(block: nn.Module, args: Any, prefix: str = prefix) -> None:
-            _load_weights(model, block, prefix, checkpoint)
-
-        def drop(block: nn.Module, args: Any, out: Any) -> None:
-            block.to("meta")
-
-        block.register_forward_pre_hook(load)
-        block.register_forward_hook(drop)
-    with torch.no_grad():
-        ids = torch.from_numpy(tokens.astype(np.int64)).to(device())
-        return model(input_ids=ids, use_cache=False).logits.float().cpu()
+        hook = self.parts.head.register_forward_pre_hook(stop)
+        try:
+            with self.parts.outside_loaded(), in_place_of(model, self.parts.path, players):
+                yield run
+        finally:
+            hook.remove()
 
 
 @same_bits()
 def final_hidden_states(
-    checkpoint: Checkpoint, tokens: np.ndarray, label: str, watch: Watch | None = None
+    checkpoint: Checkpoint,
+    tokens: np.ndarray,
+    label: str,
+    watch: Watch | None = None,
+    rows: int | None = None,
 ) -> np.ndarray:
-    """Run the blocks and the last norm.
+    """Run all blocks, and what comes before the head.
 
     Args:
         checkpoint: The model.
         tokens: int32 [sequences, length].
         label: Of the progress bar.
         watch: As in BlockRun.forward.
+        rows: Sequences in a batch.
 
     Returns:
         float32 [sequences, length, hidden].
     """
-    run = BlockRun(checkpoint, tokens)
+    run = BlockRun(checkpoint, tokens, rows)
     run.forward(label, watch)
     states = np.empty((*tokens.shape, run.arch.hidden_size), np.float32)
     start = 0
-    with torch.no_grad(), run.final_norm() as norm:
-        for batch in run.hidden:
-            states[start : start + len(batch)] = norm(batch.to(device())).cpu()
-            start += len(batch)
+    with torch.no_grad(), run.tail() as tail:
+        for number, batch in enumerate(run.hidden):
+            final = tail(number, batch.to(device())).cpu()
+            states[start : start + len(final)] = final
+            start += len(final)
     return states

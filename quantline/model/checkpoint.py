@@ -13,7 +13,9 @@ from quantline.model.architecture import Architecture
 from quantline.model.checkpoint_files import INDEX, SINGLE, weight_map
 from quantline.model.configuration import CONFIG, read_config, read_configuration
 from quantline.model.find_family import family_of, known_family, tied_head
-from quantline.model.read_architecture import architecture_of
+from quantline.model.read_architecture import architecture_of, architecture_of_structure
+from quantline.model.stored_view import StoredView
+from quantline.model.structure import Structure, read_structure
 
 # With the names of its files, for those who read or write such a folder.
 __all__ = ["INDEX", "SINGLE", "Checkpoint", "weight_map"]
@@ -35,26 +37,71 @@ class Checkpoint:
     so that nobody rounds or ships them. Files of a bare GPT-2 lack the first part of the names;
     here they have it. A weight is [out, in], also where the family's files hold it as [in, out].
 
+    Attributes:
+        structure: What was found out about a model whose family has no table; None for others.
+        passed: Stored tensors that bundles keep as they are, though the text model lacks them.
+
     Raises:
-        StageError: As `weight_map` does.
+        StageError: As `weight_map` and `find_structure` do.
     """
 
     converted = False
 
-    def __init__(self, folder: Path | str, configuration: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        configuration: dict[str, Any] | None = None,
+        structure: Structure | None = None,
+    ) -> None:
         """Read the names of all tensors.
 
         Args:
             folder: The checkpoint.
             configuration: What its config.json means, if that is known already.
+            structure: Of a model whose family has no table, if it is known already.
         """
         self.folder = Path(folder)
-        files = weight_map(self.folder)
+        self.stored_files = weight_map(self.folder)
+        self.passed: tuple[str, ...] = ()
+        self._views: dict[str, StoredView] = {}
         if configuration is not None:
             self.configuration = configuration
         described = (self.folder / CONFIG).is_file()
         self.family = family_of(self.config) if described else None
-        self.tied_head = tied_head(self.configuration, self.family) if self.family else None
+        self.structure = structure
+        if described and self.family is None and structure is None:
+            self.structure = self._find_structure()
+        if self.structure is not None:
+            self.tied_head = None
+            self._name_by_structure(self.structure)
+        else:
+            self.tied_head = tied_head(self.configuration, self.family) if self.family else None
+            self._name_by_family()
+
+    def _find_structure(self) -> Structure:
+        """Return the structure that `load` has kept; find it if it has not."""
+        kept = read_structure(self.folder)
+        if kept is not None:
+            return kept
+        from quantline.model.find_structure import find_structure
+
+        return find_structure(self.config, self.stored_shapes)
+
+    def _name_by_structure(self, structure: Structure) -> None:
+        """Take the names that the structure gives to tensors."""
+        self.passed = structure.passed
+        self.keys = {key: key for key in self.stored_files}
+        self.names = sorted(structure.tensors)
+        self.files = dict(self.stored_files)
+        self._views = {
+            name: place.view
+            for name, place in structure.tensors.items()
+            if place.view is not None and not (name not in place.view.keys and name in self.files)
+        }
+
+    def _name_by_family(self) -> None:
+        """Take the names of the files, as far as the family does not change them."""
+        files = self.stored_files
         first = f"{self.family.blocks.partition('.')[0]}." if self.family else ""
         bare = not any(name.startswith(first) for name in files)
         embedding = self._tied_embedding()
@@ -80,6 +127,16 @@ class Checkpoint:
         return f"{self.family.outside['token_embd']}.weight"
 
     @cached_property
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Stored tensor → its shape in its file."""
+        shapes = {}
+        for path in sorted(set(self.stored_files.values())):
+            with safe_open(path, "np") as file:
+                for key in file.keys():  # noqa: SIM118 (a file is no dict)
+                    shapes[key] = tuple(file.get_slice(key).get_shape())
+        return shapes
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
         return read_config(self.folder)
@@ -92,30 +149,66 @@ class Checkpoint:
     @cached_property
     def arch(self) -> Architecture:
         """Sizes and names. Raises StageError(unsupported_architecture) for an unknown family."""
-        family = self.family or known_family(self.config)
-        return architecture_of(self.configuration, family)
+        if self.structure is not None:
+            return architecture_of_structure(self.configuration, self.structure)
+        return architecture_of(self.configuration, known_family(self.config))
 
     def stamp(self) -> dict[str, list[int]]:
         """Return size and time of change of the weight files."""
         return stamp(self.files.values())
 
     def __contains__(self, name: object) -> bool:
+        view = self._views.get(str(name))
+        if view is not None:
+            return all(key in self.stored_files for key in view.keys)
         return name in self.files
+
+    def view_of(self, name: str) -> StoredView | None:
+        """Return where the values of a tensor are stored; None for one that is stored as it is."""
+        return self._views.get(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape; of a weight [out, in]."""
+        if name in self._views:
+            return self._views[name].shape
         with safe_open(self.files[name], "np") as file:
             shape = tuple(file.get_slice(self.keys[name]).get_shape())
         return shape[::-1] if self._is_transposed(name) else shape
 
     def stored_dtype(self, name: str) -> str:
         """Return the dtype on disk as safetensors names it: F32, F16, BF16."""
+        view = self._views.get(name)
+        if view is not None:
+            return self.stored_dtype(view.keys[0])
         with safe_open(self.files[name], "np") as file:
             return file.get_slice(self.keys[name]).get_dtype()
 
     def raw(self, name: str) -> np.ndarray:
         """Return a tensor in the dtype that it is stored in."""
+        if name in self._views:
+            return self.read_view(self._views[name])
         return self.as_stored(name, self._read(name))
+
+    def read_view(self, view: StoredView) -> np.ndarray:
+        """Return the tensor that a view is of, in the dtype that it is stored in."""
+        shapes = {key: self._stored_shape(key) for key in view.keys}
+        return view.read(self._read_rows, shapes)
+
+    def stored_tensor(self, key: str) -> np.ndarray:
+        """Return a tensor of the files as it lies there."""
+        with safe_open(self.stored_files[key], "np") as file:
+            return file.get_tensor(key)
+
+    def _stored_shape(self, key: str) -> tuple[int, ...]:
+        if self.structure is not None and key in self.structure.stored:
+            return self.structure.stored[key]
+        return self.stored_shapes[key]
+
+    def _read_rows(self, key: str, start: int, end: int) -> np.ndarray:
+        """Return some rows of a stored tensor's first dimension."""
+        with safe_open(self.stored_files[key], "np") as file:
+            stored = file.get_slice(key)
+            return stored[start:end] if stored.get_shape() else file.get_tensor(key)
 
     def _read(self, name: str) -> np.ndarray:
         key = self.keys[name]
@@ -139,9 +232,14 @@ class Checkpoint:
         """Return a tensor in float32, which holds every bfloat16 and float16 exactly."""
         return self.raw(name).astype(np.float32)
 
-    def optional(self, name: str) -> np.ndarray | None:
+    def number(self, name: str) -> np.ndarray:
+        """Return a tensor as a model computes with it: floats in float32, whole numbers as such."""
+        values = self.raw(name)
+        return values if values.dtype.kind in "iub" else values.astype(np.float32)
+
+    def optional(self, name: str | None) -> np.ndarray | None:
         """Return a tensor in float32; None where the checkpoint has none of that name."""
-        return self.tensor(name) if name in self.files else None
+        return self.tensor(name) if name is not None and name in self else None
 
     def keeps_float32(self, name: str) -> bool:
         """Return False: the checkpoint's dtype is what it is."""

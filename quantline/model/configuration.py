@@ -18,6 +18,7 @@ from typing import Any
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json
 from quantline.model.configuration_limits import check_numbers
+from quantline.model.special_floats import tagged, untagged
 
 CONFIG = "config.json"
 FILE = "configuration.json"
@@ -115,13 +116,15 @@ def without_code_choices(config: dict[str, Any]) -> tuple[dict[str, Any], list[s
 def complete(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config.json with transformers' defaults, and sizes under their usual names.
 
-    The rotary embedding is in `rope_parameters`, however config.json spells it.
+    The rotary embedding is in `rope_parameters`, however config.json spells it. Of a model that
+    reads more than text it is what its language model is made of.
 
     Raises:
         StageError: As `transformers_config` does.
     """
-    known = transformers_config(config)
-    completed = known.to_dict()
+    whole = transformers_config(config)
+    known = whole.get_text_config(decoder=True)
+    completed = known.to_dict() | {"model_type": whole.model_type}
     for usual in known.attribute_map:
         if hasattr(known, usual):
             completed[usual] = getattr(known, usual)
@@ -131,7 +134,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
         completed["intermediate_size"] = 4 * completed.get("hidden_size", 0)
     if "logits_scaling" in completed:  # Granite divides
         completed["logit_scale"] = 1 / completed["logits_scaling"]
-    return json.loads(json.dumps(completed, default=str))
+    return json.loads(json.dumps(tagged(completed), default=str))
 
 
 def transformers_config(config: dict[str, Any]) -> Any:
@@ -149,9 +152,9 @@ def transformers_config(config: dict[str, Any]) -> Any:
 @cache
 def _from_text(text: str) -> Any:
     """Return what makes the configuration of a config.json anew, or raise as its caller."""
-    config, _ = without_code_choices(json.loads(text))
-    for key, value in _scalars(config):
-        if isinstance(value, float) and not math.isfinite(value):
+    config, _ = without_code_choices(untagged(json.loads(text)))
+    for key, value, is_bound in _scalars(config):
+        if isinstance(value, float) and not (math.isfinite(value) or (is_bound and value == value)):
             raise refusal(key, "a number", str(value))
     check_numbers(config)
     # Classes that compute with kernels fetch them from the Hub where that is not switched off.
@@ -250,16 +253,19 @@ def _check_rope_value(key: str, value: Any) -> None:
         raise refusal(name, "a number above 0" if needed else "a number", repr(value))
 
 
-def _scalars(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and value of every number and text of a configuration."""
+def _scalars(value: Any, key: str = "", is_bound: bool = False) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the dotted key and value of every number and text of a configuration.
+
+    With each comes whether it is one of a pair, which may be the bounds of something.
+    """
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _scalars(inner, f"{key}.{name}" if key else name)
     elif isinstance(value, list):
         for inner in value:
-            yield from _scalars(inner, key)
+            yield from _scalars(inner, key, len(value) == 2)
     else:
-        yield key, value
+        yield key, value, is_bound
 
 
 def refusal(key: str | None, expected: str, found: str) -> StageError:

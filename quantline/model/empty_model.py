@@ -1,25 +1,19 @@
-"""The model that config.json describes, without weights, with the checkpoint's names.
+"""The model that config.json describes, without weights, taken apart as quantline needs it.
 
-Every module has the name that the checkpoint gives it, and every layer that can be rounded is an
-nn.Linear of its own, with its weight as [out, in].
+Every layer that can be rounded is an nn.Linear of its own, with its weight as [out, in]. Models of
+families with a table have the checkpoint's names; the others have transformers' (structure.py).
 """
 
-from pathlib import Path
-
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from quantline.errors import Failure, StageError
-from quantline.model.configuration import read_config
+from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
-from quantline.model.experts import split_experts
-from quantline.model.find_family import family_of
+from quantline.model.fused_experts import DEFAULT_NAMES, put_in_place, replacements_in
 from quantline.model.meta_model import meta_model
 
 
-def empty_model(folder: Path) -> PreTrainedModel:
+def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """Build the model on the meta device, in float32.
 
     transformers builds it from its own code, never from code of the checkpoint. Buffers that are
@@ -28,30 +22,17 @@ def empty_model(folder: Path) -> PreTrainedModel:
     Raises:
         StageError: unsupported_architecture.
     """
-    config = read_config(folder)
-    family = family_of(config)
-    if family is None:
-        raise StageError(
-            Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected a model in {folder} that transformers knows, found none; take another model",
-        )
-    model = meta_model(config)
-    with init_empty_weights():
-        replace_conv1d(model)
-        split_experts(model, family.expert_names)
+    model = meta_model(checkpoint.config)
+    family = checkpoint.arch.family
+    names = tuple(family.expert_names) or DEFAULT_NAMES
+    put_in_place(model, replacements_in(model, names))
     model.tie_weights()
     rename_modules(model, family.renamed)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device()), persistent=False)
+            persistent = name not in module._non_persistent_buffers_set
+            module.register_buffer(name, buffer.to(device()), persistent=persistent)
     return model.eval()
-
-
-def replace_conv1d(model: nn.Module) -> None:
-    """Put an nn.Linear in the place of every Conv1D, GPT-2's linear layer stored as [in, out]."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Conv1D):
-            model.set_submodule(name, nn.Linear(module.nx, module.nf))
 
 
 def rename_modules(model: nn.Module, names: dict[str, str]) -> None:

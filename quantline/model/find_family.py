@@ -1,18 +1,15 @@
-"""The family of a config.json: its table, or what transformers' own model says of itself."""
+"""The family of a config.json, for models that have a table."""
 
 from typing import Any
 
 from quantline.errors import Failure, StageError
 from quantline.model.family import FAMILIES, Family
-from quantline.model.inferred_family import infer_family
 
 
 def family_of(config: dict[str, Any]) -> Family | None:
-    """Return the family that config.json names; None if neither we nor transformers know it."""
+    """Return the family that config.json names; None if it has no table."""
     name = config.get("model_type")
-    if not name or not isinstance(name, str):
-        return None
-    return FAMILIES[name] if name in FAMILIES else infer_family(config)
+    return FAMILIES[name] if isinstance(name, str) and name in FAMILIES else None
 
 
 def known_family(config: dict[str, Any]) -> Family:
@@ -21,9 +18,8 @@ def known_family(config: dict[str, Any]) -> Family:
     if family is None:
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected model_type among {', '.join(FAMILIES)}, or a decoder without experts that "
-            f"transformers has, found {config.get('model_type')!r} in config.json; take another "
-            "model",
+            f"expected model_type among {', '.join(FAMILIES)}, found {config.get('model_type')!r} "
+            "in config.json, and nothing that load has found out about it; run load again",
         )
     return family
 

@@ -75,6 +75,7 @@ class GgufCheckpoint:
     """A checkpoint's folder with a converter's file beside it, as a TensorSource."""
 
     converted = True
+    passed: tuple[str, ...] = ()
     tied_head: str | None = None
 
     def __init__(self, folder: Path | str, converted: Path | None = None) -> None:
@@ -161,6 +162,7 @@ class GgufCheckpoint:
             model_type=self.architecture_name,
             family=family,
             tied="output.weight" not in self.tensors,
+            structure=None,
         )
 
     def stamp(self) -> dict[str, list[int]]:
@@ -209,9 +211,9 @@ class GgufCheckpoint:
         values = gguf.quants.dequantize(self._data(name), self._tensor(name).tensor_type)
         return values.reshape(self.shape(name)).astype(np.float32)
 
-    def optional(self, name: str) -> np.ndarray | None:
+    def optional(self, name: str | None) -> np.ndarray | None:
         """Return a tensor in float32; None where the file has none of that name."""
-        return self.tensor(name) if name in self.parts else None
+        return self.tensor(name) if name is not None and name in self.parts else None
 
     @property
     def settings(self) -> dict[str, int]:

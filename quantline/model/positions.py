@@ -10,6 +10,8 @@ SHOWN = 10  # items in one message
 
 def learned_positions(arch: Architecture) -> int | None:
     """Return how many positions a model has learned; None if it computes them."""
+    if arch.structure:
+        return arch.structure.positions
     return arch.max_positions if "position_embd" in arch.family.outside else None
 
 

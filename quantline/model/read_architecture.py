@@ -1,13 +1,15 @@
 """Reading the sizes of a model from its config.json."""
 
+from pathlib import Path
 from typing import Any
 
 from quantline.causes import reading_foreign
 from quantline.errors import Failure, StageError
 from quantline.model.architecture import Architecture
-from quantline.model.configuration import complete, refusal
-from quantline.model.family import Family
-from quantline.model.find_family import is_tied, known_family
+from quantline.model.configuration import complete, read_config, read_configuration, refusal
+from quantline.model.family import Block, Family
+from quantline.model.find_family import family_of, is_tied, known_family
+from quantline.model.structure import Structure, read_structure
 
 # What config.json calls a size; the first name that it has counts.
 USUAL_KEYS = {
@@ -34,8 +36,8 @@ def architecture_from_config(config: dict[str, Any]) -> Architecture:
     """Ask transformers what a config.json means, and read the sizes.
 
     Raises:
-        StageError: unsupported_architecture, for a family that neither we nor transformers know,
-            or a value that cannot be taken.
+        StageError: unsupported_architecture, for a family that has no table, or a value that
+            cannot be taken.
     """
     family = known_family(config)
     return architecture_of(complete(config), family)
@@ -60,6 +62,68 @@ def architecture_of(configuration: dict[str, Any], family: Family) -> Architectu
     if window is not None and (type(window) is not int or window < 1):
         raise refusal("sliding_window", "null or a whole number above 0", repr(window))
     return arch
+
+
+def architecture_of_structure(configuration: dict[str, Any], structure: Structure) -> Architecture:
+    """Read the sizes of a model whose family has no table.
+
+    Those that its structure does not say are only told to people and to containers; they are 0
+    where config.json has no such thing.
+
+    Args:
+        configuration: Completed.
+        structure: What was found out about the model.
+    """
+
+    def size(*names: str) -> int:
+        found = [configuration.get(name) for name in names]
+        usable = [value for value in found if type(value) is int and value > 0]
+        return usable[0] if usable else 0
+
+    scale, softcap = structure.logit_scale, structure.logit_softcap
+    if scale is None:  # as long as the model has not been run
+        scale = configuration.get("logit_scale", 1.0)
+        softcap = configuration.get("final_logit_softcapping")
+    heads = size("num_attention_heads")
+    experts = max((len(group.layers) for group in structure.experts), default=0)
+    return Architecture(
+        model_type=str(configuration.get("model_type")),
+        family=Family(block=Block({}, ()), outside={}, blocks=structure.block_names),
+        hidden_size=structure.hidden_size,
+        intermediate_size=size("intermediate_size"),
+        layers=structure.layers,
+        heads=heads,
+        kv_heads=size("num_key_value_heads") or heads,
+        head_dim=size("head_dim") or (structure.hidden_size // heads if heads else 0),
+        vocab_size=structure.vocab_size,
+        max_positions=size("max_position_embeddings"),
+        norm_eps=float(configuration.get("rms_norm_eps") or 0.0),
+        rope_theta=0.0,
+        rope_scaling=None,
+        rotary_dim=0,
+        tied=structure.head == structure.embedding,
+        sparse_layers=frozenset(group.block for group in structure.experts),
+        experts=experts,
+        experts_used=size(*USUAL_KEYS["experts_used"], "top_k_experts", "moe_top_k"),
+        expert_size=size(*USUAL_KEYS["expert_size"]),
+        logit_scale=float(scale or 1.0),
+        logit_softcap=softcap,
+        structure=structure,
+    )
+
+
+def architecture_of_folder(folder: Path) -> Architecture:
+    """Read the architecture of the model in a folder, without building it.
+
+    Raises:
+        StageError: unsupported_architecture, for a model without a table that `load` has found
+            nothing out about.
+    """
+    config = read_config(folder)
+    structure = read_structure(folder)
+    if structure is not None and family_of(config) is None:
+        return architecture_of_structure(read_configuration(folder), structure)
+    return architecture_of(read_configuration(folder), known_family(config))
 
 
 def _check_sizes(arch: Architecture, family: Family) -> None:

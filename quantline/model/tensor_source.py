@@ -18,11 +18,13 @@ class TensorSource(Protocol):
         folder: The checkpoint's folder.
         names: The tensors that the model consists of, sorted.
         converted: Whether a converter made the tensors of the checkpoint.
+        passed: Stored tensors that a bundle keeps as they are, though the text model lacks them.
         tied_head: The tensor of a head that is the embedding, which a file may hold twice.
     """
 
     folder: Path
     names: list[str]
+    passed: tuple[str, ...]
     converted: bool
     tied_head: str | None
 
@@ -56,7 +58,7 @@ class TensorSource(Protocol):
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor in float32, which holds every bfloat16 and float16 exactly."""
 
-    def optional(self, name: str) -> np.ndarray | None:
+    def optional(self, name: str | None) -> np.ndarray | None:
         """Return a tensor in float32; None where there is none of that name."""
 
     def keeps_float32(self, name: str) -> bool:

@@ -8,9 +8,8 @@ from quantline.config.targets import Target
 from quantline.errors import Failure, StageError
 from quantline.files import MIB
 from quantline.model.architecture import Architecture
-from quantline.model.configuration import CONFIG, read_config, read_configuration
-from quantline.model.find_family import known_family
-from quantline.model.read_architecture import architecture_of
+from quantline.model.configuration import CONFIG
+from quantline.model.read_architecture import architecture_of_folder
 from quantline.report.variant import VariantRow
 from quantline.run.lineage import make_again
 
@@ -27,7 +26,7 @@ def read_architecture(model: Path) -> Architecture | None:
     if not config.is_file():
         return None
     try:
-        return architecture_of(read_configuration(model), known_family(read_config(model)))
+        return architecture_of_folder(model)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise StageError(
             Failure.ARTIFACT_CHANGED,

@@ -12,6 +12,7 @@ import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
+from quantline.runtimes.compressed_loading import without_needless_initialization
 from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily
 
 register_runtime(
@@ -68,16 +69,26 @@ class Engine:
 
     def _load(self, bundle: Path, dtype: Any) -> Any:
         """Return the model, all of whose weights were found."""
-        from transformers import AutoModelForCausalLM
+        from quantline.model.join_experts import let_transformers_join_experts
+        from quantline.model.meta_model import model_class_of
 
+        config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+        let_transformers_join_experts(bundle)
+        options: dict[str, Any] = {}
+        if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
+            from transformers import CompressedTensorsConfig
+
+            # At once: some models look at their layers' weights before they call them.
+            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
         try:
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                bundle,
-                dtype=dtype,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with without_needless_initialization():
+                model, loading = model_class_of(config).from_pretrained(
+                    bundle,
+                    dtype=dtype,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **options,
+                )
         except ImportError as error:  # the layouts gptq and awq need a package of their own
             raise StageError(
                 Failure.RUNTIME_UNAVAILABLE,

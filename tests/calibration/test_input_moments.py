@@ -18,6 +18,15 @@ from tests.helpers.sizes import KINDS, SMALL
 PARTS = ("diagonal", "triangle", "peak", "sample")
 
 
+def linears_in(prefix: str, block: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """Return the linear layers of a block by their names."""
+    return {
+        f"{prefix}.{name}": module
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+
+
 @pytest.fixture(scope="module")
 def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(3, 380, (5, 40)).astype(np.int32)
@@ -119,7 +128,7 @@ def test_input_moments_keep_equal_inputs_apart_that_are_not_one_tensor():
     with torch.no_grad():
         block[0].weight.copy_(torch.eye(3))
         block[0].bias.zero_()
-        with inputs.watch("b", block):
+        with inputs.watch(linears_in("b", block), block):
             block(torch.ones(2, 5, 3))
             block(torch.ones(1, 5, 3))
     assert sorted(statistics) == ["b.0", "b.1"]
@@ -134,7 +143,7 @@ def test_input_moments_keep_small_inputs_beside_large_ones():
     statistics: dict[str, tuple[np.ndarray, dict]] = {}
     inputs = InputMoments(15, collect_into(statistics))
     block = torch.nn.Sequential(torch.nn.Linear(1, 1))
-    with torch.no_grad(), inputs.watch("b", block):
+    with torch.no_grad(), inputs.watch(linears_in("b", block), block):
         # Squared 2^26: a float32 sum would swallow every 1 after it.
         block(torch.full((1, 1, 1), 2.0**13))
         for _ in range(64):
@@ -149,7 +158,7 @@ def test_input_moments_of_a_wide_input_are_symmetric():
     wide = torch.nn.Linear(600, 3)
     inputs = torch.randn(2, 40, 600, generator=torch.Generator().manual_seed(1)) + 0.5
     moments = InputMoments(160, collect_into(statistics))
-    with moments.watch("block", torch.nn.ModuleDict({"wide": wide})):
+    with moments.watch({"block.wide": wide}, wide):
         for batch in (inputs, 2 * inputs):
             wide(batch)
     rows = torch.cat([inputs, 2 * inputs]).reshape(-1, 600).double()

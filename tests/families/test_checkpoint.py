@@ -10,7 +10,7 @@ from quantline.model.find_family import family_of, is_tied
 def test_check_checkpoint_finds_what_config_json_asks_for(family):
     checkpoint = family.checkpoint
     arch = family.arch
-    summary = verify.check_checkpoint(checkpoint.folder)
+    summary = verify.check_checkpoint(checkpoint)
     sizes = [np.prod(checkpoint.shape(name)) for name in checkpoint.names]
     assert summary["parameters"] == sum(sizes) > 0
     assert summary["sizes"] == {

@@ -14,7 +14,6 @@ import pytest
 
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX
-from quantline.model.family import FAMILIES
 from tests.helpers.tensor_files import change_tensors, edit_json, read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -161,18 +160,18 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "not-causal": (
         edit_config(architectures=["BertForMaskedLM"], model_type="bert"),
         ARCHITECTURE,
-        "fill-mask",
+        "masked lm",
     ),
     "classifier": (
         edit_config(architectures=["LlamaForSequenceClassification"]),
         ARCHITECTURE,
-        "text-classification",
+        "sequence classification",
     ),
     "unknown-class": (edit_config(architectures=["Nonsense"]), ARCHITECTURE, "Nonsense"),
     "other-family": (
         edit_config(architectures=["BloomForCausalLM"], model_type="bloom"),
         ARCHITECTURE,
-        ", ".join(FAMILIES),
+        "found model.embed_tokens.weight",
     ),
     "quantized": (
         edit_config(quantization_config={"quant_method": "gptq"}),

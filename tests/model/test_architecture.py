@@ -46,7 +46,7 @@ def test_part_gives_llama_cpps_names(tiny_model):
 def test_layer_index_is_the_number_of_the_decoder_block(tiny_model):
     arch = Checkpoint(tiny_model).arch
     assert arch.layer_index("model.layers.1.mlp.up_proj.weight") == 1
-    assert arch.layer_index(arch.final_norm) is None
+    assert arch.layer_index("model.norm.weight") is None
 
 
 def test_input_groups_name_what_scales_can_be_folded_into(tiny_model, tiny_narrow):

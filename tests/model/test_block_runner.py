@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from quantline.model import block_runner
-from quantline.model.block_runner import final_hidden_states, full_model_logits
+from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
+from quantline.model.whole_model import full_model_logits
 from tests.helpers.models import transformers_model
 from tests.helpers.sizes import KINDS, SMALL
 from tests.helpers.tensor_files import edit_json

@@ -122,5 +122,7 @@ def test_checkpoint_reads_a_bare_gpt2_with_stored_masks_as_the_same_model(make_m
     assert bare.shape("transformer.h.0.attn.c_attn.weight") == (96, 32)
     transposed = tensors["h.1.mlp.c_proj.weight"].T
     assert np.array_equal(bare.raw("transformer.h.1.mlp.c_proj.weight"), transposed)
-    parameters = [verify.check_checkpoint(path)["parameters"] for path in (bare_folder, folder)]
+    parameters = [
+        verify.check_checkpoint(Checkpoint(path))["parameters"] for path in (bare_folder, folder)
+    ]
     assert parameters[0] == parameters[1]

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from quantline.model.experts import Expert, Experts
+from quantline.model.fused_experts import replacement_of
 
 COUNT = 5
 WIDTH = 16
 INNER = 24
 USED = 2
 TOKENS = 40
-NAMES = ["gate", "up", "down"]
+NAMES = ("gate", "up", "down")
 
 
 class Mixture:
@@ -26,14 +27,31 @@ class Mixture:
         self.chosen = torch.stack(choices)
         self.weights = torch.rand(TOKENS, USED, generator=generator)
 
+    def fused(self) -> nn.Module:
+        """Return transformers' module with these parameters."""
+        from transformers import MixtralConfig
+        from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+        config = MixtralConfig(
+            hidden_size=WIDTH,
+            intermediate_size=INNER,
+            num_local_experts=COUNT,
+            experts_implementation="eager",
+        )
+        theirs = MixtralExperts(config)
+        with torch.no_grad():
+            theirs.gate_up_proj.copy_(self.gate_up)
+            theirs.down_proj.copy_(self.down)
+        return theirs
+
     def split(self) -> Experts:
         """Return experts of their own with these parameters."""
-        split = Experts(COUNT, WIDTH, INNER, NAMES, nn.SiLU())
-        with torch.no_grad():
-            for number, expert in enumerate(split):
-                gate, up = self.gate_up[number].chunk(2)
-                for name, value in zip(NAMES, (gate, up, self.down[number]), strict=True):
-                    getattr(expert, name).weight.copy_(value)
+        fused = self.fused()
+        replacement = replacement_of(fused, NAMES)
+        split = replacement.module
+        for name, parameter in fused.named_parameters():
+            for path, part in replacement.parts[name](parameter.detach()).items():
+                split.get_parameter(path).data = part
         return split
 
 
@@ -45,19 +63,7 @@ def mixture() -> Mixture:
 @pytest.mark.parametrize("undercalibrated", [(), (1, 3), tuple(range(COUNT))])
 def test_experts_have_the_values_and_gradients_of_transformers(undercalibrated, mixture):
     """Also where undercalibrated experts show all tokens to who listens."""
-    from transformers import MixtralConfig
-    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-
-    config = MixtralConfig(
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_local_experts=COUNT,
-        experts_implementation="eager",
-    )
-    theirs = MixtralExperts(config)
-    with torch.no_grad():
-        theirs.gate_up_proj.copy_(mixture.gate_up)
-        theirs.down_proj.copy_(mixture.down)
+    theirs = mixture.fused()
     ours = mixture.split()
     ours.undercalibrated = frozenset(undercalibrated)
     results = []
@@ -89,8 +95,8 @@ def output_gradients(expert: Expert) -> dict[str, torch.Tensor]:
 def test_experts_give_an_undercalibrated_one_the_gradients_of_all_tokens(mixture):
     ours = mixture.split()
     ours.undercalibrated = frozenset([2])
-    alone = mixture.split()[2]
-    gradients = output_gradients(ours[2])
+    alone = list(mixture.split())[2]
+    gradients = output_gradients(list(ours)[2])
     expected = output_gradients(alone)
     slope = torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(9))
     out = ours(mixture.hidden.clone().requires_grad_(True), mixture.chosen, mixture.weights)

@@ -37,7 +37,7 @@ def check_container(
     """
     stored = container.read_back(folder, source)
     tensors: dict[str, dict[str, Any]] = {}
-    for name in source.names:
+    for name in (*source.names, *source.passed):
         if name not in requested or name not in stored:
             raise StageError(
                 Failure.READBACK_MISMATCH,

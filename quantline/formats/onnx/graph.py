@@ -32,7 +32,7 @@ def graph_of(checkpoint: Checkpoint) -> onnx.ModelProto:
     Raises:
         StageError: unsupported_architecture.
     """
-    model: Any = empty_model(checkpoint.folder)
+    model: Any = empty_model(checkpoint)
     # The other attention implementations choose their path by the traced sizes; this one has no
     # branches.
     model.set_attn_implementation("eager")

@@ -15,6 +15,7 @@ from quantline.files import write_json
 from quantline.formats.bundle.hugging_face import HuggingFaceContainer, copy_side_files
 from quantline.formats.bundle.unquantized import unquantized_values
 from quantline.formats.container import StoredTensor
+from quantline.formats.safetensors.fused import fused_tensors, keys_as_stored
 from quantline.formats.safetensors.layouts.layout import layout_of, load_layout
 from quantline.formats.safetensors.loadable import check_grids, check_loadable
 from quantline.formats.safetensors.serve import serve_text
@@ -49,8 +50,9 @@ class SafetensorsContainer(HuggingFaceContainer):
             activations = quantized.activations_rounded
             check_loadable(source.arch, variant.layout, scheme, activations)
         types = {name: _float_type(source, name, variant) for name in source.names}
+        types |= {key: source.stored_dtype(key) for key in source.passed}
         copy_side_files(source.folder, folder)
-        same_types = all(types[name] == source.stored_dtype(name) for name in source.names)
+        same_types = all(kind == source.stored_dtype(name) for name, kind in types.items())
         if same_types and not quantized.linears and not quantized.overrides:
             _share_weights(source, folder)
             return types
@@ -58,10 +60,10 @@ class SafetensorsContainer(HuggingFaceContainer):
 
     def read_back(self, folder: Path, source: Checkpoint) -> dict[str, StoredTensor]:
         """Return what the folder holds, under the source's names."""
-        checkpoint = Checkpoint(folder, source.configuration)
+        checkpoint = Checkpoint(folder, source.configuration, source.structure)
         quantization = checkpoint.config.get("quantization_config")
         stored = {}
-        for name in source.names:
+        for name in (*source.names, *source.passed):
             tensor = None
             if quantization:
                 tensor = _stored_layer(checkpoint, name.removesuffix(".weight"), quantization)
@@ -78,6 +80,8 @@ class SafetensorsContainer(HuggingFaceContainer):
         module = name.removesuffix(".weight")
         if module in quantized.linears:
             return quantized.linear(module).dequantize()
+        if name in source.passed:
+            return source.raw(name)
         dtype = NUMPY_DTYPES[stored_type]
         return unquantized_values(source, quantized, name, dtype).astype(np.float32)
 
@@ -87,8 +91,10 @@ class SafetensorsContainer(HuggingFaceContainer):
 
 
 def _float_type(source: Checkpoint, name: str, variant: Variant) -> str:
-    """Return the type of a tensor that is not quantized."""
-    return STORED_NAMES[variant.dtype] if variant.dtype else source.stored_dtype(name)
+    """Return the type of a tensor that is not quantized; tables of whole numbers keep theirs."""
+    stored = source.stored_dtype(name)
+    is_float = stored in NUMPY_DTYPES and NUMPY_DTYPES[stored].kind not in "iub"
+    return STORED_NAMES[variant.dtype] if variant.dtype and is_float else stored
 
 
 def _share_weights(source: Checkpoint, folder: Path) -> None:
@@ -122,6 +128,7 @@ def _write_tensors(
     shards = ShardWriter(folder)
     schemes: dict[Scheme, list[str]] = {}
     requested = {}
+    as_stored = keys_as_stored(source, quantized)
     for name in source.names:
         module = name.removesuffix(".weight")
         dtype = NUMPY_DTYPES[types[name]]
@@ -130,10 +137,18 @@ def _write_tensors(
             requested[name] = linear.kind
             schemes.setdefault(linear.scheme, []).append(module)
             shards.add(layout.tensors(module, linear, dtype))
-        else:
-            requested[name] = types[name]
-            values = unquantized_values(source, quantized, name, dtype)
-            shards.add({name: source.as_stored(name, values)})
+            continue
+        requested[name] = types[name]
+        view = source.view_of(name)
+        if view is not None and set(view.keys) <= as_stored:
+            continue  # it is written with its stored tensors
+        values = unquantized_values(source, quantized, name, dtype)
+        shards.add({name: source.as_stored(name, values)})
+    for key, values in fused_tensors(source, quantized, as_stored, types):
+        shards.add({key: values})
+    for key in source.passed:
+        requested[key] = types[key]
+        shards.add({key: source.raw(key)})
     shards.close()
     config = dict(source.config)
     is_older = "torch_dtype" in config and "dtype" not in config
@@ -141,10 +156,18 @@ def _write_tensors(
     config["torch_dtype" if is_older else "dtype"] = dtype_name
     if schemes:
         check_grids(source.arch, schemes)
-        unquantized_modules = source.arch.unquantized_modules
-        config["quantization_config"] = layout.config(schemes, unquantized_modules)
+        kept = [name for name in source.arch.linears() if name not in quantized.linears]
+        config["quantization_config"] = layout.config(
+            {scheme: _module_names(source, names) for scheme, names in schemes.items()},
+            [*source.arch.unquantized_modules, *_module_names(source, kept)],
+        )
     write_json(folder / "config.json", config)
     return requested
+
+
+def _module_names(source: Checkpoint, layers: list[str]) -> list[str]:
+    """Return all names of linear layers, the checkpoint's and transformers'."""
+    return [module for name in layers for module in source.arch.module_names(name)]
 
 
 def _stored_layer(
@@ -175,4 +198,4 @@ def _stored_floats(checkpoint: Checkpoint, name: str) -> StoredTensor:
     kind = checkpoint.stored_dtype(name)
     shape = checkpoint.shape(name)
     size = int(np.prod(shape)) * NUMPY_DTYPES[kind].itemsize
-    return StoredTensor(kind, shape, size, partial(checkpoint.tensor, name))
+    return StoredTensor(kind, shape, size, partial(checkpoint.number, name))

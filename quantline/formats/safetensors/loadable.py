@@ -25,7 +25,7 @@ def check_loadable(arch: Architecture, layout: str, scheme: Scheme, activations:
     Raises:
         StageError: unsupported_architecture.
     """
-    if arch.family.transposed:
+    if arch.family.transposed or _has_conv1d(arch):
         raise _refusal(
             arch,
             expected="recipe none for the layers",
@@ -55,6 +55,20 @@ def check_loadable(arch: Architecture, layout: str, scheme: Scheme, activations:
             found="int8 with rounded activations, which transformers does not load there",
             advice="use recipe fp8 or int8",
         )
+
+
+def _has_conv1d(arch: Architecture) -> bool:
+    """Whether transformers has a linear layer, of no expert, with its weight as [in, out]."""
+    structure = arch.structure
+    if structure is None:
+        return False
+    views = (
+        structure.tensors[f"{name}.weight"].view
+        for block in structure.linears
+        for name in block
+        if name not in structure.experts_of_layers
+    )
+    return any(view is not None and view.step != 1 for view in views)
 
 
 def _refusal(arch: Architecture, expected: str, found: str, advice: str) -> StageError:

@@ -8,6 +8,7 @@ from quantline.ingest.verify.config import check_config
 from quantline.ingest.verify.weights import (
     check_checkpoint,
     check_fit,
+    check_has_tokenizer,
     check_listing,
     check_tokenizer,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "check_checkpoint",
     "check_config",
     "check_fit",
+    "check_has_tokenizer",
     "check_listing",
     "check_runs",
     "check_tokenizer",

@@ -1,34 +1,43 @@
 """What config.json has to be: no code, a known quantization or none, a causal language model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantline.causes import raise_if_of_machine, reading_foreign
+from quantline.causes import reading_foreign
 from quantline.errors import Failure, StageError
 from quantline.files import read_json
 from quantline.ingest import dequantize
-from quantline.model.architecture import Architecture
 from quantline.model.checkpoint_files import INDEX, SINGLE, inside
-from quantline.model.configuration import CONFIG, read_config, refusal
+from quantline.model.configuration import (
+    CONFIG,
+    read_config,
+    refusal,
+    transformers_config,
+)
 from quantline.model.configuration_limits import check_numbers
-from quantline.model.family import FAMILIES
+from quantline.model.find_family import family_of
+from quantline.model.model_class import class_name
 from quantline.model.read_architecture import architecture_from_config
 
 WITH_CODE = (CONFIG, "tokenizer_config.json", "generation_config.json")
+# transformers' mapping of a task → the task's name, for those whose models write text.
+TASKS = {
+    "CAUSAL_LM": "text-generation",
+    "IMAGE_TEXT_TO_TEXT": "image-text-to-text",
+    "MULTIMODAL_LM": "any-to-any",
+}
 # Key of config.json → values by which transformers masks no token that follows.
 BOTH_WAYS: dict[str, tuple[Any, ...]] = {
     "is_causal": (False,),
+    "is_encoder_decoder": (True,),
     "use_bidirectional_attention": (True, "all"),
 }
 
 
 @reading_foreign(Failure.UNSUPPORTED_ARCHITECTURE, "values in config.json that a model takes")
-def check_config(folder: Path, converter: str | None = None) -> Architecture:
-    """Refuse what the JSON files alone forbid.
-
-    Args:
-        folder: The checkpoint.
-        converter: With one, a family that has no table is admitted.
+def check_config(folder: Path) -> None:
+    """Refuse what the JSON files of a checkpoint alone forbid.
 
     Raises:
         StageError: custom_code, unsupported_architecture, path_escape, missing_file.
@@ -49,14 +58,10 @@ def check_config(folder: Path, converter: str | None = None) -> Architecture:
     check_numbers(config)
     check_task(config)
     check_causal(config)
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or (not converter and model_type not in FAMILIES):
-        raise StageError(
-            Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected model_type among {', '.join(FAMILIES)}, found {model_type!r} in "
-            "config.json; take another model, or model.converter=auto",
-        )
-    return architecture_from_config(config)
+    if family_of(config) is None:
+        transformers_config(config)
+    else:
+        architecture_from_config(config)
 
 
 def _has_key(value: Any, key: str) -> bool:
@@ -66,45 +71,41 @@ def _has_key(value: Any, key: str) -> bool:
     return isinstance(value, list) and any(_has_key(inner, key) for inner in value)
 
 
-def class_name(config: dict[str, Any]) -> str:
-    """Return the class that a config.json names, or else transformers' own for its model_type."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    names = config.get("architectures")
-    if names in (None, []):
-        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type")), "none")
-        return name if isinstance(name, str) else name[0]
-    return str(names[0]) if isinstance(names, list) else str(names)
-
-
 def check_task(config: dict[str, Any]) -> str:
-    """Return the task that optimum detects from the class, which has to be text generation.
+    """Return the task of the class that config.json names, which has to write text.
+
+    transformers' own mapping of tasks decides, not what the class is called.
 
     Raises:
         StageError: unsupported_architecture.
     """
-    import transformers
-    from optimum.exporters.tasks import TasksManager
+    from transformers.models.auto import modeling_auto
 
     name = class_name(config)
-    try:
-        model_class = getattr(transformers, name, None)
-    except Exception as error:  # modules that transformers imports for a name fail in any way
-        raise_if_of_machine(error)
-        model_class = None
-    task = "unknown to transformers"
-    if isinstance(model_class, type):
-        try:
-            task = TasksManager.infer_task_from_model(model_class)
-        except ValueError:
-            task = "no task that optimum knows"
-    if task != "text-generation":
-        raise StageError(
-            Failure.UNSUPPORTED_ARCHITECTURE,
-            "expected the architecture of a causal language model (text-generation) in "
-            f"config.json, found {name} ({task}); take a causal language model",
-        )
-    return task
+    tasks = {
+        mapping.removeprefix("MODEL_FOR_").removesuffix("_MAPPING_NAMES"): _classes(classes)
+        for mapping, classes in vars(modeling_auto).items()
+        if mapping.startswith("MODEL_FOR_") and mapping.endswith("_MAPPING_NAMES")
+    }
+    found = [task for task, classes in tasks.items() if name in classes]
+    for task, words in TASKS.items():
+        if task in found:
+            return words
+    others = [task.lower().replace("_", " ") for task in found]
+    raise StageError(
+        Failure.UNSUPPORTED_ARCHITECTURE,
+        "expected the architecture of a causal language model (text-generation) in "
+        f"config.json, found {name} ({', '.join(others) or 'unknown to transformers'}); take a "
+        "causal language model",
+    )
+
+
+def _classes(mapping: Mapping[str, Any]) -> set[str]:
+    """Return the names of the classes of one of transformers' mappings."""
+    names: set[str] = set()
+    for value in mapping.values():
+        names.update([value] if isinstance(value, str) else value)
+    return names
 
 
 def check_causal(config: dict[str, Any]) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 from tqdm import tqdm
 
 from quantline.errors import Failure, StageError
-from quantline.ingest.verify.config import check_task, class_name
-from quantline.model.architecture import Architecture
+from quantline.ingest.verify.config import check_task
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, SINGLE
-from quantline.model.configuration import read_configuration, transformers_config
+from quantline.model.model_class import class_name
 from quantline.text.tokenizer import SLOW_FILES, Tokenizer
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WHOLE_NUMBERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # of buffers that tables are in
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -48,7 +48,7 @@ def check_listing(where: str, names: Iterable[str]) -> None:
     )
 
 
-def check_checkpoint(folder: Path) -> dict[str, Any]:
+def check_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Check every tensor.
 
     Returns:
@@ -56,22 +56,18 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
         sizes.
 
     Raises:
-        StageError: missing_tokenizer, missing_shard (a file or a tensor),
-            unsupported_architecture (names, shapes or dtypes that do not fit config.json),
-            non_finite.
+        StageError: missing_shard (a file or a tensor), unsupported_architecture (names, shapes or
+            dtypes that do not fit config.json), non_finite.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", *SLOW_FILES)):
-        raise StageError(
-            Failure.MISSING_TOKENIZER,
-            f"expected tokenizer.json in {folder}, found no tokenizer; copy the one that the "
-            "model was trained with into the folder",
-        )
-    checkpoint = Checkpoint(folder)
     arch = checkpoint.arch
-    check_fit(checkpoint)
+    if checkpoint.structure is None:
+        check_fit(checkpoint)
     parameters: dict[str, int] = {}
-    for name in tqdm(checkpoint.names, desc="checking weights", unit="tensor", disable=None):
+    names = [*checkpoint.names, *checkpoint.passed]
+    for name in tqdm(names, desc="checking weights", unit="tensor", disable=None):
         dtype = checkpoint.stored_dtype(name)
+        if dtype in WHOLE_NUMBERS and checkpoint.structure is not None:
+            continue
         if dtype not in DTYPES:
             raise StageError(
                 Failure.UNSUPPORTED_ARCHITECTURE,
@@ -81,8 +77,8 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
         if not np.isfinite(checkpoint.raw(name)).all():
             raise StageError(
                 Failure.NON_FINITE,
-                f"expected finite weights, found NaN or infinity in {name} in {folder}; the "
-                "training or the conversion broke",
+                f"expected finite weights, found NaN or infinity in {name} in "
+                f"{checkpoint.folder}; the training or the conversion broke",
             )
         count = int(np.prod(checkpoint.shape(name)))
         parameters[dtype] = parameters.get(dtype, 0) + count
@@ -93,22 +89,23 @@ def check_checkpoint(folder: Path) -> dict[str, Any]:
         "task": check_task(checkpoint.config),
         "parameters": sum(parameters.values()),
         "dtype": DTYPES[usual],
-        "sizes": normalized_sizes(checkpoint.config, arch),
+        "sizes": {
+            "hidden": arch.hidden_size,
+            "layers": arch.layers,
+            "heads": arch.heads,
+            "vocabulary": arch.vocab_size,
+        },
     }
 
 
-def normalized_sizes(config: dict[str, Any], arch: Architecture) -> dict[str, int]:
-    """Return the sizes by optimum's names, which are one for what families call differently."""
-    from optimum.utils import NormalizedConfigManager
-
-    normalized_class = NormalizedConfigManager.get_normalized_config_class(arch.normalized)
-    normalized = normalized_class(transformers_config(config))
-    return {
-        "hidden": normalized.hidden_size,
-        "layers": normalized.num_layers,
-        "heads": normalized.num_attention_heads,
-        "vocabulary": normalized.vocab_size,
-    }
+def check_has_tokenizer(folder: Path) -> None:
+    """Refuse a folder without a tokenizer. Raises StageError: missing_tokenizer."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", *SLOW_FILES)):
+        raise StageError(
+            Failure.MISSING_TOKENIZER,
+            f"expected tokenizer.json in {folder}, found no tokenizer; copy the one that the "
+            "model was trained with into the folder",
+        )
 
 
 def _check_prefix(checkpoint: Checkpoint) -> None:
@@ -148,7 +145,7 @@ def check_fit(checkpoint: Checkpoint) -> None:
             f"expected {checkpoint.arch.layers} blocks, as config.json asks, found tensors of "
             f"{len(blocks)} in {checkpoint.folder}; fetch the checkpoint again",
         )
-    parameters = empty_model(checkpoint.folder).named_parameters()
+    parameters = empty_model(checkpoint).named_parameters()
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters}
     absent = sorted(set(wanted) - set(checkpoint.names))
     if absent:
@@ -189,13 +186,13 @@ def and_more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Check that every token has a row of the embedding.
+def check_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Check that every token has one of the embedding's rows, of which there are `vocabulary`.
 
     Raises:
         StageError: missing_tokenizer, tokenizer_mismatch.
     """
-    rows = read_configuration(folder)["vocab_size"]
+    rows = vocabulary
     highest = max(Tokenizer(folder).fast.get_vocab(with_added_tokens=True).values())
     if not highest < rows:
         raise StageError(
