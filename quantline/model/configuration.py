@@ -154,7 +154,8 @@ def _from_text(text: str) -> Any:
     """Return what makes the configuration of a config.json anew, or raise as its caller."""
     config, _ = without_code_choices(untagged(json.loads(text)))
     for key, value, is_bound in _scalars(config):
-        if isinstance(value, float) and not (math.isfinite(value) or (is_bound and value == value)):
+        allowed = is_bound and not math.isnan(value) if isinstance(value, float) else True
+        if not (allowed or math.isfinite(value)):
             raise refusal(key, "a number", str(value))
     check_numbers(config)
     # Classes that compute with kernels fetch them from the Hub where that is not switched off.

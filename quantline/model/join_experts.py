@@ -1,7 +1,7 @@
 """Letting transformers load experts that lie apart in a file though it expects them fused.
 
-Its conversion mapping joins the experts of most mixtures, which were published apart. For those that
-were published fused, the same operations are registered here, by transformers' own
+Its conversion mapping joins the experts of most mixtures, which were published apart. For those
+that were published fused, the same operations are registered here, by transformers' own
 `register_checkpoint_conversion_mapping`; so a bundle can hold a quantized layer for each.
 """
 

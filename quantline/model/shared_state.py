@@ -111,6 +111,16 @@ class SharedState(UserDict):
                     pairs.append((tensor, gradient))
         return pairs
 
+    def written(self) -> list[torch.Tensor]:
+        """Return the tensors that the running block has written."""
+        return [
+            tensor
+            for versions in self._versions.values()
+            for version in versions
+            if version.block == self.block
+            for tensor in tensors_in(version.value)
+        ]
+
     def keep_gradients(self) -> None:
         """Add up the gradients at what the block read, for the blocks that wrote it."""
         for name, value in self._leaves.items():

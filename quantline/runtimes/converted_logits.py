@@ -86,8 +86,8 @@ def compare(folder: str, threads: int | None = None) -> dict[str, Any]:
     import torch
     from scipy.special import log_softmax
 
-    from quantline.model.block_runner import full_model_logits
     from quantline.model.gguf_checkpoint import GgufCheckpoint
+    from quantline.model.whole_model import full_model_logits
 
     if threads:
         torch.set_num_threads(threads)
