@@ -69,5 +69,6 @@ def quantile_se(ordered: np.ndarray, share: float) -> float:
     count = len(ordered)
     edges = np.arange(count + 1) / count
     weights = np.diff(betainc((count + 1) * share, (count + 1) * (1 - share), edges))
-    centre = weights @ ordered
-    return float(np.sqrt(weights @ (ordered - centre) ** 2))
+    # Not BLAS's products of long vectors, whose last bits depend on the number of threads.
+    centre = (weights * ordered).sum()
+    return float(np.sqrt((weights * (ordered - centre) ** 2).sum()))

@@ -133,6 +133,16 @@ def unweighted(ctx: QuantizationContext, ggml_type: str) -> dict[str, str]:
     return {KEY: "rounded as if all inputs mattered alike: its rows are none of a known layer"}
 
 
+def weighted_square(difference: np.ndarray, importance: np.ndarray) -> float:
+    """Return Σ ΔW² diag(H), without BLAS, whose last bits depend on the number of threads.
+
+    Args:
+        difference: ΔW, float32 [out, in].
+        importance: diag(H), float32 [in].
+    """
+    return float((difference**2 * importance).sum(dtype=np.float64))
+
+
 def diagonal_errors(
     ctx: QuantizationContext,
     layer: str | None,
@@ -165,8 +175,7 @@ def diagonal_errors(
     importance = ctx.calibration.hessian_diagonal(layer)
 
     def error(stored: np.ndarray) -> float:
-        errors = (stored - sample) ** 2 @ importance
-        return float(errors.sum(dtype=np.float64)) * len(weight) / len(rows)
+        return weighted_square(stored - sample, importance) * len(weight) / len(rows)
 
     grid = plain_grid_of(ggml_type)
     baseline = None

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from threadpoolctl import threadpool_limits
 
 from quantline.metrics.token_values import TokenValues, mean_se, quantile_se
 
@@ -18,6 +19,16 @@ def test_quantile_se_is_the_spread_of_that_quantile_over_samples(share):
     spread = np.quantile(samples, share, axis=1).std()
     errors = [quantile_se(sample, share) for sample in samples]
     assert np.mean(errors) == pytest.approx(spread, rel=0.1)
+
+
+def test_quantile_se_is_the_same_for_any_number_of_threads():
+    for seed in range(6):  # the last bits of some samples alone would show it
+        sample = np.sort(np.random.default_rng(seed).exponential(size=20_000))
+        found = set()
+        for threads in (1, 2, 3):
+            with threadpool_limits(threads):
+                found |= {(share, quantile_se(sample, share)) for share in (0.5, 0.9, 0.999)}
+        assert len(found) == 3
 
 
 def test_token_values_join_keeps_the_order_of_tokens():

@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from quantline.errors import Failure, StageError
 from quantline.formats.bundle.verify_container import check_container
@@ -25,7 +26,7 @@ from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.round_to_nearest import round_to_nearest
 from quantline.quantized.store import QuantizedModel
 from quantline.recipes import ggml
-from quantline.recipes.ggml import diagonal_errors
+from quantline.recipes.ggml import diagonal_errors, weighted_square
 from tests.helpers import llama_quantize
 from tests.helpers.ggml_recipes import (
     CalibratedModel,
@@ -235,6 +236,18 @@ def test_diagonal_errors_are_those_of_what_blocks_stand_for(ggml_type):
         nearest = round_to_nearest(torch.from_numpy(weight), Grid(*grid)).dequantize()
         expected = float(((nearest - weight) ** 2 @ importance).sum())
         assert report["rtn_diagonal_error"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_weighted_square_is_the_same_for_any_number_of_threads():
+    generator = np.random.default_rng(0)
+    difference = generator.normal(size=(256, 8960)).astype(np.float32)
+    importance = generator.random(8960).astype(np.float32)
+    found = set()
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            found.add(weighted_square(difference, importance))
+    assert len(found) == 1
+    assert found.pop() == pytest.approx((difference.astype(float) ** 2 @ importance).sum(), 1e-6)
 
 
 def test_diagonal_errors_of_a_tall_matrix_come_from_some_rows(monkeypatch):
