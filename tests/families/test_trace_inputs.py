@@ -1,5 +1,7 @@
 """What tracing finds in a family's blocks is what its table says."""
 
+from functools import partial
+
 import torch
 
 from quantline.model.block_runner import BlockRun
@@ -13,11 +15,13 @@ def traced_blocks(family: FamilyModel) -> list[TracedInputs]:
     run = BlockRun(family.checkpoint, family.tokens[:2, :12])
     found = []
     for index in range(family.arch.layers):
+        prefix = family.arch.prefix(index)
+        names = [name.removeprefix(prefix) for name in family.arch.linears_of(index)]
         states = run.hidden[0].to(device())
-        with run.loaded(index) as (prefix, block), torch.no_grad():
-            names = [name.removeprefix(f"{prefix}.") for name in family.arch.linears_of(index)]
-            found.append(find_input_groups(block, lambda: run.call(index, states), names))  # noqa: B023
-            run.hidden[0] = run.call(index, states).cpu()
+        with run.loaded(index) as (_, block), torch.no_grad():
+            call = partial(run.call, index, 0, states)
+            found.append(find_input_groups(block, call, names))
+            run.hidden[0] = call().cpu()
     return found
 
 
