@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from quantline.config.params import Model
 from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
-from quantline.ingest.dequantize import said_of
 from quantline.ingest.fetch import bring, fetch
 from quantline.ingest.plain_source import plain_source
 from quantline.ingest.settle_tokenizer import settle_tokenizer
@@ -20,6 +19,7 @@ from quantline.model.configuration import (
     without_code_choices,
     write_configuration,
 )
+from quantline.model.dequantized import said_of
 from quantline.model.structure import write_structure
 
 PACKAGES = ("transformers", "optimum", "safetensors", "huggingface-hub")
@@ -102,7 +102,7 @@ def load(model: Model, folder: Path) -> LoadedModel:
     verify.check_has_tokenizer(origin)
     checkpoint = Checkpoint(origin)
     description = verify.check_checkpoint(checkpoint)
-    plain.check_agreement()
+    plain.check_agreement(checkpoint)
     names, linked_by = bring(origin, folder)
     files = plain.files or describe_files(origin, names)
     transforms = [*plain.transforms, *drop_code_choices(folder)]

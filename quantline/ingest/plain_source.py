@@ -35,8 +35,11 @@ class PlainSource(NamedTuple):
         if (self.folder / CODES).is_file():
             (self.folder / CODES).rename(folder / CODES)
 
-    def check_agreement(self) -> None:
+    def check_agreement(self, checkpoint: Checkpoint) -> None:
         """Compare what was read from a GGUF file with what llama.cpp runs.
+
+        Args:
+            checkpoint: This one, opened.
 
         Raises:
             StageError: unsupported_architecture.
@@ -44,7 +47,7 @@ class PlainSource(NamedTuple):
         if self.gguf is not None:
             from quantline.ingest.dequantize.gguf import check_agreement
 
-            check_agreement(self.gguf, Checkpoint(self.folder))
+            check_agreement(self.gguf, checkpoint)
 
 
 def plain_source(origin: Path, folder: Path) -> PlainSource:

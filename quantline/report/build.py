@@ -9,9 +9,9 @@ from quantline.config.params import Params
 from quantline.config.targets import Target
 from quantline.errors import StageError
 from quantline.files import read_json
-from quantline.ingest.dequantize import said_of
 from quantline.messages import redacted
 from quantline.model.architecture import Architecture
+from quantline.model.dequantized import said_of
 from quantline.paths import MODEL, REFERENCE
 from quantline.report.budgets import uniform_counterpart
 from quantline.report.memory import memory_use, read_architecture

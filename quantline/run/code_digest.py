@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # stage (config, run, tracking, and the ground floor) is not among them: parameters are compared by
 # value.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "load": ("ingest", "model", "text"),
+    "load": ("ingest", "model", "quantized", "text"),
     "answer": ("metrics", "model", "runtimes/smoke", "text"),
     "calibrate": ("calibration", "model", "text"),
     "reference": ("calibration", "metrics", "model", "text"),

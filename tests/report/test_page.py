@@ -7,8 +7,8 @@ import re
 from dataclasses import replace
 
 from quantline.config.targets import Gate
-from quantline.ingest.dequantize import said_of
 from quantline.metrics.lm_eval_tasks import task_metrics
+from quantline.model.dequantized import said_of
 from quantline.report.markdown import render_markdown
 from quantline.report.page import MOST_FLIPS, render_page, serve_parts
 from tests.helpers.report import (

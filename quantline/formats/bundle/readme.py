@@ -3,7 +3,7 @@
 from typing import Any
 
 from quantline.files import MIB
-from quantline.ingest.dequantize import said_of
+from quantline.model.dequantized import said_of
 
 TEMPLATE = """\
 # {variant}

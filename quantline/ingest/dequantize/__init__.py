@@ -6,6 +6,5 @@ source too; `gguf_file` reads it.
 """
 
 from quantline.ingest.dequantize.checkpoint import check, dequantize, settings_of
-from quantline.ingest.dequantize.said import said_of
 
-__all__ = ["check", "dequantize", "said_of", "settings_of"]
+__all__ = ["check", "dequantize", "settings_of"]
