@@ -89,6 +89,10 @@ class _Session:
             folder / "graph.onnx", options, providers=["CPUExecutionProvider"]
         )
 
+        # The exporter leaves out what a model takes and does not read.
+        names = {value.name for value in graph.graph.input}
+        self.takes = [name for name in carried.inputs if name in names]
+
     def logits(self, ids: np.ndarray, pieces: tuple[int, ...]) -> np.ndarray:
         """Return the logits of a text that is read in pieces."""
         states = [state.zeros(len(ids), 0).numpy() for state in self.carried.states]
@@ -96,7 +100,7 @@ class _Session:
         past = 0
         for tokens in pieces:
             inputs = self.carried.example(len(ids), past, tokens)
-            values = {name: inputs[name].numpy() for name in self.carried.inputs}
+            values = {name: inputs[name].numpy() for name in self.takes}
             values["input_ids"] = ids[:, past : past + tokens]
             names = [state.past for state in self.carried.states]
             values |= dict(zip(names, states, strict=True))

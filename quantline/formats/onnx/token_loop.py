@@ -8,7 +8,7 @@ The result is the same, but long prompts take as long as if they were generated.
 import onnx
 from onnx import TensorProto, helper
 
-from quantline.formats.onnx.states import Carried
+from quantline.formats.onnx.states import Carried, State
 from quantline.formats.onnx.trace import trace
 
 STEP = "step."  # what names inside the body begin with, where the graph has them too
@@ -21,8 +21,10 @@ def trace_in_loop(carried: Carried) -> onnx.ModelProto:
     states = carried.states
     own = list(step.input)
     outputs = list(step.output)
-    outer = _sequence_nodes(carried) + _hoisted(step, set(carried.weights()))
-    body = _body(step, carried, own, outputs)
+    # The exporter leaves out what a model takes and does not read.
+    inputs = [value.name for value in own if value.name in carried.inputs]
+    outer = _sequence_nodes(inputs) + _hoisted(step, set(carried.weights()))
+    body = _body(step, carried.states, inputs, own, outputs)
     loop = helper.make_node(
         "Loop",
         ["loop.tokens", "", *(state.past for state in states)],
@@ -54,7 +56,7 @@ def _of_sequence(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
     return described
 
 
-def _sequence_nodes(carried: Carried) -> list[onnx.NodeProto]:
+def _sequence_nodes(inputs: list[str]) -> list[onnx.NodeProto]:
     """Count the tokens, and those before them."""
     nodes = [
         helper.make_node("Constant", [], ["loop.one"], value_int=1),
@@ -63,7 +65,7 @@ def _sequence_nodes(carried: Carried) -> list[onnx.NodeProto]:
         helper.make_node("Shape", ["input_ids"], ["loop.shape"]),
         helper.make_node("Gather", ["loop.shape", "loop.one"], ["loop.tokens"]),
     ]
-    if "attention_mask" in carried.inputs:
+    if "attention_mask" in inputs:
         nodes += [
             helper.make_node("Shape", ["attention_mask"], ["loop.mask"]),
             helper.make_node("Gather", ["loop.mask", "loop.one"], ["loop.total"]),
@@ -86,7 +88,8 @@ def _hoisted(step: onnx.GraphProto, weights: set[str]) -> list[onnx.NodeProto]:
 
 def _body(
     step: onnx.GraphProto,
-    carried: Carried,
+    states: list[State],
+    inputs: list[str],
     own: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
 ) -> onnx.GraphProto:
@@ -101,7 +104,7 @@ def _body(
         for position, name in enumerate(node.output):
             node.output[position] = renamed.get(name, name)
     cut = [helper.make_node("Unsqueeze", ["loop.number", "loop.zero"], ["loop.at"])]
-    for name in carried.inputs:
+    for name in inputs:
         if name == "attention_mask":
             cut += [
                 helper.make_node("Add", ["loop.past", "loop.number"], ["loop.before"]),
@@ -126,11 +129,11 @@ def _body(
         [
             helper.make_tensor_value_info("loop.number", TensorProto.INT64, []),
             helper.make_tensor_value_info("loop.go_on", TensorProto.BOOL, []),
-            *(inner[state.past] for state in carried.states),
+            *(inner[state.past] for state in states),
         ],
         [
             helper.make_tensor_value_info("loop.goes_on", TensorProto.BOOL, []),
-            *(inner[state.present] for state in carried.states),
+            *(inner[state.present] for state in states),
             inner["logits"],
         ],
     )
