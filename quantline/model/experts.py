@@ -149,15 +149,17 @@ class SortedExperts(Experts):
             [rows, out].
         """
         per_token = counts is None  # each expert has a row for every token
-        sizes = counts if counts is not None else [len(rows) // self.count] * self.count
-        parts = list(rows.split(sizes, 0))
+        # Cut into equal parts in a way that a trace does not take for parts of one size.
+        equal = rows.reshape(self.count, -1, rows.shape[-1]).unbind(0) if per_token else ()
+        parts = list(equal) if counts is None else list(rows.split(counts, 0))
         results = []
         for number, (expert, part) in enumerate(zip(self, parts, strict=True)):
             bypass_hooks = number in self.undercalibrated
             run = nn.Linear.forward if bypass_hooks else nn.Module.__call__
-            used = part.abs().amax(-1) > 0 if per_token and not torch.jit.is_tracing() else None
+            used = part.abs().amax(-1) > 0 if per_token and not _exports() else None
             kept = part if used is None else part[used]
-            self.tokens_seen[number] += len(kept)
+            if not _exports():
+                self.tokens_seen[number] += len(kept)
             result = _run(expert, kept, run)
             if used is not None:
                 whole = result.new_zeros((len(part), result.shape[-1]))
@@ -177,6 +179,11 @@ class SortedExperts(Experts):
         alone = rows.detach().requires_grad_(torch.is_grad_enabled())
         result = _run(expert, alone, nn.Module.__call__)
         return result - result.detach()
+
+
+def _exports() -> bool:
+    """Whether a graph is made, in which numbers of rows are not known."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def _run(expert: nn.Module, rows: torch.Tensor, run: Callable) -> torch.Tensor:

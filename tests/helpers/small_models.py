@@ -24,8 +24,8 @@ GATED_DELTA = {
     "layer_types": ["linear_attention", "full_attention"],
     "num_experts": 4,
     "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
 }
 LATENT = {
     "head_dim": 8,
@@ -43,7 +43,9 @@ LATENT = {
     "topk_group": 1,
 }
 SIZES: dict[str, dict[str, Any]] = {
-    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "mamba": {"state_size": 4, "time_step_rank": 4},
     "mamba2": MAMBA_2,
     "qwen3_next": GATED_DELTA,

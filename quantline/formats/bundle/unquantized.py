@@ -8,7 +8,10 @@ from quantline.quantized.store import QuantizedModel
 
 
 def unquantized_values(
-    source: TensorSource, quantized: QuantizedModel, name: str, dtype: npt.DTypeLike = np.float32
+    source: TensorSource,
+    quantized: QuantizedModel,
+    name: str,
+    dtype: npt.DTypeLike | None = np.float32,
 ) -> np.ndarray:
     """Return a tensor that is not quantized.
 
@@ -17,8 +20,8 @@ def unquantized_values(
         quantized: May have changed the tensor without quantizing it, such as a norm into which
             scales were folded.
         name: The source's name for it.
-        dtype: Float type of the result.
+        dtype: Float type of the result; None for the type that it is stored in.
     """
     changed = name in quantized.overrides
     tensor = quantized.override(name) if changed else source.raw(name)
-    return tensor.astype(dtype, copy=False)
+    return tensor if dtype is None else tensor.astype(dtype, copy=False)

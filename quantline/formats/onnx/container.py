@@ -16,6 +16,9 @@ from quantline.formats.onnx.serve import serve_text
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel
 
+# Whole numbers, as safetensors and as ONNX name their types.
+WHOLE_NUMBERS = {"I64": "INT64", "I32": "INT32", "I16": "INT16", "I8": "INT8", "U8": "UINT8"}
+
 
 class OnnxContainer(HuggingFaceContainer):
     """ONNX. onnx and torch are imported only to write and to read back."""
@@ -47,7 +50,7 @@ class OnnxContainer(HuggingFaceContainer):
         for name in source.names:
             layer = name.removesuffix(".weight")
             quantizes = layer in quantized.linears
-            requested[name] = quantized.linear(layer).kind if quantizes else "F32"
+            requested[name] = quantized.linear(layer).kind if quantizes else _kind(source, name)
         return requested
 
     def read_back(self, folder: Path, source: Checkpoint) -> dict[str, StoredTensor]:
@@ -65,10 +68,29 @@ class OnnxContainer(HuggingFaceContainer):
             return quantized.linear(layer).dequantize()
         return unquantized_values(source, quantized, name)
 
+    def open_source(self, model: Path) -> Checkpoint:
+        """Open the model, of which a graph holds the text decoder alone."""
+        source = super().open_source(model)
+        source.passed = ()
+        return source
+
     def limits(self, source: Checkpoint) -> list[str]:
         """Say where the graph is another model (see Container)."""
-        return limits(source.arch)
+        said = limits(source.arch)
+        if source.structure and source.structure.passed:
+            count = len(source.structure.passed)
+            said.append(
+                f"the graph is the text decoder; {count} tensors of the checkpoint that it does "
+                "not compute with, such as those of towers for images, are not in it"
+            )
+        return said
 
     def serve(self, manifest: dict[str, Any]) -> str:
         """Return the section "## Serve it" of a bundle's README."""
         return serve_text(manifest)
+
+
+def _kind(source: Checkpoint, name: str) -> str:
+    """Return what a tensor that is not quantized is stored as."""
+    stored = source.stored_dtype(name)
+    return "F32" if stored.startswith(("F", "BF")) else WHOLE_NUMBERS.get(stored, stored)

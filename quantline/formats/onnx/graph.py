@@ -11,6 +11,7 @@ from quantline.causes import raise_if_of_machine
 from quantline.errors import Failure, StageError
 from quantline.formats.onnx.check import difference
 from quantline.formats.onnx.states import Carried
+from quantline.formats.onnx.subgraphs import nodes_of
 from quantline.formats.onnx.token_loop import trace_in_loop
 from quantline.formats.onnx.trace import export_dynamo, trace
 from quantline.formats.onnx.weights import LARGEST_OWN, stand_in_weights
@@ -36,12 +37,25 @@ def graph_of(checkpoint: Checkpoint) -> onnx.ModelProto:
     # The other attention implementations choose their path by the traced sizes; this one has no
     # branches.
     model.set_attn_implementation("eager")
+    names = names_of_paths(checkpoint)
     small = {}
-    for name in checkpoint.names:
+    for path, name in names.items():
         if np.prod(checkpoint.shape(name)) <= LARGEST_OWN:
-            small[name] = checkpoint.tensor(name)
+            small[path] = checkpoint.tensor(name)
     stand_in_weights(model, small)
-    return right_graph(model)
+    graph = right_graph(model)
+    for node in nodes_of(graph.graph):
+        for position, name in enumerate(node.input):
+            node.input[position] = names.get(name, name)
+    return graph
+
+
+def names_of_paths(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return path of a tensor in the model → its name in the checkpoint."""
+    if checkpoint.structure is None:
+        return {name: name for name in checkpoint.names}
+    tensors = checkpoint.structure.tensors
+    return {path: name for name, place in tensors.items() for path in place.paths}
 
 
 def right_graph(model: Any) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 The weights of a large model lie in model.onnx.data beside it.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -33,6 +34,9 @@ DATA_FILE = "model.onnx.data"
 LARGEST_INSIDE = 1536 << 20  # bytes of weights in model.onnx itself; protobuf ends at 2 GiB
 ALIGNMENT = 4096  # onnxruntime maps a tensor of the data file that starts at a page
 WEIGHT = ".weight"
+# Key of the graph's metadata for the tensors that belong to the model and that it never reads, such
+# as keys of layers that take those of another layer.
+UNREAD = "quantline.unread"
 
 
 def write_model(
@@ -51,15 +55,24 @@ def write_model(
     """
     layers = {f"{layer}{WEIGHT}": layer for layer in quantized.linears}
     with _Initializers(folder, _fits_inside(source, quantized)) as initializers:
+        unread = sorted(set(source.names) - names_read(graph.graph))
         for name in source.names:
             if name not in layers:
-                initializers.add(name, unquantized_values(source, quantized, name))
+                initializers.add(name, float_values(source, quantized, name))
         if layers:
             _put_integers(graph, quantized, layers, initializers)
+    if unread:
+        helper.set_model_props(graph, {UNREAD: json.dumps(unread)})
     graph.graph.initializer.extend(initializers.tensors)
     # onnx.save would look at every tensor again; the bytes are all in place.
     (folder / FILE).write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(folder / FILE)
+
+
+def float_values(source: TensorSource, quantized: QuantizedModel, name: str) -> np.ndarray:
+    """Return a tensor that is not quantized, in float32; whole numbers as they are stored."""
+    values = unquantized_values(source, quantized, name, None)
+    return values if values.dtype.kind in "iub" else values.astype(np.float32, copy=False)
 
 
 def _fits_inside(source: TensorSource, quantized: QuantizedModel) -> bool:
@@ -146,7 +159,8 @@ def _put_integers(
         del graph.node[:]
         graph.node.extend(nodes)
     _drop_unread(model.graph, set(transposed))
-    for weight in sorted(set(layers) & names_read(model.graph)):
+    uncalled = {weight for weight, layer in layers.items() if layer not in calls}
+    for weight in sorted(uncalled | (set(layers) & names_read(model.graph))):
         initializers.add(weight, quantized.linear(layers[weight]).dequantize())
     if all(known.domain != DOMAIN for known in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
@@ -197,12 +211,14 @@ def _drop_unread(graph: onnx.GraphProto, outputs: set[str]) -> None:
 def read_model(folder: Path, source: TensorSource) -> dict[str, StoredTensor]:
     """Return what the graph really computes with, under the source's names.
 
-    A weight that no node reads is left out.
+    A weight that no node reads is left out, if the model itself reads it.
     """
-    graph = onnx.load(folder / FILE, load_external_data=False).graph
+    model = onnx.load(folder / FILE, load_external_data=False)
+    graph = model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     nodes = {node.name: node for node in nodes_of(graph) if node.op_type in QUANTIZED_OPERATORS}
-    read_by_nodes = names_read(graph)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    read_by_nodes = names_read(graph) | set(json.loads(properties.get(UNREAD, "[]")))
     stored = {}
     for name in source.names:
         layer = name.removesuffix(WEIGHT)
