@@ -249,6 +249,10 @@ class Checkpoint:
         """Return the module whose weight a tensor is."""
         return name.removesuffix(".weight")
 
+    def in_order_of(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return the values: the columns are in the checkpoint's order."""
+        return values
+
     def has_rows_of_layer(self, name: str) -> bool:
         """Return True: a tensor is its own layer's."""
         return True

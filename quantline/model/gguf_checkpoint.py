@@ -275,6 +275,11 @@ class GgufCheckpoint:
         origin = self.note.get("origins", {}).get(name)
         return bool(origin and origin["whole"])
 
+    def in_order_of(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return values of its layer's inputs, [in], in the order of a tensor's columns."""
+        columns = self.note.get("origins", {}).get(name, {}).get("columns")
+        return values if columns is None else values[columns]
+
     def row_order(self, name: str) -> np.ndarray | None:
         """Return the rows of the checkpoint's tensor in the order of the file, int [rows].
 

@@ -67,6 +67,9 @@ class TensorSource(Protocol):
     def layer_of(self, name: str) -> str | None:
         """Return the calibrated module whose weight a tensor is; None if that is not known."""
 
+    def in_order_of(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return values of its layer's inputs, [in], in the order of a tensor's columns."""
+
     def has_rows_of_layer(self, name: str) -> bool:
         """Whether a tensor has the rows of its layer's weight, each once, in whatever order."""
 

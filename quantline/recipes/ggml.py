@@ -113,7 +113,7 @@ def quantize_tensor(
     report |= extra
     layer = ctx.source.layer_of(name)
     if tokens:
-        report |= diagonal_errors(ctx, layer, tensor, actual, data)
+        report |= diagonal_errors(ctx, layer, tensor.reshape(rows.shape), actual, data, name)
     if layer is not None and importance is not None:
         say_how(ctx, layer, report, None)
         if curvature is not None:
@@ -149,6 +149,7 @@ def diagonal_errors(
     weight: np.ndarray,
     ggml_type: str,
     data: np.ndarray,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Return the error Σ ΔW² diag(H) of a weight, which an importance matrix lowers.
 
@@ -161,6 +162,7 @@ def diagonal_errors(
         weight: [out, in].
         ggml_type: The type of the blocks.
         data: The blocks uint8 [out, bytes per row].
+        name: Of the tensor, where its columns may be in another order than the layer's.
 
     Returns:
         The error, and for comparison that of rounding to nearest with as many bits and groups as
@@ -173,6 +175,8 @@ def diagonal_errors(
     rows = np.unique(spread)
     sample = weight[rows].astype(np.float32)
     importance = ctx.calibration.hessian_diagonal(layer)
+    if name is not None:
+        importance = ctx.source.in_order_of(name, importance)
 
     def error(stored: np.ndarray) -> float:
         return weighted_square(stored - sample, importance) * len(weight) / len(rows)

@@ -260,7 +260,12 @@ class TensorTypes:
             if len(layers) < len(names):
                 continue
             counts = np.array([self._tokens(layer) for layer in layers], np.float32)
-            means = np.stack([self.calibration.hessian_diagonal(layer) for layer in layers])
+            means = np.stack(
+                [
+                    self.source.in_order_of(name, self.calibration.hessian_diagonal(layer))
+                    for name, layer in zip(names, layers, strict=True)
+                ]
+            )
             entries[gguf_name] = imatrix.Entry(means * counts[:, None], counts)
         info = self.calibration.info
         return imatrix.ImportanceMatrix(

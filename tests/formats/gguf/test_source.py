@@ -47,7 +47,7 @@ def test_source_for_gguf_is_the_named_converters_for_every_family(tiny_model, tm
 @pytest.mark.parametrize(
     "change",
     [
-        {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]},  # without a table
+        {"model_type": "granite", "architectures": ["GraniteForCausalLM"]},  # without a table
         {"hidden_act": "gelu"},  # with one that does not hold it
         {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     ],

@@ -64,7 +64,8 @@ def made_from(checkpoint: Checkpoint, script: Path) -> dict[str, Any]:
 
     Size and time of change stand for the content of the weights.
     """
-    small = sorted(path for path in checkpoint.folder.glob("*.json*") if path.is_file())
+    files = (path for path in checkpoint.folder.iterdir() if path.is_file())
+    small = sorted(path for path in files if path.suffix != ".safetensors")
     return {
         "weights": checkpoint.stamp(),
         "files": {path.name: known_sha256(path) for path in small},
@@ -157,11 +158,16 @@ def _add_projector(script: Path, given: Path, model: Path, target: Path, dtype: 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what driver.py has to know of a checkpoint: see there."""
     stored = weight_map(checkpoint.folder)
-    renamed: dict[str, str | None] = {}
-    head = checkpoint.tied_head
-    if head in stored:  # a second copy of the embedding, or the only one
-        embedding = checkpoint.arch.embedding
-        renamed[head] = None if embedding in stored else embedding
+    # Copies of a tied head, and buffers that config.json determines, belong to no tensor.
+    renamed: dict[str, str | None] = dict.fromkeys(set(stored) - set(checkpoint.passed))
+    for name in checkpoint.names:
+        view = checkpoint.view_of(name)
+        keys = view.keys if view is not None else (checkpoint.keys[name],)
+        for key in keys:
+            renamed.pop(key, None)
+        is_embedding = name == checkpoint.arch.embedding and len(keys) == 1
+        if (view is None or is_embedding) and keys[0] != name:
+            renamed[keys[0]] = name
     blocks = checkpoint.arch.layers
     drafts = [name for name in stored if DRAFT.search(name) or _block(checkpoint, name) >= blocks]
     return {"renamed": renamed, "without_draft": not drafts}

@@ -2,7 +2,8 @@
 
 Converters rename tensors, reorder rows for llama.cpp's rotary embedding, put several weights into
 one and one into several, and stack experts. What stays is a row of weights: it multiplies the same
-input. So a tensor whose rows are rows of calibrated layers has their importance.
+input. So a tensor whose rows are rows of calibrated layers has their importance, and one whose
+columns are a layer's has it in their order.
 """
 
 from typing import Any
@@ -31,6 +32,7 @@ class _Weights:
     """The matrices of one block of the checkpoint, by the width of their rows."""
 
     def __init__(self, checkpoint: Checkpoint, names: list[str]) -> None:
+        self.checkpoint = checkpoint
         self.digests: dict[int, dict[str, Digests]] = {}
         for name in names:
             if not name.endswith(".weight") or len(checkpoint.shape(name)) != 2:
@@ -59,7 +61,25 @@ class _Weights:
             here = np.isin(digests, known)
             most = max(most, (int(here.sum()), layer))
             found |= here
-        return {"layer": most[1], "whole": False} if found.all() else None
+        if found.all():
+            return {"layer": most[1], "whole": False}
+        return self._by_columns(matrix, taken)
+
+    def _by_columns(self, matrix: np.ndarray, taken: set[str]) -> dict[str, Any] | None:
+        """Return the layer whose columns a matrix has in another order."""
+        digests = row_digests(matrix.T)
+        order = np.argsort(digests)
+        for layer, known in self.digests.get(matrix.shape[1], {}).items():
+            if layer in taken or len(known) != len(matrix):
+                continue
+            theirs = row_digests(self.checkpoint.tensor(f"{layer}.weight").T)
+            their_order = np.argsort(theirs)
+            if np.array_equal(digests[order], theirs[their_order]):
+                taken.add(layer)
+                columns = np.empty_like(order)
+                columns[order] = their_order
+                return {"layer": layer, "whole": False, "columns": columns.tolist()}
+        return None
 
 
 def find_origins(converted: GgufCheckpoint) -> dict[str, dict[str, Any]]:
@@ -67,7 +87,8 @@ def find_origins(converted: GgufCheckpoint) -> dict[str, dict[str, Any]]:
 
     Returns:
         Name → {layer: the checkpoint's module whose input it multiplies, whole: whether it has that
-        module's rows, each once}. Those whose rows are none of the checkpoint's are left out.
+        module's rows, each once, columns: the checkpoint's columns in its order, where that is
+        another}. Those whose rows are none of the checkpoint's are left out.
     """
     checkpoint = converted.checkpoint
     by_block: dict[int | None, list[str]] = {}

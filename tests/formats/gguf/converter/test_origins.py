@@ -67,6 +67,13 @@ def test_origin_of_a_matrix_that_is(case):
     assert origin(matrix) == expected
 
 
+def test_origin_finds_columns_in_another_order():
+    down = LAYERS["block.down"]
+    columns = np.random.default_rng(1).permutation(12)
+    found = origin(np.ascontiguousarray(down[:, columns]))
+    assert found == {"layer": "block.down", "whole": False, "columns": columns.tolist()}
+
+
 def test_origin_gives_equal_layers_to_equal_matrices_in_turn():
     equal = np.ones((4, 8), np.float32)
     taken: set[str] = set()
