@@ -102,7 +102,6 @@ def load(model: Model, folder: Path) -> LoadedModel:
     verify.check_has_tokenizer(origin)
     checkpoint = Checkpoint(origin)
     description = verify.check_checkpoint(checkpoint)
-    plain.check_agreement(checkpoint)
     names, linked_by = bring(origin, folder)
     files = plain.files or describe_files(origin, names)
     transforms = [*plain.transforms, *drop_code_choices(folder)]
@@ -120,6 +119,8 @@ def load(model: Model, folder: Path) -> LoadedModel:
     else:
         write_structure(folder, verify.check_blocks(loaded))
     if plain.transforms:
+        structure = Checkpoint(folder).structure  # as it was found by running it
+        plain.check_agreement(Checkpoint(origin, structure=structure))
         if not model.adapter:  # codes of what the adapter changed stand for something else
             plain.bring_codes(folder)
         linked_by = "dequantizing"

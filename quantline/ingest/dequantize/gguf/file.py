@@ -54,7 +54,7 @@ class GgufFile:
     def field(self, key: str) -> Any:
         """Return a value of the metadata; None if there is none."""
         field = self.reader.fields.get(key)
-        return None if field is None else _shortest(field.contents())
+        return None if field is None else shortest(field.contents())
 
     def setting(self, suffix: str) -> Any:
         """Return a value of the metadata of the architecture."""
@@ -106,12 +106,15 @@ class GgufFile:
         return "float16" if types <= {"F32", "F16"} else "bfloat16"
 
 
-def _shortest(value: Any) -> Any:
-    """Return a float32 of the file as the decimal number that people wrote."""
+def shortest(value: Any) -> Any:
+    """Return a value with each float32 in it as the decimal number that people wrote."""
     if isinstance(value, float):
-        return float(str(np.float32(value)))
+        narrow = np.float32(value)
+        return float(str(narrow)) if float(narrow) == value else value
     if isinstance(value, list):
-        return [_shortest(item) for item in value]
+        return [shortest(item) for item in value]
+    if isinstance(value, dict):
+        return {key: shortest(item) for key, item in value.items()}
     return value
 
 

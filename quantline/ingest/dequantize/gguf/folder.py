@@ -11,7 +11,7 @@ from quantline.files import write_json
 from quantline.ingest.dequantize.codes_writer import CodesWriter
 from quantline.ingest.dequantize.gguf.codes import kept_codes
 from quantline.ingest.dequantize.gguf.configuration import configuration_of
-from quantline.ingest.dequantize.gguf.file import GgufFile, plain_values
+from quantline.ingest.dequantize.gguf.file import GgufFile, plain_values, shortest
 from quantline.ingest.dequantize.gguf.tensors import mapper, restored_blocks
 from quantline.ingest.dequantize.gguf.tokenizer import write_tokenizer
 from quantline.ingest.dequantize.plain_checkpoint import PlainWriter, rounded
@@ -43,7 +43,7 @@ def write_folder(path: Path, target: Path) -> dict[str, Any]:
     file = GgufFile(path)
     config = configuration_of(file)
     target.mkdir()
-    written = json.loads(config.to_json_string(use_diff=False))
+    written = shortest(json.loads(config.to_json_string(use_diff=False)))
     for key in NOT_OF_THE_MODEL:
         written.pop(key, None)
     check_numbers(written)
