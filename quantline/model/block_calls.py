@@ -35,7 +35,7 @@ class Call(NamedTuple):
         else:
             kwargs[self.hidden] = states
         out = block(*args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        return out[0] if isinstance(out, tuple | list) else out
 
 
 class Recorded(Exception):

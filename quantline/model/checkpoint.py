@@ -179,7 +179,9 @@ class Checkpoint:
         """Return the dtype on disk as safetensors names it: F32, F16, BF16."""
         view = self._views.get(name)
         if view is not None:
-            return self.stored_dtype(view.keys[0])
+            key = view.keys[0]  # it may be the tensor's own name: one that is stored transposed
+            with safe_open(self.stored_files[key], "np") as file:
+                return file.get_slice(key).get_dtype()
         with safe_open(self.files[name], "np") as file:
             return file.get_slice(self.keys[name]).get_dtype()
 

@@ -116,7 +116,7 @@ class WholeModel:
             self._load(paths)
 
         def after(block: nn.Module, args: Any, out: Any) -> None:
-            seen.returns[index] = len(out) if isinstance(out, tuple) else 0
+            seen.returns[index] = len(out) if isinstance(out, tuple | list) else 0
             self._drop(paths)
 
         return [block.register_forward_pre_hook(before), block.register_forward_hook(after)]

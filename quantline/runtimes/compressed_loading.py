@@ -9,10 +9,10 @@ from typing import Any
 def without_needless_initialization() -> Iterator[None]:
     """Have transformers not initialize modules whose layers are compressed.
 
-    It initializes every module before it reads a file, and a Mamba mixer's initialization looks for
-    the weight of a layer that has only a packed one. Whatever is initialized there is read from the
-    file afterwards (a bundle of which anything is missing is refused); modules that compute
-    something which is not stored are initialized as ever.
+    It initializes every module before it reads a file, and what a Mamba mixer or Falcon's class of
+    linear layers does there looks for the weight of a layer that has only a packed one. Whatever is
+    initialized there is read from the file afterwards (a bundle of which anything is missing is
+    refused); modules that compute something which is not stored are initialized as ever.
     """
     from torch import nn
     from transformers import PreTrainedModel
@@ -22,7 +22,7 @@ def without_needless_initialization() -> Iterator[None]:
     def initialize(self: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         compressed = any(
             isinstance(child, nn.Linear) and "weight" not in child._parameters
-            for child in module.children()
+            for child in (module, *module.children())
         )
         if compressed and not module._non_persistent_buffers_set:
             return

@@ -13,6 +13,7 @@ import numpy as np
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
 from quantline.runtimes.compressed_loading import without_needless_initialization
+from quantline.runtimes.continued_model import ContinuedModel, Read
 from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily
 
 register_runtime(
@@ -119,15 +120,13 @@ class Engine:
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
         """Yield logits chunk by chunk (see ChunkedRuntime)."""
         torch = self.torch
+        continued = ContinuedModel(self.model)
 
-        def run(ids: np.ndarray, cache: Any) -> tuple[np.ndarray, Any]:
+        def run(ids: np.ndarray, read: Read | None) -> tuple[np.ndarray, Read]:
+            following = torch.from_numpy(ids.astype(np.int64)).to(self.device)
             with torch.inference_mode(), self._same_bits():
-                out = self.model(
-                    input_ids=torch.from_numpy(ids.astype(np.int64)).to(self.device),
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                return out.logits.float().cpu().numpy(), out.past_key_values
+                logits, read = continued.run(following, read)
+                return logits.float().cpu().numpy(), read
 
         vocabulary = self.model.config.get_text_config().vocab_size
         return chunks_by_cache(tokens, first, end, vocabulary, run)
@@ -135,19 +134,15 @@ class Engine:
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
         """Decode greedily (see Runtime)."""
         torch = self.torch
-        cache = None
+        continued = ContinuedModel(self.model)
+        read = None
 
         def run(ids: list[int]) -> np.ndarray:
-            nonlocal cache
+            nonlocal read
+            following = torch.tensor([ids], device=self.device)
             with torch.inference_mode():
-                out = self.model(
-                    input_ids=torch.tensor([ids], device=self.device),
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-            cache = out.past_key_values
-            return out.logits[0, -1].float().cpu().numpy()
+                logits, read = continued.run(following, read, logits_to_keep=1)
+            return logits[0, -1].float().cpu().numpy()
 
         return decode_greedily(run(prompt), lambda token: run([token]), max_new_tokens, stop)
 
