@@ -2,7 +2,7 @@
 
     python -m benchmarks.models                      # what is not known yet, then the page
     python -m benchmarks.models qwen3 gemma3 --fresh # these again
-    python -m benchmarks.models --page               # the page alone, from what is known
+    python -m benchmarks.models --page               # the pages alone, from the results
 
 What was found out is kept in `.models/`, one file each, so that a run which was stopped goes on. It
 is found out anew when quantline's code or a package has changed, unless `--keep` is given.
@@ -20,8 +20,8 @@ from pathlib import Path
 from benchmarks.models.architectures import architectures
 from benchmarks.models.contained import Matrix, warm_up
 from benchmarks.models.page import write_pages
-from benchmarks.models.project import begin_template
-from benchmarks.models.results import results_key, write_results
+from benchmarks.models.project import VARIANTS, begin_template
+from benchmarks.models.results import read_results, results_key, write_results
 from benchmarks.paths import ROOT
 
 FOLDER = ROOT / ".models"
@@ -31,27 +31,30 @@ SECONDS = 600  # for one process
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="architectures; by default all")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--fresh", action="store_true", help="forget what is known of them")
-    parser.add_argument("--page", action="store_true", help="write the page alone")
+    parser.add_argument("--page", action="store_true", help="write the pages alone")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for what is found out")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for one process")
     parser.add_argument("--keep", action="store_true", help="what older code found out")
     options = parser.parse_args()
+    if options.page:
+        write_pages(read_results())
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     known = architectures()
-    names = options.names or list(known)
+    chosen = {name: known[name] for name in options.names or known}
     with tempfile.TemporaryDirectory() as template:
-        key = None if options.keep or options.page else results_key()
+        key = None if options.keep else results_key()
         project = begin_template(Path(template) / "project")
         matrix = Matrix(options.folder, project, options.seconds, key)
-        if not options.page:
-            warm_up(project)
-        for number, name in enumerate([] if options.page else names, 1):
-            file = matrix.record_file(name)
-            if options.fresh:
-                file.unlink(missing_ok=True)
-            record = matrix.run(name, known[name])
-            print(f"{number}/{len(names)} {name}: {summary(record)}", flush=True)
+        for name in chosen if options.fresh else ():
+            matrix.record_file(name).unlink(missing_ok=True)
+        warm_up(project)
+        travels = matrix.run(chosen, tuple(options.variants), options.workers)
+        for number, record in enumerate(travels, 1):
+            print(f"{number}/{len(chosen)} {record['name']}: {summary(record)}", flush=True)
         write_pages(write_results(matrix.records()))
 
 

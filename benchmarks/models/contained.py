@@ -10,17 +10,19 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from benchmarks.models.architectures import Architecture
 from benchmarks.models.journey import Journey
 from quantline.errors import Failure
-from quantline.files import MIB, read_json
+from quantline.files import MIB, read_json, write_json
 from quantline.methods import threads
+from quantline.run.leash import end_with_parent
 
 MEMORY_MIB = 8192  # that a process may ask for
 WARM = Architecture("llama", "AutoModelForCausalLM")
@@ -65,7 +67,6 @@ class Matrix:
         self.template = template
         self.seconds = seconds
         self.key = key
-        self._context = get_context("fork")
 
     def record_file(self, name: str) -> Path:
         """Return the file with what has been found out about an architecture."""
@@ -76,8 +77,8 @@ class Matrix:
         for file in sorted(self.folder.glob("*.json")):
             yield read_json(file)
 
-    def known(self, name: str) -> dict[str, Any] | None:
-        """Return the record of an architecture that has taken every step; forget a stale one."""
+    def known(self, name: str, variants: Iterable[str]) -> dict[str, Any] | None:
+        """Return the record of an architecture whose variants were tried; forget a stale one."""
         file = self.record_file(name)
         if not file.is_file():
             return None
@@ -86,45 +87,102 @@ class Matrix:
             file.unlink()
             file.with_suffix(".log").unlink(missing_ok=True)
             return None
-        return record if record.get("done") else None
+        return record if {*variants} <= {*record.get("tried", ())} else None
 
-    def run(self, name: str, architecture: Architecture) -> dict[str, Any]:
-        """Take an architecture through all steps; return its record."""
-        if record := self.known(name):
-            return record
-        project = self.folder / f"{name}.project"
-        shutil.rmtree(project, ignore_errors=True)
-        shutil.copytree(self.template, project)
-        file = self.record_file(name)
-        for _ in range(MOST_PROCESSES):
-            arguments = (name, architecture, project, file, self.key)
-            process = self._context.Process(target=_travel, args=arguments)
-            started = time.monotonic()
-            process.start()
-            process.join(self.seconds)
-            if process.exitcode is None:
-                process.kill()
-                process.join()
-            if process.exitcode == 0:
-                break
-            seconds = time.monotonic() - started
-            failure = Failure.RUNTIME_CRASHED
-            message = f"its process ended with code {process.exitcode} after {seconds:.0f} s"
-            if seconds >= self.seconds:
-                failure = Failure.TIMED_OUT
-            Journey(name, architecture, project, file).close_step_in_work(failure, message)
-        shutil.rmtree(project, ignore_errors=True)
-        return read_json(file)
+    def run(
+        self, chosen: dict[str, Architecture], variants: tuple[str, ...], workers: int
+    ) -> Iterator[dict[str, Any]]:
+        """Take architectures through the steps to some variants; yield their records.
+
+        Args:
+            chosen: Name → architecture.
+            variants: To export and evaluate.
+            workers: How many processes at once.
+        """
+        waiting = []
+        for name, architecture in chosen.items():
+            if record := self.known(name, variants):
+                yield record
+            else:
+                waiting.append(_Travel(self, name, architecture, variants))
+        working: list[_Travel] = []
+        while waiting or working:
+            while waiting and len(working) < workers:
+                travel = waiting.pop(0)
+                travel.begin()
+                working.append(travel)
+            wait([travel.process.sentinel for travel in working], timeout=1)
+            for travel in list(working):
+                if travel.has_ended():
+                    working.remove(travel)
+                    yield read_json(travel.file)
 
 
-def _travel(
-    name: str, architecture: Architecture, project: Path, record: Path, key: str | None
-) -> None:
-    """Take an architecture through its steps, in a process of its own."""
-    with open(record.with_suffix(".log"), "ab", buffering=0) as log:
+class _Travel:
+    """One journey, in one process after another.
+
+    Attributes:
+        file: Its record.
+        process: The present one.
+    """
+
+    def __init__(
+        self, matrix: Matrix, name: str, architecture: Architecture, variants: tuple[str, ...]
+    ) -> None:
+        self.matrix = matrix
+        self.name = name
+        self.architecture = architecture
+        self.variants = variants
+        self.file = matrix.record_file(name)
+        self.project = matrix.folder / f"{name}.project"
+        self.processes = 0
+
+    def _journey(self) -> Journey:
+        return Journey(self.name, self.architecture, self.project, self.file)
+
+    def begin(self) -> None:
+        """Make a project, and start."""
+        shutil.rmtree(self.project, ignore_errors=True)
+        shutil.copytree(self.matrix.template, self.project)
+        journey = self._journey()
+        journey.forget(self.variants)
+        journey.record["key"] = self.matrix.key
+        write_json(self.file, journey.record)
+        self._start()
+
+    def _start(self) -> None:
+        self.processes += 1
+        self.started = time.monotonic()
+        arguments = (self._journey(), self.variants, os.getpid())
+        self.process = get_context("fork").Process(target=_go_on, args=arguments)
+        self.process.start()
+
+    def has_ended(self) -> bool:
+        """Whether all steps are taken; a process that was brought down is followed by another."""
+        seconds = time.monotonic() - self.started
+        is_late = seconds >= self.matrix.seconds
+        if self.process.exitcode is None and not is_late:
+            return False
+        if self.process.exitcode is None:
+            self.process.kill()
+        self.process.join()
+        if self.process.exitcode != 0:
+            failure = Failure.TIMED_OUT if is_late else Failure.RUNTIME_CRASHED
+            code = self.process.exitcode
+            message = f"its process ended with code {code} after {seconds:.0f} s"
+            self._journey().close_step_in_work(failure, message)
+            if self.processes < MOST_PROCESSES:
+                self._start()
+                return False
+        shutil.rmtree(self.project, ignore_errors=True)
+        return True
+
+
+def _go_on(journey: Journey, variants: tuple[str, ...], parent: int) -> None:
+    """Take the steps that are left, in a process of its own."""
+    end_with_parent(parent)
+    with open(journey.file.with_suffix(".log"), "ab", buffering=0) as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_MIB * MIB, MEMORY_MIB * MIB))
-    journey = Journey(name, architecture, project, record)
-    journey.record["key"] = key
-    journey.run()
+    journey.run(variants)

@@ -66,6 +66,14 @@ class Journey:
                 step |= {"failure": failure, "message": message}
         write_json(self.file, self.record)
 
+    def forget(self, variants: Iterable[str]) -> None:
+        """Forget what an earlier project said of the model and of some variants."""
+        again = {*variants, *(VARIANTS[variant] for variant in variants)}
+        for label in list(self.steps):
+            instance = label.partition(" ")[2]
+            if not instance or instance in again:
+                del self.steps[label]
+
     def run(self, variants: Iterable[str] = VARIANTS) -> None:
         """Take every step that has not been taken, as far as those before it allow.
 
@@ -94,7 +102,7 @@ class Journey:
                 if variant in COMPARED:
                     done = (f"export {variant}", WHOLE)
                     self._take(f"compare {variant}", self._compare(variant), after=done)
-        self.record["done"] = True
+        self.record["tried"] = sorted({*self.record.get("tried", ()), *variants})
         write_json(self.file, self.record)
 
     def _take_stage(
