@@ -80,8 +80,9 @@ class StoredView:
         for strip in self.strips:
             shape = shapes[strip.key]
             width = prod(shape[1:])
-            start = strip.first // width if shape else 0
-            end = self._last(strip) // width + 1 if shape else 1
+            lowest, highest = self._span(strip)
+            start = lowest // width if shape else 0
+            end = highest // width + 1 if shape else 1
             stored = read_rows(strip.key, start, end).reshape(-1)
             part = self._strided(stored, strip, strip.first - start * width)
             parts.append(part)
@@ -98,13 +99,17 @@ class StoredView:
                 self._strided(flat, strip, strip.first)[:] = rows[start : start + strip.rows]
             start += strip.rows
 
-    def _last(self, strip: Strip) -> int:
-        """Return the position of a strip's last value."""
-        return strip.first + (strip.rows - 1) * strip.step + (self.columns - 1) * self.step
+    def _span(self, strip: Strip) -> tuple[int, int]:
+        """Return the lowest and the highest position that a strip has."""
+        by_row = (strip.rows - 1) * strip.step
+        by_column = (self.columns - 1) * self.step
+        lowest = strip.first + min(by_row, 0) + min(by_column, 0)
+        return lowest, strip.first + max(by_row, 0) + max(by_column, 0)
 
     def _strided(self, flat: np.ndarray, strip: Strip, first: int) -> np.ndarray:
         """Return the strip as a view [rows, columns] of a flat array that it begins at `first`."""
-        assert first >= 0 and first + self._last(strip) - strip.first < len(flat)
+        lowest, highest = (position - strip.first + first for position in self._span(strip))
+        assert lowest >= 0 and highest < len(flat)
         size = flat.itemsize
         return np.lib.stride_tricks.as_strided(
             flat[first:],
