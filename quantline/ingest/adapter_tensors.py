@@ -118,7 +118,11 @@ class AdapterTensors:
     def _base_name(self, target: str) -> str:
         """Return the checkpoint's name for a tensor, which transformers may call otherwise."""
         family = self.base.family
-        if target in self.base.names or family is None:
+        if target in (*self.base.names, self.base.tied_head):
+            return target
+        if self.base.structure is not None:
+            return self.base.structure.names_of_paths.get(target, target)
+        if family is None:
             return target
         names = [family.renamed.get(name, name) for name in target.split(".")]
         renamed = ".".join(names)

@@ -43,11 +43,7 @@ class BlockModel:
 
     def _names(self) -> dict[str, str]:
         if self.arch.structure is not None:
-            return {
-                path: name
-                for name, place in self.arch.structure.tensors.items()
-                for path in place.paths
-            }
+            return self.arch.structure.names_of_paths
         names: dict[str, str] = {}
         first: dict[int, str] = {}
         for path, parameter in self.model.named_parameters(remove_duplicate=False):

@@ -72,7 +72,8 @@ class Checkpoint:
         if described and self.family is None and structure is None:
             self.structure = self._find_structure()
         if self.structure is not None:
-            self.tied_head = None
+            is_tied = self.structure.head == self.structure.embedding
+            self.tied_head = f"{self.structure.head_path}.weight" if is_tied else None
             self._name_by_structure(self.structure)
         else:
             self.tied_head = tied_head(self.configuration, self.family) if self.family else None

@@ -24,6 +24,13 @@ SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    # How images, videos and sounds become inputs, of models that take more than text:
+    "preprocessor_config.json",
+    "processor_config.json",
+    "image_processor_config.json",
+    "video_preprocessor_config.json",
+    "feature_extractor_config.json",
+    "audio_processor_config.json",
 )
 TEMPLATES = "additional_chat_templates"  # a folder of named templates, one in each *.jinja
 

@@ -50,13 +50,14 @@ def find_structure(config: dict[str, Any], stored: Shapes) -> Structure:
     views = {
         path: view for path, view in binding.views.items() if _is_text(path, text_path, head_path)
     }
-    tower = set(binding.views) - set(views)
+    tower = {path for path in binding.views if path not in views}
     wanted = {
         name: tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
         if _is_text(name, text_path, head_path)
     }
     aliases = _aliases(model)
+    copies = _take_copies(model, views, aliases)
     passed = _ignored(model, binding.unused)
     _check_unused(model, stored, binding.unused, passed)
     _check_shapes(views, wanted)
@@ -88,6 +89,7 @@ def find_structure(config: dict[str, Any], stored: Shapes) -> Structure:
         head_path=head_path,
         head_bias=by_path.get(f"{head_path}.bias"),
         passed=tuple(sorted(set(passed))),
+        copies={key: names[source] for key, source in copies.items()},
         unsplit=tuple(_unsplit(stack, blocks, by_path)),
         positions=_learned_positions(model),
         hidden_size=head.in_features,
@@ -165,6 +167,21 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
         for paths in by_identity.values()
         for path in paths
     }
+
+
+def _take_copies(
+    model: PreTrainedModel, views: dict[str, StoredView], aliases: dict[str, list[str]]
+) -> dict[str, str]:
+    """Take tied parameters out of `views` that a file holds twice.
+
+    Returns:
+        Stored tensor → the path of the parameter that it has to be equal to.
+    """
+    copies = {}
+    for target, source in model.all_tied_weights_keys.items():
+        if target in views and source in views and source in aliases.get(target, ()):
+            copies[views.pop(target).keys[0]] = source
+    return copies
 
 
 def _path_of(model: nn.Module, parameter: nn.Parameter) -> str:

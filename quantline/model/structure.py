@@ -70,6 +70,8 @@ class Structure:
         head_bias: The tensor that is added to the logits, if there is one.
         passed: Stored tensors that the text model is not made of, and that bundles keep as they
             are: towers, projectors, and what transformers' class leaves out on purpose.
+        copies: Stored tensor that bundles leave out → the tensor that it has to be equal to, since
+            the model ties the two.
         unsplit: Parameters of the blocks that look like several matrices and that quantline does
             not know how to take apart.
         positions: How many positions the model has learned; None if it computes them.
@@ -96,6 +98,7 @@ class Structure:
     head_path: str
     head_bias: str | None
     passed: tuple[str, ...]
+    copies: dict[str, str]
     unsplit: tuple[str, ...]
     positions: int | None
     hidden_size: int
@@ -123,6 +126,11 @@ class Structure:
                 found[name] = number
                 found[name.rpartition(".")[0]] = number
         return found
+
+    @cached_property
+    def names_of_paths(self) -> dict[str, str]:
+        """Path in quantline's model → the checkpoint's name, of all tensors."""
+        return {path: name for name, place in self.tensors.items() for path in place.paths}
 
     @cached_property
     def experts_of_layers(self) -> dict[str, tuple[int, int]]:

@@ -62,6 +62,9 @@ def check_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     arch = checkpoint.arch
     if checkpoint.structure is None:
         check_fit(checkpoint)
+    else:
+        for copy, name in sorted(checkpoint.structure.copies.items()):
+            check_tied(checkpoint, copy, name)
     parameters: dict[str, int] = {}
     names = [*checkpoint.names, *checkpoint.passed]
     for name in tqdm(names, desc="checking weights", unit="tensor", disable=None):
@@ -170,14 +173,27 @@ def check_fit(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.shape(name)}; take the config.json that the weights were saved with",
             )
     head = checkpoint.tied_head
-    if head is None or head not in checkpoint:
-        return
-    if not np.array_equal(checkpoint.raw(head), checkpoint.raw(checkpoint.arch.embedding)):
+    if head is not None and head in checkpoint:
+        check_tied(checkpoint, head, checkpoint.arch.embedding)
+
+
+def check_tied(checkpoint: Checkpoint, copy: str, name: str) -> None:
+    """Refuse a tensor that differs from the one that config.json says it is.
+
+    Args:
+        checkpoint: The model.
+        copy: The tensor that is left out.
+        name: The one that it has to be equal to.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    if not np.array_equal(checkpoint.raw(copy), checkpoint.raw(name)):
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected {checkpoint.arch.embedding} and {head} to be equal, since config.json ties "
-            "them, found that they differ; set tie_word_embeddings to false if the head is its own "
-            "(transformers takes it so, and warns)",
+            f"expected {name} and {copy} to be equal, since config.json ties them, found that "
+            "they differ; set tie_word_embeddings to false if the head is its own (transformers "
+            "takes it so, and warns)",
         )
 
 
