@@ -18,6 +18,7 @@ from quantline.model.structure import ExpertGroup, Place, Structure
 from quantline.model.weight_conversion import Shapes, bind
 
 SHOWN = 3  # names in one message
+SMALL_SHARE = 0.05  # of the blocks' weights that may stay as they are
 NARROWEST = 32  # inputs and outputs of a layer that is rounded: scales would cost what it saves
 
 
@@ -365,9 +366,10 @@ def _expert_groups(
 def _unsplit(stack: nn.ModuleList, blocks: str, by_path: dict[str, str]) -> list[str]:
     """Return parameters that look like several matrices: of three dimensions, not of convolutions.
 
-    Nothing is known of how they are multiplied, so nothing would calibrate them.
+    Nothing is known of how they are multiplied, so nothing would calibrate them. There are none
+    where they are a small share of the weights.
     """
-    found = []
+    found = {}
     for number, block in enumerate(stack):
         for inner, module in block.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd | Experts):
@@ -375,8 +377,9 @@ def _unsplit(stack: nn.ModuleList, blocks: str, by_path: dict[str, str]) -> list
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3 and min(parameter.shape) > 1:
                     path = ".".join(filter(None, (blocks, str(number), inner, name)))
-                    found.append(by_path[path])
-    return found
+                    found[by_path[path]] = parameter.numel()
+    total = sum(parameter.numel() for parameter in stack.parameters())
+    return list(found) if sum(found.values()) > SMALL_SHARE * total else []
 
 
 def _needs_shape(key: str, tensors: dict[str, Place]) -> bool:

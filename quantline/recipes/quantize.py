@@ -8,7 +8,9 @@ from tqdm import tqdm
 
 from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import Recipe
+from quantline.errors import Failure, StageError
 from quantline.files import versions
+from quantline.model.architecture import Architecture
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import REST, QuantizedWriter
 from quantline.recipes.baseline import BASELINES
@@ -62,6 +64,7 @@ def quantize_model(
     finished = writer.finished_report()
     if finished is not None:
         return finished
+    check_taken_apart(recipe, source.arch)
     given = QuantizationContext(recipe, source, source.arch, calibration, writer)
     ctx, transforms = fit(given, requested, folder)
     layers: dict[str, Any] = {}
@@ -91,6 +94,26 @@ def quantize_model(
         report["layers"] = layers
     writer.close(report)
     return report
+
+
+def check_taken_apart(recipe: Recipe, arch: Architecture) -> None:
+    """Refuse to round a model most of whose weights nobody would round.
+
+    Args:
+        recipe: What is wanted.
+        arch: Of the model.
+
+    Raises:
+        StageError: unsupported_architecture, for experts in a form that quantline does not know.
+    """
+    unsplit = arch.structure.unsplit if arch.structure else ()
+    if unsplit and recipe.storage not in ("none", "ggml"):
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected experts of {arch.model_type} in a form that quantline takes apart, found "
+            f"{unsplit[0]} and {len(unsplit) - 1} more, which would stay as they are; use a "
+            "recipe in ggml's types, or recipe none",
+        )
 
 
 class Summary(NamedTuple):

@@ -171,3 +171,19 @@ def test_check_blocks_notices_blocks_that_compute_something_else(folders, monkey
     monkeypatch.setattr(Call, "run", lambda self, block, states: run(self, block, states) * 1.001)
     with pytest.raises(StageError, match="the same logits block by block"):
         verify.check_blocks(Checkpoint(folders("olmo2")))
+
+
+def test_experts_that_nobody_takes_apart_are_not_passed_over(folders, monkeypatch, tmp_path):
+    """A model of a form that is not known enters, and no recipe leaves its experts as they are."""
+    from quantline.config.recipes import parse_recipe
+    from quantline.recipes.quantize import check_taken_apart
+
+    monkeypatch.setattr("quantline.model.fused_experts._by_protocol", lambda *given: None)
+    checkpoint = Checkpoint(folders("gpt_oss"))
+    assert verify.check_blocks(checkpoint).unsplit
+    rtn = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
+    with pytest.raises(StageError, match="experts of gpt_oss in a form") as caught:
+        check_taken_apart(parse_recipe(rtn), checkpoint.arch)
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    check_taken_apart(parse_recipe({"method": "none"}), checkpoint.arch)
+    assert not Checkpoint(folders("granite")).structure.unsplit
