@@ -57,11 +57,12 @@ def check_logits(converted: "GgufCheckpoint", limits: Limits, threads: int | Non
         raise _wrong("a file with the logits of the checkpoint", "NaN or infinity")
     if not agree(figures):
         divergence, share = MOST[figures["dtype"]]
+        taken = converted.step.get("taken_for")
         raise _wrong(
             f"a file with the logits of the checkpoint (within {share:.1%} of their spread, and a "
             f"mean KL divergence of {divergence:g})",
             f"one that llama.cpp computes another model from ({figures['relative_error']:.1%} and "
-            f"{figures['mean_kld']:.2g})",
+            f"{figures['mean_kld']:.2g}{f'; it knows the class only as {taken}' if taken else ''})",
         )
 
 

@@ -99,7 +99,11 @@ def convert(checkpoint: Checkpoint, script: Path, target: Path) -> dict[str, Any
                 (model / path.name).symlink_to(path.resolve())
         given = Path(temporary) / "given.json"
         vocabulary, problem = _write_vocabulary(checkpoint, Path(temporary) / "vocabulary.gguf")
-        words = describe(checkpoint) | {"vocabulary": str(vocabulary) if vocabulary else None}
+        taken_for = Path(temporary) / "class"
+        words = describe(checkpoint) | {
+            "vocabulary": str(vocabulary) if vocabulary else None,
+            "taken_for": str(taken_for),
+        }
         given.write_text(json.dumps(words), encoding="utf-8")
         try:
             run_script(script, given, model, target / FILE, ["--outtype", dtype])
@@ -108,6 +112,7 @@ def convert(checkpoint: Checkpoint, script: Path, target: Path) -> dict[str, Any
                 raise
             # The converter's own vocabulary was the last hope for a tokenizer without an equal.
             raise StageError(problem.failure, f"{problem} ({error})") from None
+        taken = taken_for.read_text(encoding="utf-8") if taken_for.is_file() else None
         without = None
         if has_towers(checkpoint):
             without = _add_projector(script, given, model, target, dtype)
@@ -115,6 +120,8 @@ def convert(checkpoint: Checkpoint, script: Path, target: Path) -> dict[str, Any
     check_conversion(converted)
     step = {"step": "convert", **provenance(script), "outtype": dtype}
     step["vocabulary"] = "quantline" if vocabulary else "converter"
+    if taken:
+        step["taken_for"] = taken
     if without:
         step["without_projector"] = without
     return {"step": step, "origins": find_origins(converted)}

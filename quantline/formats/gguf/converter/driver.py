@@ -9,8 +9,9 @@ tensors that belong to the model. A script without the package `conversion`, of 
 or another project, runs as it is.
 
 given.json has `vocabulary` (a GGUF file with the tokenizer's fields, or null), `renamed` (tensor in
-the files → its name, or null where it is left out), and `without_draft` (whether the checkpoint has
-no layers that draft tokens).
+the files → its name, or null where it is left out), `without_draft` (whether the checkpoint has no
+layers that draft tokens), and `taken_for` (a file for the class that the model was taken for, if
+that is not its own).
 """
 
 import ast
@@ -206,7 +207,8 @@ def adapt(
             first, *others = values["architectures"]
             taken = known_class(first, known)
             values["architectures"] = [taken, *others]
-            if taken != first:
+            if taken.lower() != first.lower():
+                Path(given["taken_for"]).write_text(taken, encoding="utf-8")
                 notes.append(f"it was taken for {taken}, which {first} derives from")
         return Configuration(values)
 

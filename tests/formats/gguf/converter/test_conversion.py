@@ -217,7 +217,10 @@ TOWERS = {
 }
 
 
-@pytest.mark.parametrize("projector", TOWERS)
+@pytest.mark.parametrize(
+    "projector",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case == NO_PROJECTOR)) for case in TOWERS],
+)
 def test_a_bundle_has_the_towers_that_the_converter_knows(projector, granite, tmp_path):
     content, words = TOWERS[projector]
     model = tmp_path / "model"
@@ -249,7 +252,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(case, marks=[pytest.mark.slow] * (not CHANGES[case])) for case in CHANGES],
+)
 def test_check_logits_notices_one_changed_tensor(change, granite, tmp_path, monkeypatch):
     monkeypatch.setattr(
         converted_logits,

@@ -94,7 +94,12 @@ def test_driver_gives_a_converter_what_quantline_knows(script, tmp_path):
     (model / "config.json").write_text(json.dumps(AutoConfig.for_model(**config).to_dict()))
     given = tmp_path / "given.json"
     renamed = {"lm_head.weight": None, "model.embed_tokens.weight": "embed.weight"}
-    words = {"vocabulary": str(vocabulary), "renamed": renamed, "without_draft": True}
+    words = {
+        "vocabulary": str(vocabulary),
+        "renamed": renamed,
+        "without_draft": True,
+        "taken_for": str(tmp_path / "class"),
+    }
     given.write_text(json.dumps(words))
     output = tmp_path / "output"
     run_script(script, given, model, output, ["--outtype", "f32"])
