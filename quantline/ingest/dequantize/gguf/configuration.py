@@ -13,7 +13,6 @@ from quantline.ingest.dequantize.gguf.rope import rope_parameters
 
 # Suffix of a key → the attribute of a configuration.
 ATTRIBUTES = {
-    "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
     "attention.head_count": "num_attention_heads",
@@ -29,6 +28,7 @@ ATTRIBUTES = {
     "ssm.conv_kernel": "conv_kernel",
     "ssm.state_size": "state_size",
     "ssm.time_step_rank": "time_step_rank",
+    "ssm.inner_size": "intermediate_size",
 }
 # The same, where classes have other names for it; the first that a class has counts.
 EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
@@ -42,7 +42,13 @@ SEVERAL = {
 ELSEWHERE = frozenset(
     {
         *("attention.key_length", "attention.value_length", "attention.sliding_window_pattern"),
-        *("vocab_size", "attention.causal", "use_parallel_residual", "tensor_data_layout"),
+        *(
+            "vocab_size",
+            "context_length",
+            "attention.causal",
+            "use_parallel_residual",
+            "tensor_data_layout",
+        ),
         *("attention.key_length_swa", "attention.value_length_swa"),
     }
 )
@@ -90,14 +96,17 @@ def _complete(config: Any, file: GgufFile) -> None:
             continue
         names = SEVERAL.get(suffix, (ATTRIBUTES.get(suffix),))
         known = [name for name in names if name and hasattr(config, name)]
-        if suffix == "attention.head_count_kv" and value == file.setting("attention.head_count"):
-            known = known or [ATTRIBUTES["attention.head_count"]]
+        if not known and value == _usual(suffix, file):
+            continue
         if not known or isinstance(value, list):
             raise file.refusal(
                 f"settings that a {config.model_type} of transformers has",
                 f"{file.architecture}.{suffix} = {value!r:.80}",
             )
-        setattr(config, known[0], value)
+        _set(config, known[0], value, file)
+    length = file.setting("context_length")
+    if length and hasattr(config, "max_position_embeddings"):
+        config.max_position_embeddings = length
     _set_heads(config, file)
     _set_windows(config, file)
     _set_biases(config, file)
@@ -114,6 +123,22 @@ def _complete(config: Any, file: GgufFile) -> None:
         raise file.refusal("a causal language model", "attention that sees what follows")
 
 
+def _usual(suffix: str, file: GgufFile) -> Any:
+    """Return what a class means that has no attribute for a key."""
+    if suffix == "attention.head_count_kv":
+        return file.setting("attention.head_count")
+    return 4 * file.setting("embedding_length") if suffix == "feed_forward_length" else None
+
+
+def _set(config: Any, name: str, value: Any, file: GgufFile) -> None:
+    """Set an attribute; one that follows from others has to have the value."""
+    try:
+        setattr(config, name, value)
+    except AttributeError:
+        if getattr(config, name) != value:
+            raise file.refusal(f"{name} {getattr(config, name)}", repr(value)) from None
+
+
 def head_dim(config: Any, file: GgufFile) -> int:
     """Return the width of a head, by llama.cpp's default where the file does not say."""
     stated = file.setting("attention.key_length")
@@ -126,7 +151,7 @@ def _set_heads(config: Any, file: GgufFile) -> None:
         return
     width = head_dim(config, file)
     if hasattr(config, "head_dim"):
-        config.head_dim = width
+        _set(config, "head_dim", width, file)
     elif width * config.num_attention_heads != config.hidden_size:
         raise file.refusal("heads that divide the hidden size", f"a width of {width}")
     for key in ("attention.value_length", "attention.key_length_swa"):
