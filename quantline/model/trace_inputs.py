@@ -184,9 +184,18 @@ class _Search:
             if not groups:
                 alone = InputGroup((name,))
                 self._refuse(alone, "it was not called")
-                self.unlike_linear[name] = "it was not called"
+                if not self._has_siblings(name):
+                    self.unlike_linear[name] = "it was not called"
                 found.append(alone)
         return found
+
+    def _has_siblings(self, name: str) -> bool:
+        """Whether a layer has a number for a name, and one beside it was called."""
+        parent, _, number = name.rpartition(".")
+        beside = (one.rpartition(".") for one in self.observed.reached)
+        return number.isdecimal() and any(
+            path == parent and other.isdecimal() for path, _, other in beside
+        )
 
     def _groups_like_a_siblings(
         self, name: str, reached: list[InputGroup]

@@ -189,6 +189,16 @@ class Expert(nn.Module):
         return up
 
 
+class Numbered(nn.ModuleList):
+    """Layers of which the first alone is called."""
+
+    def __init__(self) -> None:
+        super().__init__([nn.Linear(WIDTH, INNER), nn.Linear(WIDTH, INNER)])
+
+    def forward(self, x):
+        return self[0](x)
+
+
 class BentExpert(Expert):
     def between(self, up):
         return up.tanh()
@@ -364,6 +374,10 @@ def test_find_input_groups_tries_experts_that_no_token_came_to_by_themselves():
     assert pairs(traced) == expected | {("experts.3.down",): None}
     assert reason(traced, "experts.3.down") == "scaling both changes what experts.3 returns"
     assert traced.unlike_linear == {}
+    mixture.experts[0].gate = Numbered()
+    traced = trace(mixture)
+    assert pairs(traced)["experts.0.gate.1",] is None
+    assert "experts.0.gate.1" not in traced.unlike_linear  # an expert that no token came to
 
 
 def test_find_input_groups_tells_of_layers_that_are_none():

@@ -7,7 +7,7 @@ import numpy as np
 
 from quantline.causes import OF_MACHINE, failure_of, reading_foreign
 from quantline.errors import Failure, StageError
-from quantline.ingest.verify.inputs import find_inputs
+from quantline.ingest.verify.inputs import with_inputs
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.configuration import CONFIG
 from quantline.model.structure import Structure
@@ -98,7 +98,7 @@ def _compare(checkpoint: Checkpoint, structure: Structure) -> Structure:
             "to have the same logits block by block as in transformers' own forward pass",
             f"a difference of {difference:.3g} of {size:.3g}",
         )
-    return replace(found, inputs=find_inputs(checked, tokens[:1]))
+    return with_inputs(checked, tokens[:1])
 
 
 def unlike_texts(vocabulary: int, avoid: set[int]) -> np.ndarray:
