@@ -30,8 +30,14 @@ def zeros(model: nn.Module) -> Iterator[None]:
 
     Each has a memory of its own, so that an exporter does not take several for one.
     """
+
+    def make(_: str, parameter: nn.Parameter) -> nn.Parameter:
+        # torch.zeros would write them.
+        zero = torch.from_numpy(np.zeros(parameter.shape, np.float32))
+        return nn.Parameter(zero, requires_grad=False)
+
     originals = dict(model.named_parameters())
-    _replace(model, lambda _, one: nn.Parameter(torch.zeros(one.shape), requires_grad=False))
+    _replace(model, make)
     try:
         yield
     finally:
