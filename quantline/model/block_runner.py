@@ -183,6 +183,19 @@ class BlockRun:
         finally:
             hook.remove()
 
+    def final_states(self) -> np.ndarray:
+        """Return what enters the head, float32 [sequences, length, hidden], after `forward`."""
+        sequences = sum(len(batch) for batch in self.batches)
+        length = self.batches[0].shape[1]
+        states = np.empty((sequences, length, self.arch.hidden_size), np.float32)
+        start = 0
+        with torch.no_grad(), self.tail() as tail:
+            for number, batch in enumerate(self.hidden):
+                final = tail(number, batch.to(device())).cpu()
+                states[start : start + len(final)] = final
+                start += len(final)
+        return states
+
 
 @same_bits()
 def final_hidden_states(
@@ -206,11 +219,4 @@ def final_hidden_states(
     """
     run = BlockRun(checkpoint, tokens, rows)
     run.forward(label, watch)
-    states = np.empty((*tokens.shape, run.arch.hidden_size), np.float32)
-    start = 0
-    with torch.no_grad(), run.tail() as tail:
-        for number, batch in enumerate(run.hidden):
-            final = tail(number, batch.to(device())).cpu()
-            states[start : start + len(final)] = final
-            start += len(final)
-    return states
+    return run.final_states()

@@ -7,7 +7,7 @@ import numpy as np
 
 from quantline.causes import OF_MACHINE, failure_of, reading_foreign
 from quantline.errors import Failure, StageError
-from quantline.ingest.verify.inputs import with_inputs
+from quantline.ingest.verify.inputs import InputTracer
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.configuration import CONFIG
 from quantline.model.structure import Structure
@@ -56,28 +56,25 @@ def check_blocks(checkpoint: Checkpoint) -> Structure:
 def _compare(checkpoint: Checkpoint, structure: Structure) -> Structure:
     import torch
 
-    from quantline.model.block_runner import final_hidden_states
+    from quantline.model.block_runner import BlockRun
     from quantline.model.output_head import OutputHead
     from quantline.model.whole_model import WholeModel
 
     rows = min(structure.vocab_size, checkpoint.shape(structure.embedding)[0])
     tokens = unlike_texts(rows, _special_tokens(checkpoint.config))
-    model = WholeModel(checkpoint)
-    runs = [model.run(text[None]) for text in tokens]
-    del model
-    size = max(float(run.logits.abs().max()) for run in runs)
+    whole = WholeModel(checkpoint).run(tokens)
+    size = float(whole.logits.abs().max())
     if not np.isfinite(size):
         raise _refusal(checkpoint, "to have finite logits", "NaN or infinity")
     half = CHECKED_TOKENS // 2
-    seen_later = float((runs[0].logits - runs[1].logits)[:, :half].abs().max())
+    seen_later = float((whole.logits[0] - whole.logits[1])[:half].abs().max())
     if not seen_later <= TOLERANCE * size:
         raise _refusal(
             checkpoint,
             "to be causal, so that a token's logits do not depend on later tokens",
             f"a difference of {seen_later:.3g} of {size:.3g}: take a causal model",
         )
-    products = torch.cat([run.products for run in runs]).numpy()
-    logits = torch.cat([run.logits for run in runs]).numpy()
+    products, logits = whole.products.numpy(), whole.logits.numpy()
     transform = logit_transform(products, logits, checkpoint.configuration)
     if transform is None:
         raise _refusal(
@@ -86,9 +83,12 @@ def _compare(checkpoint: Checkpoint, structure: Structure) -> Structure:
             f"logits up to {size:.3g} for products up to {np.abs(products).max():.3g}",
         )
     scale, softcap = transform
-    found = replace(structure, returns=runs[0].returns, logit_scale=scale, logit_softcap=softcap)
+    found = replace(structure, returns=whole.returns, logit_scale=scale, logit_softcap=softcap)
     checked = Checkpoint(checkpoint.folder, checkpoint.configuration, found)
-    hidden = torch.from_numpy(final_hidden_states(checked, tokens, "checking blocks", rows=1))
+    blocks = BlockRun(checked, tokens, rows=1)
+    tracer = InputTracer(blocks)
+    blocks.forward("checking blocks", tracer.watch)
+    hidden = torch.from_numpy(blocks.final_states())
     head = OutputHead.of(checked).to_torch(torch.device("cpu"))
     streamed = torch.stack([head.logits(states) for states in hidden])
     difference = float((streamed - torch.from_numpy(logits)).abs().max())
@@ -98,7 +98,7 @@ def _compare(checkpoint: Checkpoint, structure: Structure) -> Structure:
             "to have the same logits block by block as in transformers' own forward pass",
             f"a difference of {difference:.3g} of {size:.3g}",
         )
-    return with_inputs(checked, tokens[:1])
+    return tracer.structure(found)
 
 
 def unlike_texts(vocabulary: int, avoid: set[int]) -> np.ndarray:

@@ -1,63 +1,66 @@
 """What the linear layers of each block read, and what scales of that can be folded into."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from quantline.model.checkpoint import Checkpoint
 from quantline.model.family import InputGroup
 from quantline.model.structure import Structure
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from quantline.model.block_runner import BlockRun
 
 NO_FOLD = "it is a layer that is not rounded"
 
 
-def with_inputs(checkpoint: Checkpoint, tokens: np.ndarray) -> Structure:
-    """Run a model block by block on a few tokens, and trace each block.
+class InputTracer:
+    """Traces each block of a run before it runs.
 
-    Args:
-        checkpoint: Of a model whose family has no table.
-        tokens: int32 [1, length].
-
-    Returns:
-        Its structure, with the input groups of each block. Layers that are linear by their class
-        alone are kept as they are: what they are given says nothing of how to round them.
+    Attributes:
+        inputs: For each block that was traced, its input groups.
+        unlike: For each, the layers that are linear by their class alone: what they are given says
+            nothing of how to round them.
     """
-    import torch
 
-    from quantline.model.block_runner import BlockRun
-    from quantline.model.device import device
-    from quantline.model.trace_inputs import shared_modules
+    def __init__(self, run: "BlockRun") -> None:
+        """Trace the blocks of a run; `watch` goes to its `forward`."""
+        from quantline.model.trace_inputs import shared_modules
 
-    structure = checkpoint.structure
-    assert structure is not None
-    run = BlockRun(checkpoint, tokens)
-    shared = shared_modules(run.blocks)
-    inputs = []
-    linears = []
-    kept = set(structure.kept_linears)
-    with torch.no_grad():
-        for index in range(len(run.blocks)):
-            with run.loaded(index):
-                states = run.hidden[0].to(device())
-                groups, unlike = _groups_of(run, index, states, shared[index])
-                run.hidden[0] = run.call(index, 0, states).float().cpu()
-            paths = structure.linears[index]
-            inputs.append(groups)
+        self.run = run
+        self.shared = shared_modules(run.blocks)
+        self.inputs: list[tuple[InputGroup, ...]] = []
+        self.unlike: list[list[str]] = []
+
+    @contextmanager
+    def watch(self, linears: dict[str, "nn.Linear"], block: "nn.Module") -> Iterator[None]:
+        """Trace a loaded block on the first batch (see BlockRun.forward)."""
+        from quantline.model.device import device
+
+        index = len(self.inputs)
+        states = self.run.hidden[0].to(device())
+        groups, unlike = _groups_of(self.run, index, states, self.shared[index])
+        self.inputs.append(groups)
+        self.unlike.append(list(unlike))
+        yield
+
+    def structure(self, structure: Structure) -> Structure:
+        """Return a structure with what was found; layers that are unlike others are kept."""
+        linears = []
+        kept = set(structure.kept_linears)
+        for paths, unlike in zip(structure.linears, self.unlike, strict=True):
             linears.append({name: path for name, path in paths.items() if name not in unlike})
             for name in unlike:
                 kept |= {name, paths[name]}  # servers may look for either
-    return replace(
-        structure,
-        inputs=tuple(inputs),
-        linears=tuple(linears),
-        kept_linears=tuple(sorted(kept)),
-    )
+        return replace(
+            structure,
+            inputs=tuple(self.inputs),
+            linears=tuple(linears),
+            kept_linears=tuple(sorted(kept)),
+        )
 
 
 def _groups_of(
