@@ -33,6 +33,7 @@ CODE_CHOICES = frozenset(
         "_experts_implementation",
         "_experts_implementation_internal",
         "attn_implementation",
+        "auto_map",
         "custom_generate",
         "custom_pipelines",
         "experts_implementation",
@@ -165,7 +166,6 @@ def _from_text(text: str) -> Any:
 
     name = _class_of(config)
     config.pop("model_type", None)
-    config.pop("auto_map", None)
     config.pop("quantization_config", None)
     if not isinstance(name, str) or name not in CONFIG_MAPPING:
         raise refusal("model_type", "a model that transformers knows", repr(name))

@@ -282,3 +282,19 @@ def test_load_drops_what_chooses_code(project, base, tmp_path):
     step = {"step": "drop_config_keys", "keys": ["_attn_implementation", "notes.use_kernels"]}
     assert json.loads((model / "manifest.json").read_text())["transforms"] == [step]
     assert "rope_theta" in read_configuration(model)["rope_parameters"]
+
+
+def test_check_config_takes_code_that_transformers_has_by_itself(base, tmp_path):
+    """Its own is run, and the reference to the checkpoint's is left out."""
+    own = {
+        "AutoConfig": "configuration_llama.LlamaConfig",
+        "AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM",
+    }
+    folder = changed(base, tmp_path / "model", put(auto_map=own))
+    verify.check_config(folder)
+    for evil in ("modeling_llama.Evil", "someone/else--modeling_llama.LlamaForCausalLM"):
+        others = own | {"AutoModelForCausalLM": evil}
+        folder = changed(base, tmp_path / evil.replace("/", "-"), put(auto_map=others))
+        with pytest.raises(StageError) as caught:
+            verify.check_config(folder)
+        assert caught.value.failure == Failure.CUSTOM_CODE

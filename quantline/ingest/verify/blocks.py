@@ -12,7 +12,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.configuration import CONFIG
 from quantline.model.structure import Structure
 
-CHECKED_TOKENS = 32
+CHECKED_TOKENS = 16
 TOLERANCE = 1e-4  # of the greatest logit
 
 

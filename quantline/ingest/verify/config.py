@@ -45,7 +45,12 @@ def check_config(folder: Path) -> None:
     inside(folder, CONFIG)
     config = read_config(folder)
     for name in WITH_CODE:
-        if (folder / name).is_file() and _has_key(read_json(inside(folder, name)), "auto_map"):
+        if not (folder / name).is_file():
+            continue
+        content = read_json(inside(folder, name))
+        if name == CONFIG and transformers_has(content.get("auto_map")):
+            content = {key: value for key, value in content.items() if key != "auto_map"}
+        if _has_key(content, "auto_map"):
             raise StageError(
                 Failure.CUSTOM_CODE,
                 f"{folder / name} asks for the checkpoint's own code (auto_map), which is never "
@@ -62,6 +67,24 @@ def check_config(folder: Path) -> None:
         transformers_config(config)
     else:
         architecture_from_config(config)
+
+
+def transformers_has(auto_map: Any) -> bool:
+    """Whether an auto_map names only classes that transformers has under the same names.
+
+    Models are published with the code that transformers has taken over since; that is run, and the
+    checkpoint's is not.
+    """
+    import transformers
+
+    if not isinstance(auto_map, dict) or not auto_map:
+        return False
+    for reference in auto_map.values():
+        repository, _, path = str(reference).rpartition("--")
+        name = path.rpartition(".")[2]
+        if not isinstance(reference, str) or repository or name not in dir(transformers):
+            return False
+    return True
 
 
 def _has_key(value: Any, key: str) -> bool:
