@@ -50,6 +50,24 @@ GLOBAL_HEAD_DIM = "global_head_dim"
 ROPE = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
+# What kinds of layers are called in the files of models, and since transformers 5 by it.
+OLDER_KINDS = {"full_attention": "attention", "linear_attention": "mamba"}
+
+
+class LayerKind(str):
+    """The kind of a layer, equal to its older name as well."""
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == other or (
+            isinstance(other, str) and OLDER_KINDS.get(str(self)) == str(other)
+        )
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
 class Configuration(dict[str, Any]):
     """A configuration in which a name that is missing is looked for under other ones."""
 
@@ -86,10 +104,25 @@ def completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
         config: The same as transformers' object; None for one that it does not know.
     """
     values = dict(values)
+    kinds = values.get("layer_types")
+    if isinstance(kinds, list) and all(isinstance(name, str) for name in kinds):
+        values["layer_types"] = [LayerKind(name) for name in kinds]
     for old, new in (getattr(type(config), "attribute_map", None) or {}).items():
         for name, other in ((old, new), (new, old)):
             if values.get(name) is None and values.get(other) is not None:
                 values[name] = values[other]
+    _spell_rope(values)
+    if values.get("dtype") is not None:
+        values.setdefault("torch_dtype", values["dtype"])
+    for name, value in values.items():
+        inner = getattr(config, name, None)
+        if isinstance(value, dict) and hasattr(inner, "to_dict"):
+            values[name] = Configuration(completed(value, inner))
+    return values
+
+
+def _spell_rope(values: dict[str, Any]) -> None:
+    """Add to a configuration what files said of its rotary embedding before transformers 5."""
     rope = _with_share(values.get("rope_parameters") or {})
     if rope:
         values["rope_parameters"] = rope
@@ -104,13 +137,6 @@ def completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
     kind = rope.get("rope_type")
     if kind not in (None, "default") and values.get("rope_scaling") is None:
         values["rope_scaling"] = rope | {"type": kind}
-    if values.get("dtype") is not None:
-        values.setdefault("torch_dtype", values["dtype"])
-    for name, value in values.items():
-        inner = getattr(config, name, None)
-        if isinstance(value, dict) and hasattr(inner, "to_dict"):
-            values[name] = Configuration(completed(value, inner))
-    return values
 
 
 def _with_share(rope: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +239,8 @@ def adapt(
         return Configuration(values)
 
     def set_hparams(self: Any, values: dict[str, Any]) -> None:
-        self.__dict__["_hparams"] = Configuration(values)
+        # Some classes read config.json by themselves.
+        self.__dict__["_hparams"] = Configuration(completed(values, None))
 
     find_in_order = model.find_hparam
 

@@ -167,3 +167,13 @@ def test_completed_spells_the_rotary_embedding_as_files_did():
     values = driver.completed({"rope_parameters": kinds}, None)
     assert (values["rope_theta"], values["rope_local_base_freq"]) == (1e6, 1e4)
     assert "rope_scaling" not in values
+
+
+def test_completed_gives_kinds_of_layers_both_names():
+    kinds = ["full_attention", "linear_attention", "sliding_attention"]
+    found = driver.completed({"layer_types": list(kinds)}, None)["layer_types"]
+    assert found == kinds
+    assert found == ["attention", "mamba", "sliding_attention"]
+    assert found[0] != "mamba"
+    assert "attention" in found
+    assert json.dumps(found) == json.dumps(kinds)
