@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache
 
 from quantline.formats.onnx.symbolics import OPSET
 
-OPERATOR = "quantline::linear_attention"
+OPERATOR = "recurrences::linear_attention"
 GATED = "gated"
 DELTA = "gated_delta"
 # Of the square root in the norm of queries and keys, as the kernels have it.
