@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadgroup \
   --max-worker-restart 0
 
-.PHONY: help repro test test-all lint format types docs clean
+.PHONY: help repro test test-all models lint format types docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: $(VENV)/.installed  ## the tests that have to pass
 
 test-all: $(VENV_ALL)/.installed  ## all tests, with every extra, in an environment of its own
 	PATH="$(CURDIR)/$(VENV_ALL)/bin:$$PATH" $(PYTEST)
+
+models: $(VENV)/.installed  ## a tiny model of every architecture through the stages; docs/models.md
+	python -m benchmarks.models
 
 lint: $(VENV)/.installed  ## ruff and the import contracts
 	ruff check .

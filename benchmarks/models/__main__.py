@@ -55,7 +55,7 @@ def main() -> None:
         travels = matrix.run(chosen, tuple(options.variants), options.workers)
         for number, record in enumerate(travels, 1):
             print(f"{number}/{len(chosen)} {record['name']}: {summary(record)}", flush=True)
-        write_pages(write_results(matrix.records()))
+        write_pages(write_results(matrix.records(), known))
 
 
 def summary(record: dict) -> str:

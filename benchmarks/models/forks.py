@@ -72,8 +72,12 @@ def _answer(call: Path, answer: Path) -> None:
         signal.alarm(LONGEST)
         worker.main(call, answer)
         code = 0
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        # As quantline/run/child_process.py quotes what a process wrote last.
+        said = f"expected it to end well, and it ended with {type(error).__name__}: {error}"
+        write_json(answer, {"failure": Failure.RUNTIME_CRASHED, "message": said})
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

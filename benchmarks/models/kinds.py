@@ -1,28 +1,22 @@
-"""What a model is made of, as its configuration and its cache say."""
+"""What a model is made of, as its weights and its cache say."""
 
 from typing import Any
-
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 def kind_of(model: Any) -> str:
     """Return what a model is made of, in words.
 
-    "mixture" if its configuration counts experts, else "dense". Before it "hybrid" if some layers
-    keep a state of fixed size and some keep keys, or "recurrent" if none keeps keys. After it
-    "wrapper" if the text is one part among others.
+    "mixture" if it has weights of experts, else "dense". Before it "hybrid" if some layers keep a
+    state of fixed size and some keep keys, or "recurrent" if none keeps keys. After it "wrapper" if
+    the text is one part among others.
     """
     text = model.config.get_text_config(decoder=True)
     kinds = [_state(model)] if _state(model) else []
-    kinds.append("mixture" if _counts_experts(text) else "dense")
+    has_experts = any("expert" in name for name, _ in model.named_parameters())
+    kinds.append("mixture" if has_experts else "dense")
     if text is not model.config:
         kinds.append("wrapper")
     return " ".join(kinds)
-
-
-def _counts_experts(text: Any) -> bool:
-    counts = [getattr(text, name, None) for name in EXPERTS]
-    return any(isinstance(count, int) and count > 1 for count in counts)
 
 
 def _state(model: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.models.journey import MAKE
+from benchmarks.models.project import VARIANTS
 from benchmarks.models.results import is_made
 from benchmarks.paths import ROOT
 
@@ -23,10 +24,12 @@ class Capability(NamedTuple):
 
     Attributes:
         label: In words.
-        holds: Whether it can be done with one.
+        variant: That shows it; None for what comes before all variants.
+        holds: Whether it can be done with a model.
     """
 
     label: str
+    variant: str | None
     holds: Callable[[Model], bool]
 
 
@@ -49,14 +52,14 @@ def _is_exact(variant: str) -> Callable[[Model], bool]:
 
 
 CAPABILITIES = (
-    Capability("load and calibrate", lambda model: "calibrate" in model["figures"]),
-    Capability("full precision in safetensors", _is_exact("bf16")),
-    Capability("GPTQ, 4 bits, in safetensors", _is_measured("gptq-w4g32")),
-    Capability("AWQ, 4 bits, in safetensors", _is_measured("awq-w4g32")),
-    Capability("ONNX, full precision", _is_exact("onnx-fp32")),
-    Capability("GGUF, F32", _is_exact("gguf-f32")),
-    Capability("GGUF, Q8_0", _is_measured("gguf-q8_0")),
-    Capability("GGUF, Q4_K_M", _is_measured("gguf-q4_k_m")),
+    Capability("load and calibrate", None, lambda model: "calibrate" in model["figures"]),
+    Capability("full precision in safetensors", "bf16", _is_exact("bf16")),
+    Capability("GPTQ, 4 bits, in safetensors", "gptq-w4g32", _is_measured("gptq-w4g32")),
+    Capability("AWQ, 4 bits, in safetensors", "awq-w4g32", _is_measured("awq-w4g32")),
+    Capability("ONNX, full precision", "onnx-fp32", _is_exact("onnx-fp32")),
+    Capability("GGUF, F32", "gguf-f32", _is_exact("gguf-f32")),
+    Capability("GGUF, Q8_0", "gguf-q8_0", _is_measured("gguf-q8_0")),
+    Capability("GGUF, Q4_K_M", "gguf-q4_k_m", _is_measured("gguf-q4_k_m")),
 )
 GROUPS: dict[str, Callable[[str], bool]] = {
     "dense": lambda kind: kind == "dense",
@@ -128,6 +131,7 @@ def page(results: dict[str, Any]) -> str:
             for name, model in models.items()
             if not is_made(model)
         ),
+        *_waiting(results),
         "\n## Versions\n\n",
         ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
         ".\n",
@@ -142,7 +146,12 @@ def counts(results: dict[str, Any]) -> str:
     for capability in CAPABILITIES:
         cells = []
         for of_group in GROUPS.values():
-            group = [model for model in made if of_group(model["made"]["kind"])]
+            group = [
+                model
+                for model in made
+                if of_group(model["made"]["kind"])
+                and (capability.variant is None or capability.variant in model["tried"])
+            ]
             cells.append(f"{sum(map(capability.holds, group))} of {len(group)}")
         lines.append(f"| {capability.label} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -191,7 +200,9 @@ def _cell(model: Model, variant: str, more: Any = None) -> str:
 
 
 def _failed_steps(model: Model, variant: str) -> list[str]:
-    return [label for label in model["failures"] if label.split(" ")[-1] == variant]
+    steps = {f"{stage} {variant}" for stage in ("export", "evaluate", "compare")}
+    steps.add(f"quantize {VARIANTS[variant]}")
+    return sorted(steps & set(model["failures"]))
 
 
 def _refusals(made: dict[str, Model]) -> Iterable[str]:
@@ -208,6 +219,13 @@ def _refusals(made: dict[str, Model]) -> Iterable[str]:
         yield f"\n**{label}**\n\n"
         for cause, names in sorted(causes.items(), key=lambda pair: (-len(pair[1]), pair[0])):
             yield f"* {', '.join(names)}: {cause}\n"
+
+
+def _waiting(results: dict[str, Any]) -> Iterable[str]:
+    """Yield a section with the names that have no results yet."""
+    waiting = [f"`{name}`" for name in results["names"] if name not in results["models"]]
+    if waiting:
+        yield f"\n## What waits for the next `make models`\n\n{', '.join(waiting)}\n"
 
 
 def _plain(text: str) -> str:

@@ -32,15 +32,22 @@ def results_key() -> str:
     return sha256_json([versions(*PACKAGES), sha256_files(ROOT, sorted(files))])
 
 
-def write_results(records: Iterable[dict[str, Any]], file: Path = FILE) -> dict[str, Any]:
+def write_results(
+    records: Iterable[dict[str, Any]], names: Iterable[str], file: Path = FILE
+) -> dict[str, Any]:
     """Write what the records of the journeys say; return it.
 
     Args:
         records: Of the journeys.
+        names: Of all architectures that there are.
         file: Where to write.
     """
     models = {record["name"]: _shortened(record) for record in records}
-    results = {"versions": versions(*PACKAGES), "models": dict(sorted(models.items()))}
+    results = {
+        "versions": versions(*PACKAGES),
+        "names": sorted(names),
+        "models": dict(sorted(models.items())),
+    }
     write_json(file, results)
     return results
 
@@ -52,7 +59,12 @@ def read_results(file: Path = FILE) -> dict[str, Any]:
 
 def _shortened(record: dict[str, Any]) -> dict[str, Any]:
     """Return of a journey what the page shows."""
-    short: dict[str, Any] = {"made": record.get("made"), "figures": {}, "failures": {}}
+    short: dict[str, Any] = {
+        "made": record.get("made"),
+        "tried": record.get("tried", []),
+        "figures": {},
+        "failures": {},
+    }
     for label, figures in record["figures"].items():
         kept = {name: _rounded(figures[name]) for name in FIGURES if name in figures}
         if kept:

@@ -7,9 +7,11 @@ from typing import Any
 from benchmarks.models.tiny_sizes import (
     DEPTHS,
     DROPOUTS,
+    IN_TURN,
     INITIALIZER_RANGE,
     LATENT,
     LAYERS_OF_KINDS,
+    MOST_LAYERS,
     OVERRIDES,
     TEXT,
     TOWER,
@@ -119,7 +121,23 @@ class TinyConfig:
         """Return the number of layers by default, and the tiny one."""
         table = TEXT if self.is_text else TOWER
         depth = next((self.defaults[name] for name in DEPTHS if name in self.defaults), 0)
-        return depth, LAYERS_OF_KINDS if len(self._kinds()) > 1 else table[DEPTHS[0]]
+        return depth, len(self._chosen_layers()) or table[DEPTHS[0]]
+
+    def _chosen_layers(self) -> list[int]:
+        """Return the layers by default that the tiny model has; none if all are alike.
+
+        They are the first ones, in whose order some programs know them, if every kind is among
+        them; else the first of each kind, then the second of each, and so on.
+        """
+        layers_of = self._kinds().values()
+        if len(layers_of) < 2:
+            return []
+        count = max(LAYERS_OF_KINDS, 1 + max(layers[0] for layers in layers_of))
+        if count <= MOST_LAYERS and self.cls.model_type not in IN_TURN:
+            return list(range(count))
+        turns = zip_longest(*layers_of)
+        in_turn = [layer for turn in turns for layer in turn if layer is not None]
+        return in_turn[:LAYERS_OF_KINDS]
 
     def _kinds(self) -> dict[str, list[int]]:
         """Return kind of layer → the layers of that kind by default."""
@@ -145,10 +163,8 @@ class TinyConfig:
         lists = self._lists()
         if not lists:
             return {}
-        count = self._depth()[1]
-        # Of each kind the first layer, then of each the second, and so on.
-        turns = zip_longest(*self._kinds().values())
-        chosen = [layer for turn in turns for layer in turn if layer is not None][:count]
+        chosen = self._chosen_layers() or list(range(self._depth()[1]))
+        count = len(chosen)
         made = {name: [value[layer] for layer in chosen] for name, value in lists.items()}
         depths = {name: count for name in DEPTHS if name in values}
         return depths | {name: value for name, value in made.items() if name not in values}

@@ -4,6 +4,9 @@ from typing import Any
 
 LAYERS = 2  # of a model whose layers are all alike
 LAYERS_OF_KINDS = 4  # of one that has several kinds of layers
+MOST_LAYERS = 6
+# Later layers of theirs have keys or weights of earlier ones of the same kind.
+IN_TURN = ("gemma3n_text", "gemma4_text", "gemma4_unified_text", "zamba")
 # What the number of layers is called.
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "encoder_layers")
 DEPTHS += ("decoder_layers", "num_decoder_layers", "num_encoder_layers", "layers")
@@ -14,12 +17,25 @@ TEXT: dict[str, Any] = {
     **dict.fromkeys(DEPTHS, LAYERS),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 256),
     **dict.fromkeys(("embed_dim", "emb_dim", "embedding_size", "hidden_size_global"), 256),
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"), 512),
+    **dict.fromkeys(
+        ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "dff"), 512
+    ),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "attention_heads"), 4),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), 512),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
     "head_dim": 64,
+    # The same of layers with a window, and of what chooses tokens for the others.
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 64,
+    "num_attention_heads_per_layer": 4,
+    "index_n_heads": 4,
+    "index_head_dim": 64,
+    "index_topk": 64,
+    # Outputs of attention in groups.
+    "o_groups": 2,
+    "o_lora_rank": 64,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 512),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size"), 64),
     # Mixtures of experts.
@@ -127,6 +143,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "emu3_vqgan": CONVOLUTIONS | {"hidden_size": 64, "attn_resolutions": [1]},
     "ernie4_5_vl_moe_text": {"rope_parameters": ROPE | {"mrope_section": [11, 11, 10]}},
     "falcon": {"new_decoder_architecture": True, "ffn_hidden_size": 1024, "bias": False},
+    "gemma2": {"query_pre_attn_scalar": 64},
+    "gemma3_text": {"query_pre_attn_scalar": 64},
     "glm4v_moe_text": {"rope_parameters": HALF_OF_AXES},
     "glm5_next": {"qk_rope_head_dim": 0},
     "glm5_next_text": {"qk_rope_head_dim": 0},
@@ -145,10 +163,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2": FOUR | {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": FOUR | {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "llama4_text": {"intermediate_size_mlp": 512, "interleave_moe_layer_step": 2},
+    "llama4_vision_model": {
+        "vision_output_dim": 64,
+        "projector_input_dim": 64,
+        "projector_output_dim": 64,
+    },
     "longcat_flash": {"head_dim": 32},
     "mamba2": MAMBA_2,
     "minimax": FOUR | {"layer_types": ["linear_attention", "full_attention"] * 2},
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "olmoe": {"num_key_value_heads": 4},
     "paddleocr_vl_text": {"rope_parameters": AXES},
     "qwen2_5_omni_text": {"rope_parameters": AXES},
     "qwen2_5_vl_text": {"rope_parameters": AXES},

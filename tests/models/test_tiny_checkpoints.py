@@ -28,7 +28,8 @@ def test_architectures_are_those_of_transformers_own_mappings():
     [
         ("gpt2", {"n_embd": 256, "n_head": 4, "n_layer": 2}),
         ("deepseek_v3", {"kv_lora_rank": 64, "num_key_value_heads": 4, "n_routed_experts": 4}),
-        ("qwen3_5_text", {"layer_types": ["linear_attention", "full_attention"] * 2}),
+        ("qwen3_5_text", {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}),
+        ("zamba", {"layers_block_type": ["linear_attention", "hybrid"] * 2}),
         (
             "gemma3n_text",
             {"intermediate_size": [512] * 4, "vocab_size_per_layer_input": VOCABULARY},
