@@ -1,0 +1,98 @@
+"""A model that reads images: its language model is rounded, and the rest is handed on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from quantline.formats.container import load_container
+from quantline.ingest import verify
+from quantline.model.checkpoint import Checkpoint
+from quantline.runtimes.runtime import open_runtime
+from tests.helpers.models import write_tokenizer
+from tests.helpers.quantized import differing, rounded
+from tests.helpers.tensor_files import write_tensors
+from tests.helpers.variants import write_variant
+
+CONTAINER = load_container("safetensors")
+IMAGE = 5  # the token that stands for a patch of an image
+PATCHES = 16
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Checkpoint:
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    folder = tmp_path_factory.mktemp("wrapper") / "model"
+    folder.mkdir()
+    rows = write_tokenizer(folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            **sizes, num_hidden_layers=2, image_size=32, patch_size=8, projection_dim=64
+        ),
+        text_config=LlamaConfig(
+            **sizes, num_hidden_layers=2, num_key_value_heads=2, vocab_size=rows
+        ),
+        image_token_index=IMAGE,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"do_resize": true}')
+    return Checkpoint(folder, structure=verify.check_blocks(Checkpoint(folder)))
+
+
+def logits_of(folder) -> np.ndarray:
+    """Return what transformers' wrapper says of a text with an image in it."""
+    engine = open_runtime("transformers", folder, 1)
+    ids = torch.tensor([[7, 8, *[IMAGE] * PATCHES, 9, 10, 11]])
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return engine.model(input_ids=ids, pixel_values=pixels).logits.float().numpy()
+
+
+def test_the_language_model_alone_is_rounded(checkpoint, tmp_path):
+    structure = checkpoint.structure
+    assert structure.text_path
+    assert structure.layers == 2
+    assert any("vision_tower" in key for key in checkpoint.passed)
+    assert any("projector" in key for key in checkpoint.passed)
+    assert not any("vision" in name or "projector" in name for name in checkpoint.names)
+    quantized = rounded(tmp_path / "q", checkpoint, 8, 32, symmetric=True)
+    out = tmp_path / "out"
+    write_variant("safetensors", out, checkpoint, quantized)
+    assert differing(CONTAINER, out, checkpoint, quantized) == []
+    source = load_file(checkpoint.folder / "model.safetensors")
+    bundle = load_file(out / "model.safetensors")
+    for key in checkpoint.passed:
+        assert source[key].tobytes() == bundle[key].tobytes()
+    assert (out / "preprocessor_config.json").is_file()
+    config = json.loads((out / "config.json").read_text())
+    ignored = config["quantization_config"]["ignore"]
+    assert any("vision_tower" in name for name in ignored)
+    found, expected = logits_of(out), logits_of(checkpoint.folder)
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_an_image_reaches_the_bundle_as_it_does_the_source(checkpoint, tmp_path):
+    quantized = rounded(tmp_path / "q", checkpoint, bits=0)
+    write_variant("safetensors", tmp_path / "out", checkpoint, quantized)
+    found, expected = logits_of(tmp_path / "out"), logits_of(checkpoint.folder)
+    assert np.array_equal(found, expected)
+    # The image counts at all:
+    changed = tmp_path / "changed"
+    shutil.copytree(checkpoint.folder, changed)
+    tensors = load_file(changed / "model.safetensors")
+    key = next(key for key in checkpoint.passed if "projector" in key and key.endswith("weight"))
+    tensors[key] = -tensors[key]
+    write_tensors(changed / "model.safetensors", tensors)
+    assert not np.array_equal(logits_of(changed), expected)
