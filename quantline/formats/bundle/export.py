@@ -78,6 +78,7 @@ def export_bundle(
         "recipe": recipe,
         "format": variant.format,
         "runtime": variant.runtime,
+        "task": loaded.get("task", "text-generation"),
         "source": loaded["source"] | {"files": loaded["files"]},
         "transforms": transforms(source, loaded, quantized, variant, substituted),
         "tensors": tensors,

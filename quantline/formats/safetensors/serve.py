@@ -11,10 +11,10 @@ TEXT = """\
 In Python (`pip install torch transformers{package}`):
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
+model = {auto}.from_pretrained(".")
 ids = tokenizer("Hello", return_tensors="pt", add_special_tokens=True)
 print(tokenizer.decode(model.generate(**ids, max_new_tokens=24)[0]))
 ```
@@ -42,7 +42,10 @@ def serve_text(manifest: dict[str, Any]) -> str:
     package = ""
     if manifest["layers"]:  # some are quantized
         package = f" {LAYOUTS[layout_of_bundle(manifest)].package}"
-    return TEXT.format(vllm=vllm, package=package)
+    # A model that takes more than text; bundles of older releases do not say what they are.
+    task = manifest.get("task", "text-generation")
+    auto = "AutoModelForCausalLM" if task == "text-generation" else "AutoModelForImageTextToText"
+    return TEXT.format(vllm=vllm, package=package, auto=auto)
 
 
 def layout_of_bundle(manifest: dict[str, Any]) -> str:
