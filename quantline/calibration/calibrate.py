@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quantline.calibration.embedding_and_head import TOKENS
+from quantline.calibration.expert_coverage import coverage_figures, expert_coverage
 from quantline.calibration.store import INFO
 from quantline.config.texts import Calibration
 from quantline.files import read_json, versions, write_json, write_tensors
@@ -78,6 +79,7 @@ class CalibrationRun:
             "seed": self.seed,
             "curvature": self.text.curvature,
             "layers": layers,
+            "experts": expert_coverage(self.checkpoint.arch, layers),
             "versions": versions(*PACKAGES),
         }
         write_tensors(folder / TOKENS, {"tokens": self.tokens})
@@ -92,14 +94,11 @@ class CalibrationRun:
         if info["sequences"] < self.text.sequences:
             filled = f"{info['sequences']} of {self.text.sequences}"
             parts[0] += f" (the text fills {filled} sequences)"
-        experts = {}
-        for name, entry in layers.items():
-            if ".experts." in name:
-                experts[name.rpartition(".")[0]] = bool(entry.get("starved"))
-        if experts:
+        coverage = coverage_figures(info["experts"])
+        if coverage:
             parts.append(
-                f"{sum(experts.values())} of {len(experts)} experts undercalibrated (calibrated "
-                "on all tokens)"
+                f"{coverage['experts_starved']} of {coverage['experts']} experts undercalibrated "
+                "(calibrated on all tokens)"
             )
         inputs = {entry["moments"] for entry in layers.values()}
         gradients = " and of their output gradients" if info["curvature"] else ""

@@ -64,7 +64,7 @@ def collect_statistics(
 
     def after(block: int) -> None:
         states.put(block + 1, run.hidden)
-        _note_experts(run, block, inputs.layers)
+        _note_experts(run, block, inputs.layers, tokens.size)
         write_json(progress, inputs.layers)
         writer.close(block)
 
@@ -99,13 +99,24 @@ def remove_progress(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _note_experts(run: BlockRun, block: int, layers: dict[str, dict[str, Any]]) -> None:
-    """Write down how many tokens the experts of a block saw, and which were undercalibrated."""
+def _note_experts(
+    run: BlockRun, block: int, layers: dict[str, dict[str, Any]], tokens: int
+) -> None:
+    """Write down how many tokens came to the experts of a block, and which are undercalibrated.
+
+    Raises:
+        StageError: calibration_empty, for a layer whose statistics are not of these tokens.
+    """
+    calibrated = set(run.arch.linears_of(block))
     for experts, names in run.parts.experts(block):
-        for number, seen in enumerate(experts.tokens_seen):
-            for name in names[number]:
-                layers[name]["tokens"] = seen
-                if number in experts.undercalibrated:
+        for number, came in enumerate(experts.tokens_seen):
+            starved = number in experts.undercalibrated
+            for name in calibrated.intersection(names[number]):
+                recorded = layers[name]["tokens"] if name in layers else 0
+                if not recorded if starved else recorded != came:
+                    raise _not_seen(name, tokens if starved else came, recorded)
+                layers[name]["tokens"] = came
+                if starved:
                     layers[name]["starved"] = True
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors import safe_open
 
 from quantline.calibration import packing
+from quantline.calibration.expert_coverage import coverage_figures
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_tensors
 
@@ -230,6 +231,10 @@ class CalibrationStore:
                 return identity
             triangle = file.get_tensor(f"{key}.triangle")
         return packing.unpack(diagonal, triangle)
+
+    def expert_figures(self) -> dict[str, int] | None:
+        """Return how well the experts are covered (see `coverage_figures`); None without any."""
+        return coverage_figures(self.info.get("experts", []))
 
     def provenance(self) -> dict[str, Any]:
         """Return what a manifest says of the calibration."""

@@ -73,6 +73,12 @@ class GgmlRecipe(Recipe):
         return None
 
     @property
+    def uses_calibration(self) -> bool:
+        """Whether the calibration provides importance, or what a budget goes by."""
+        own = self.uses_importance and self.importance_path is None
+        return own or self.size_budget is not None
+
+    @property
     def search_kernel(self) -> Literal["ggml", "numba"]:
         """Which implementation of ggml's search rounds."""
         return "numba"

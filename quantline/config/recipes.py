@@ -96,6 +96,11 @@ class Recipe(Section):
         return "none"
 
     @property
+    def uses_calibration(self) -> bool:
+        """Whether what is rounded depends on the statistics of the calibration text."""
+        return self.storage != "none"
+
+    @property
     def rounding_name(self) -> str:
         """How the method rounds, in the words of a budget's report."""
         return self.method

@@ -14,3 +14,8 @@ class Fp8Recipe(Recipe):
     activations: ClassVar[bool] = True
 
     method: Literal["fp8"]
+
+    @property
+    def uses_calibration(self) -> bool:
+        """False: only the weights decide."""
+        return False

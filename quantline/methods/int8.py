@@ -13,3 +13,8 @@ class Int8Recipe(Recipe):
     storage: ClassVar[str] = "grouped"
 
     method: Literal["int8"]
+
+    @property
+    def uses_calibration(self) -> bool:
+        """False: only the weights decide."""
+        return False

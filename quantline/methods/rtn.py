@@ -19,3 +19,8 @@ class RtnRecipe(GroupedRecipe):
         description="minmax: a scale spans its group. weighted: the span is clipped to where the "
         "error weighted by diag(H) is least.",
     )
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether spans, moves or a budget go by the statistics; plain rounding does not."""
+        return self.scales == "weighted" or self.curvature or self.budget is not None

@@ -94,7 +94,8 @@ def write_results(
     }
     size = {key: manifest[key] for key in ("size_bytes", "bits_per_weight")}
     answers = {"items_sha256": sha256_file(files.answers)}
-    quality = measured["quality"] | measured_on | size | answers
+    experts = manifest.get("experts") or {}
+    quality = measured["quality"] | measured_on | size | experts | answers
     speed = measured["speed"] | measured_on
     write_json(files.speed, speed)
     write_json(files.quality, quality)

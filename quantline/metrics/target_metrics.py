@@ -12,7 +12,7 @@ from quantline.metrics.figure import FIGURES
 
 GOLD = "gold_"
 # In metrics/<variant>.json and .speed.json beside the registered figures.
-OTHERS = ("gold_items", "gold_lost", "gold_won", "tokens")
+OTHERS = ("experts", "gold_items", "gold_lost", "gold_won", "tokens")
 DELTA = "_delta"
 ENDINGS = ("", DELTA, "_se")
 

@@ -83,6 +83,7 @@ def quantize_model(
         "recipe": requested,
         "transforms": transforms,
         "calibration": calibration.provenance(),
+        "experts": calibration.expert_figures() if recipe.uses_calibration else None,
         "versions": versions("torch", "gguf", "llama-cpp-python"),
     }
     if recipe.activations:

@@ -1,10 +1,11 @@
 """The whole report: every variant beside the others, and the one to ship for the target."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from quantline.calibration.store import INFO
 from quantline.config.params import Params
 from quantline.config.targets import Target
 from quantline.errors import StageError
@@ -12,8 +13,9 @@ from quantline.files import read_json
 from quantline.messages import redacted
 from quantline.model.architecture import Architecture
 from quantline.model.dequantized import said_of
-from quantline.paths import MODEL, REFERENCE
+from quantline.paths import CALIBRATION, MODEL, REFERENCE
 from quantline.report.budgets import uniform_counterpart
+from quantline.report.experts import experts_shown
 from quantline.report.memory import memory_use, read_architecture
 from quantline.report.pareto import variants_on_front
 from quantline.report.rows import read_row
@@ -44,6 +46,8 @@ class Report:
         params: params.yaml without secrets.
         refused: What DVC refused in the run that made the report; the figures are older then.
         dequantized: A sentence on the reference, if the source is quantized; else empty.
+        experts: How many tokens of the calibration text came to each expert of a mixture, by
+            module, as calibration.json has it; empty if no variant here is rounded by it.
     """
 
     model: str
@@ -61,6 +65,7 @@ class Report:
     params: dict[str, Any]
     refused: list[str]
     dequantized: str = ""
+    experts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def measured(self) -> list[VariantRow]:
@@ -112,6 +117,7 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
         params=_published(params),
         refused=list(refused),
         dequantized=said_of(steps),
+        experts=experts_shown(rows, _known(CALIBRATION / INFO, "experts", [])),
     )
 
 

@@ -4,6 +4,7 @@ from quantline.messages import in_markdown
 from quantline.metrics.figure import columns_of
 from quantline.report.budgets import describe_counterpart
 from quantline.report.build import Report
+from quantline.report.experts import describe_experts
 from quantline.report.tables import figure_cells
 from quantline.report.variant import VariantRow
 
@@ -15,6 +16,8 @@ def render_markdown(report: Report) -> str:
     lines = [f"# {title}", ""]
     if report.dequantized:
         lines.append(_item(report.dequantized))
+    if report.experts:
+        lines.append(_item(describe_experts(report.experts)))
     lines += [_item(reason) for reason in report.reasons]
     lines += [_item(f"not run this time: {sentence}") for sentence in report.refused]
     headings = [column.heading for column in columns_of("markdown")]

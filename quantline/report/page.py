@@ -16,9 +16,11 @@ from quantline.messages import printable
 from quantline.metrics.figure import columns_of
 from quantline.report import tables
 from quantline.report.build import Report
+from quantline.report.experts import describe_experts, modules_of_experts
 from quantline.report.plots import PLOTS, pareto_svg
 
 MOST_FLIPS = 60  # of a variant on the page
+MOST_MODULES = 16  # of experts that the page shows without being asked
 
 
 def render_page(report: Report) -> str:
@@ -35,6 +37,7 @@ def render_page(report: Report) -> str:
     script = environment.get_template("page.js.jinja").render()
     environment.globals |= {
         "mib": MIB,
+        "most_modules": MOST_MODULES,
         "most_flips": MOST_FLIPS,
         "columns_of": columns_of,
         "count_gates": tables.count_gates,
@@ -51,6 +54,8 @@ def render_page(report: Report) -> str:
         gates=picked.gates if picked else [],
         reasons=_reasons_beside_gates(report),
         plots=_plots(report),
+        experts=modules_of_experts(report.experts),
+        experts_said=describe_experts(report.experts),
         fitted=[row for row in report.variants if row.budget],
         harness=tables.lm_eval_columns(measured),
         machines=tables.describe_machines(measured),

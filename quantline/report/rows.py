@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from quantline.config.params import Params
-from quantline.config.targets import Target
+from quantline.config.targets import Gate, Target
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, sha256_json
 from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE, check_bundle
 from quantline.metrics.figure import FIGURES, is_measured
+from quantline.metrics.figures.experts import EXPERT_FIGURES
 from quantline.metrics.figures.speed import ESTIMATED_SPEED
 from quantline.metrics.results import ResultFiles, Results, read_lm_eval, read_results
 from quantline.model.architecture import Architecture
@@ -112,10 +113,7 @@ def fill_in(
     if row.estimated:
         row.provenance[ESTIMATED_SPEED] = "estimated"
     for gate in target.gates:
-        # Without a gold set there is nothing that a gate on it could look at. A name that nobody
-        # knows is not measured, and fails.
-        on_gold_set = gate.metric in FIGURES and gate.metric.startswith("gold_")
-        if "gold_accuracy" in row.metrics or not on_gold_set:
+        if _applies(gate, row, manifest):
             row.gates.append(check_gate(gate, row.figures))
     row.flips = [item for item in results.answers if item["correct"] != item["baseline_correct"]]
     row.smoke = read_json(bundle / SMOKE)["prompts"]
@@ -124,6 +122,18 @@ def fill_in(
     row.budget = budget_summary(manifest)
     row.lineage = read_lineage(bundle, manifest)
     row.substituted_share = manifest["substituted_share"]
+
+
+def _applies(gate: Gate, row: VariantRow, manifest: dict[str, Any]) -> bool:
+    """Whether there is anything that a gate could look at.
+
+    There is not on a gold set without one, and on experts if the model has none, or the recipe
+    rounds without a calibration. A name that nobody knows is not measured, and fails.
+    """
+    if gate.metric in EXPERT_FIGURES:
+        return manifest.get("experts", {}) is not None
+    on_gold_set = gate.metric in FIGURES and gate.metric.startswith("gold_")
+    return not on_gold_set or "gold_accuracy" in row.metrics
 
 
 def _check_figures(results: Results) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from quantline.messages import plain
 from quantline.metrics.figure import cli_columns
+from quantline.report.experts import describe_experts
 
 PARETO = "◆"  # as on the page; the word does not fit beside eight figures
 
@@ -30,6 +31,8 @@ def print_report(report: dict[str, Any], file: TextIO | None = None) -> None:
         console.print(f"  - {_text(reason)}", highlight=False)
     for sentence in report.get("refused", []):
         console.print(f"  - not run this time: {_text(sentence)}", highlight=False)
+    if report.get("experts"):
+        console.print(f"  - {_text(describe_experts(report['experts']))}", highlight=False)
     busy = [row for row in report["variants"] if row["speed"].get("busy")]
     if busy:
         names = ", ".join(row["variant"] for row in busy)

@@ -201,7 +201,7 @@ def test_report_to_json_is_what_other_scripts_read():
     assert set(values) == {
         "model", "parameters", "target", "pick", "runner_up", "reasons", "tokens", "baseline",
         "tasks", "variants", "commit", "uncommitted", "params", "refused",
-        "dequantized",
+        "dequantized", "experts",
     }  # fmt: skip
 
 

@@ -91,6 +91,7 @@ def export_bundle(
         "artifact_sha256": sha256_json(hashes),
         "versions": versions(*container_packages()),
         "calibration": report["calibration"],
+        "experts": report.get("experts", {}),
         "created_by": created_by,
     }
     write_json(folder / MANIFEST, manifest)
