@@ -1,10 +1,11 @@
 """A mixture trained for a few minutes on the demo's world, and which of its experts are starved.
 
-    python -m benchmarks.mixture /tmp/mixture        # some four minutes on two cores
+    python -m benchmarks.mixture /tmp/mixture                    # some four minutes on two cores
+    python -m benchmarks.mixture /tmp/mixture --sequences 64     # the same model on more text
 
-Nothing balances the router, so that it comes to leave experts aside, as in no model of use. The
-checkpoint goes through every stage in a project of its own, once rounded and once not; the page is
-`project/reports/compression.html` in the folder.
+Nothing balances the router, so that it comes to favour some experts. The checkpoint goes through
+every stage in a project of its own, once rounded and once not; the page is
+`project-<sequences>/reports/compression.html` in the folder.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from rich.table import Table
 from tqdm import trange
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from benchmarks.models.project import CHECKPOINT
 from benchmarks.paths import DEMO_DATA, DEMO_MODEL, RESULTS, ROOT
 from benchmarks.stopwatch import stopwatch
 from benchmarks.tables import number_table
@@ -38,6 +38,7 @@ SEQUENCES = 8  # of a step
 LENGTH = 128
 PEAK_RATE = 3e-3
 CONTEXT = 256
+TRAINING = "training.json"  # of the folder of a checkpoint
 RECIPE = "gptq-w4g32"
 VARIANTS = {"bf16": "none", RECIPE: RECIPE}  # variant → its recipe
 OVERRIDES = (
@@ -49,11 +50,9 @@ OVERRIDES = (
     "target=any",
     "target.gates=[{metric: experts_starved, operator: '<=', threshold: 0}]",
     "model=local",
-    f"model.path={CHECKPOINT}",
     "calibration=file",
     f"calibration.path={ROOT / DEMO_DATA / 'calibration.txt'}",
     "calibration.part=[0.0,1.0]",
-    "calibration.sequences=64",
     f"calibration.length={LENGTH}",
     "calibration.curvature=false",
     "evaluation=file",
@@ -126,13 +125,17 @@ def train(tokenizer: PreTrainedTokenizerFast, steps: int) -> tuple[Qwen3MoeForCa
 
 def write_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
     """Train the mixture into a folder; return what there is to say of the training."""
+    if (folder / TRAINING).is_file():
+        return read_json(folder / TRAINING)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / DEMO_MODEL)
     with stopwatch() as times:
         model, loss = train(tokenizer, steps)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": parameters, "steps": steps, "loss": loss, **times}
+    training = {"parameters": parameters, "steps": steps, "loss": loss, **times}
+    write_json(folder / TRAINING, training)
+    return training
 
 
 def run_stages() -> None:
@@ -163,15 +166,18 @@ def experts_table(experts: list[dict[str, Any]]) -> Table:
 def main() -> None:
     """Train, run every stage, and say which experts are starved."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="it is made")
+    parser.add_argument("folder", type=Path, help="a model that is there is not trained again")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--sequences", type=int, default=16, help="of the calibration text")
     options = parser.parse_args()
-    project = options.folder.absolute() / "project"
+    folder = options.folder.absolute()
+    project = folder / f"project-{options.sequences}"
     project.mkdir(parents=True)
-    training = write_checkpoint(project / CHECKPOINT, options.steps)
+    training = write_checkpoint(folder / "model", options.steps)
     shutil.copytree(ROOT / "conf", project / "conf")
     shutil.copy(ROOT / "dvc.yaml", project)
-    (project / "params.yaml").write_text(as_yaml(compose(OVERRIDES, root=project)))
+    own = (f"model.path={folder / 'model'}", f"calibration.sequences={options.sequences}")
+    (project / "params.yaml").write_text(as_yaml(compose((*OVERRIDES, *own), root=project)))
     os.chdir(project)
     run_stages()
     experts = read_json(CALIBRATION / "calibration.json")["experts"]
@@ -186,8 +192,13 @@ def main() -> None:
         variant: {key: figures[key] for key in keys if key in figures}
         for variant, figures in measured.items()
     }
-    results = {"training": training, "experts": experts, "variants": shown}
-    write_json(RESULTS / "mixture.json", results)
+    results = {
+        "training": training,
+        "calibration_tokens": options.sequences * LENGTH,
+        "experts": experts,
+        "variants": shown,
+    }
+    write_json(RESULTS / f"mixture-{options.sequences}.json", results)
 
 
 if __name__ == "__main__":
