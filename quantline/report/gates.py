@@ -90,6 +90,24 @@ def check_gate(gate: Gate, figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def does_not_apply(gate: Gate, why: str) -> dict[str, Any]:
+    """Return what `check_gate` does of a gate that there is nothing to look at for: it passes.
+
+    Args:
+        gate: Of the target.
+        why: In words.
+    """
+    return {
+        **gate.model_dump(),
+        "value": None,
+        "interval": None,
+        "verdict": PASSES,
+        "needed": None,
+        "passed": True,
+        "said": f"{_label(gate)} does not apply: {why}",
+    }
+
+
 def _ends(measured: Measurement) -> list[float | None] | None:
     """Return the ends of an interval as JSON has them."""
     if measured.interval is None:

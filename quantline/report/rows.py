@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantline.config.params import Params
-from quantline.config.targets import Gate, Target
+from quantline.config.targets import Target
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, sha256_json
 from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE, check_bundle
@@ -21,13 +21,14 @@ from quantline.paths import EXPORTS, METRICS
 from quantline.report.budgets import budget_summary
 from quantline.report.chain import REPRO, StaleLink, stale_links
 from quantline.report.failures import last_failure, why_not_built
-from quantline.report.gates import check_gate
+from quantline.report.gates import check_gate, does_not_apply
 from quantline.report.layers import fallbacks, worst_layers
 from quantline.report.speed_estimate import estimate_decoding
 from quantline.report.variant import VariantRow
 from quantline.run.lineage import make_again
 
 NEEDED = ("mean_kld", "mean_kld_se", "size_bytes", "bits_per_weight")
+NO_EXPERTS = "the model has none, or the recipe does not go by the calibration"
 GOLD = ("gold_accuracy", "gold_accuracy_delta", "gold_flips", "gold_items", "gold_p_value")
 
 
@@ -113,7 +114,12 @@ def fill_in(
     if row.estimated:
         row.provenance[ESTIMATED_SPEED] = "estimated"
     for gate in target.gates:
-        if _applies(gate, row, manifest):
+        # Without a gold set there is nothing that a gate on it could look at. A name that nobody
+        # knows is not measured, and fails.
+        on_gold_set = gate.metric in FIGURES and gate.metric.startswith("gold_")
+        if gate.metric in EXPERT_FIGURES and manifest.get("experts", {}) is None:
+            row.gates.append(does_not_apply(gate, NO_EXPERTS))
+        elif "gold_accuracy" in row.metrics or not on_gold_set:
             row.gates.append(check_gate(gate, row.figures))
     row.flips = [item for item in results.answers if item["correct"] != item["baseline_correct"]]
     row.smoke = read_json(bundle / SMOKE)["prompts"]
@@ -122,18 +128,6 @@ def fill_in(
     row.budget = budget_summary(manifest)
     row.lineage = read_lineage(bundle, manifest)
     row.substituted_share = manifest["substituted_share"]
-
-
-def _applies(gate: Gate, row: VariantRow, manifest: dict[str, Any]) -> bool:
-    """Whether there is anything that a gate could look at.
-
-    There is not on a gold set without one, and on experts if the model has none, or the recipe
-    rounds without a calibration. A name that nobody knows is not measured, and fails.
-    """
-    if gate.metric in EXPERT_FIGURES:
-        return manifest.get("experts", {}) is not None
-    on_gold_set = gate.metric in FIGURES and gate.metric.startswith("gold_")
-    return not on_gold_set or "gold_accuracy" in row.metrics
 
 
 def _check_figures(results: Results) -> None:

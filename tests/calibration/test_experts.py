@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file as load_numpy_file
 from torch import nn
 
 from quantline.calibration.collect import check_coverage, collect_statistics
@@ -17,9 +16,9 @@ from quantline.quantized.store import QuantizedWriter
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.quantize_block import quantize_block
 from tests.helpers.calibrated import calibrate_into
+from tests.helpers.lonely import write_lonely_mixture
 from tests.helpers.models import transformers_model
 from tests.helpers.quantized import tokens_of
-from tests.helpers.tensor_files import write_tensors
 
 KINDS = {
     "mixtral": {"num_local_experts": 4, "tie_word_embeddings": False},
@@ -140,28 +139,9 @@ def test_collect_statistics_takes_each_expert_on_its_own_tokens(
 
 
 @pytest.fixture
-def lonely(make_model, tmp_path) -> Checkpoint:
-    """Mixtral with one expert a token, of which the last is never chosen.
-
-    Its row of the router is the mean of the others'.
-    """
-    folder = make_model(
-        tmp_path / "lonely",
-        "mixtral",
-        hidden_size=64,
-        intermediate_size=96,
-        num_local_experts=4,
-        num_experts_per_tok=1,
-        tie_word_embeddings=False,
-        dtype=torch.float32,
-    )
-    tensors = load_numpy_file(folder / "model.safetensors")
-    routers = [name for name in tensors if name.endswith("block_sparse_moe.gate.weight")]
-    assert len(routers) == 2
-    for name in routers:
-        tensors[name][3] = tensors[name][:3].mean(0)
-    write_tensors(folder / "model.safetensors", tensors)
-    return Checkpoint(folder)
+def lonely(tmp_path) -> Checkpoint:
+    """A mixture whose router never chooses the last expert."""
+    return Checkpoint(write_lonely_mixture(tmp_path / "lonely"))
 
 
 def test_quantize_block_reports_an_expert_that_no_token_comes_to(lonely, tmp_path):

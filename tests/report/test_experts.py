@@ -16,6 +16,7 @@ from quantline.report.markdown import render_markdown
 from quantline.report.page import MOST_MODULES, render_page
 from quantline.report.rows import read_row
 from quantline.report.terminal import print_report
+from tests.helpers.lonely import write_lonely_mixture
 from tests.helpers.report import make_report, make_row, write_measured
 
 NAME = "gguf-q8_0"
@@ -103,7 +104,8 @@ def test_a_gate_on_starved_experts_fails_where_the_calibration_counts(measured):
     starved, fewest = rows[NAME].gates
     assert (starved["verdict"], starved["value"]) == ("fails", 3)
     assert fewest["verdict"] == "passes"
-    assert rows["bf16"].gates == []
+    assert [gate["passed"] for gate in rows["bf16"].gates] == [True, True]
+    assert all("does not apply" in gate["said"] for gate in rows["bf16"].gates)
     assert report.pick == "bf16"
     assert any("experts" in said for said in rows[NAME].why_not)
     assert "does not apply" in render_page(report)
@@ -126,3 +128,39 @@ def test_gates_on_experts_are_exact():
     row.metrics |= FIGURES | {"experts_starved": 0}
     checked = check_gate(gate, row.figures)
     assert (checked["verdict"], checked["interval"]) == ("passes", None)
+
+
+@pytest.mark.slow
+def test_an_expert_that_the_router_never_chooses_is_named_and_fails_its_gate(project):
+    """Through all stages: in the figures, on the page, in the pull request's text."""
+    write_lonely_mixture(project.root / "lonely")
+    recipe = "gptq-w4g32"
+    project.compose(
+        "model.path=lonely",
+        f"variant=[bf16,{recipe}]",
+        f"recipe=[none,{recipe}]",
+        f"recipes.{recipe}.symmetric=true",
+        "evaluation.gold=null",
+        "target=any",
+        GATES,
+    )
+    for stage in ("load", "calibrate", "reference"):
+        project.stage(stage)
+    for name in ("none", recipe):
+        project.stage("quantize", name)
+    for stage in ("export", "evaluate"):
+        for name in ("bf16", recipe):
+            project.stage(stage, name)
+    report = collect_report(load_params())
+    rows = {row.variant: row for row in report.variants}
+    assert all(3 in module["starved"] and module["tokens"][3] == 0 for module in report.experts)
+    assert rows[recipe].metrics["expert_tokens_min"] == 0
+    starved = rows[recipe].metrics["experts_starved"]
+    assert starved >= 2
+    assert rows[recipe].gates[0]["verdict"] == "fails"
+    assert "experts_starved" not in rows["bf16"].metrics
+    assert report.pick == "bf16"
+    page = render_page(report)
+    for line in modules_of_experts(report.experts):
+        assert f'<td class="text">{line.names}</td>' in page
+    assert f"{starved} of 8 experts are starved" in render_markdown(report)
