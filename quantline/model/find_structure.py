@@ -60,6 +60,7 @@ def find_structure(config: dict[str, Any], stored: Shapes) -> Structure:
     aliases = _aliases(model)
     copies = _take_copies(model, views, aliases)
     passed = _ignored(model, binding.unused)
+    passed += _of_towers(binding.unused, text_path, views, _block_names(views, stored, blocks))
     _check_unused(model, stored, binding.unused, passed)
     _check_shapes(views, wanted)
     _check_missing(model, views, wanted, aliases)
@@ -193,6 +194,20 @@ def _ignored(model: PreTrainedModel, unused: Iterable[str]) -> list[str]:
     """Return those stored tensors that transformers' class leaves out on purpose."""
     patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return [key for key in unused if any(pattern.search(key) for pattern in patterns)]
+
+
+def _of_towers(
+    unused: Iterable[str], text_path: str, views: dict[str, StoredView], block_names: str
+) -> list[str]:
+    """Return those stored tensors that lie outside of the language model of a larger one.
+
+    Nobody here computes with them, so what they are for is not asked.
+    """
+    if not text_path:
+        return []
+    home = block_names.rpartition(".")[0]  # what the names of the language model begin with
+    heads = {view.keys[0] for view in views.values()}
+    return [key for key in unused if not key.startswith(f"{home}.") and key not in heads]
 
 
 def _check_unused(

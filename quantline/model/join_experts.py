@@ -5,8 +5,11 @@ that were published fused, the same operations are registered here, by transform
 `register_checkpoint_conversion_mapping`; so a bundle can hold a quantized layer for each.
 """
 
+import re
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -19,6 +22,7 @@ from transformers.core_model_loading import (
     MergeModulelist,
     Transpose,
     WeightConverter,
+    WeightTransform,
 )
 
 from quantline.model.checkpoint_files import weight_map
@@ -26,24 +30,32 @@ from quantline.model.configuration import read_config
 from quantline.model.fused_experts import Join, replacements_in
 from quantline.model.meta_model import meta_model
 
-QUANTIZED = (".weight_packed", ".weight")  # what an expert's layer has in a file
+PACKED = ".weight_packed"  # what a quantized layer has in a file
 
 
 def let_transformers_join_experts(folder: Path) -> list[WeightConverter]:
-    """Register what joins the experts of a folder that transformers would not join by itself.
+    """Register what transformers needs to load a folder with quantized layers.
+
+    That is what joins experts which it would not join by itself, and its own conversions of
+    tensors that are not quantized in this folder: for those it would look for packed values alone.
 
     Returns:
-        What was registered; nothing for a model that needs nothing.
+        The conversions that are not transformers' own; none for a folder without packed layers.
 
     Raises:
         StageError: As `meta_model` does.
     """
     names = set(weight_map(folder))
-    if not any(".0." in name and name.endswith(".weight_packed") for name in names):
+    if not any(name.endswith(PACKED) for name in names):
         return []
     model = meta_model(read_config(folder))
-    known = _own_conversions(model)
-    made = {target for entry in known for target in entry.target_patterns}
+    known = [_as_it_is(entry, names) for entry in _own_conversions(model)]
+    made = {
+        target
+        for entry in known
+        if isinstance(entry, WeightConverter)
+        for target in entry.target_patterns
+    }
     new: dict[str, WeightConverter] = {}
     for path, replacement in replacements_in(model).items():
         inside = _inside_block(path)
@@ -51,14 +63,29 @@ def let_transformers_join_experts(folder: Path) -> list[WeightConverter]:
             target = f"{inside}.{parameter}"
             if target not in new and not any(target.endswith(pattern) for pattern in made):
                 new[target] = _converter(inside, target, join)
-    if new:
+    if new or known:
         register_checkpoint_conversion_mapping(
             type(model).__name__, [*known, *new.values()], overwrite=True
         )
     return list(new.values())
 
 
-def _own_conversions(model: PreTrainedModel) -> list[WeightConverter]:
+def _as_it_is(entry: WeightTransform, names: set[str]) -> WeightTransform:
+    """Return a conversion whose sources are not taken for packed ones, if none of them is packed.
+
+    transformers has a conversion look for packed values where its patterns end with ".weight".
+    """
+    if not isinstance(entry, WeightConverter):
+        return entry
+    sources = entry._original_source_patterns
+    inside = [re.compile(source.replace("*", r"\d+") + "_packed$") for source in sources]
+    if any(pattern.search(name) for pattern in inside for name in names):
+        return entry
+    ends = [source if source.endswith("$") else f"{source}$" for source in sources]
+    return entry.copy(ends, entry._original_target_patterns, operations=list(entry.operations))
+
+
+def _own_conversions(model: PreTrainedModel) -> list[WeightTransform]:
     """Return the conversions of a class, or else of its model type."""
     own = get_checkpoint_conversion_mapping(type(model).__name__)
     return own or get_checkpoint_conversion_mapping(model.config.model_type) or []
@@ -75,11 +102,6 @@ def _converter(inside: str, target: str, join: Join) -> WeightConverter:
     """Return the conversion that makes a fused parameter of its experts' layers."""
     sources = [".".join(filter(None, (inside, "*", layer, "weight"))) for layer in join.layers]
     operations: list[ConversionOps] = []
-    if not join.stacked:
-        if join.transposed:
-            operations.append(Transpose(0, 1))
-        operations.append(Concatenate(dim=0))
-        return WeightConverter(sources, target, operations)
     operations.append(MergeModulelist(dim=0))
     if len(sources) > 1:
         operations.append(Concatenate(dim=1))
@@ -87,4 +109,21 @@ def _converter(inside: str, target: str, join: Join) -> WeightConverter:
         operations.append(Interleave(dim=1, inverse=True))
     if join.transposed:
         operations.append(Transpose(1, 2))
+    if not join.stacked:
+        operations.append(_Flatten())
     return WeightConverter(sources, target, operations)
+
+
+class _Flatten(ConversionOps):
+    """Puts the rows of all experts one after the other: [experts, rows, columns] to two."""
+
+    def convert(self, input_dict: dict[str, Any], **_: Any) -> dict[str, torch.Tensor]:
+        """Return the tensor under its name."""
+        ((name, value),) = input_dict.items()
+        tensor = value[0] if isinstance(value, list) else value
+        return {name: tensor.reshape(-1, tensor.shape[-1]).contiguous()}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """There is none: nothing is saved in this form."""
+        raise NotImplementedError

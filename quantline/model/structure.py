@@ -125,6 +125,9 @@ class Structure:
                 number = int(path.removeprefix(start).partition(".")[0])
                 found[name] = number
                 found[name.rpartition(".")[0]] = number
+        for number, block in enumerate(self.linears):  # a shared layer belongs to one block
+            for name in block:
+                found[name] = found[f"{name}.weight"] = number
         return found
 
     @cached_property

@@ -227,11 +227,13 @@ class TensorTypes:
     def is_expected(self, name: str) -> bool:
         """Whether an importance matrix has to have an entry for a tensor.
 
-        Of a converter's tensors calibration knows those alone whose rows are the checkpoint's.
+        Of a converter's tensors calibration knows those alone whose rows are the checkpoint's, and
+        whose layer is not kept as it is.
         """
         if self.arch.layer_index(name) is None:
             return False
-        known = not self.source.converted or self.source.layer_of(name) is not None
+        layer = self.source.layer_of(name) if self.source.converted else name
+        known = not self.source.converted or layer in self.calibration.info["layers"]
         return known or self.recipe.importance_path is not None
 
     @property

@@ -23,6 +23,7 @@ KEYS = {
     "recipe",
     "format",
     "runtime",
+    "task",
     "source",
     "transforms",
     "tensors",
