@@ -6,11 +6,13 @@ that were published fused, the same operations are registered here, by transform
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, conversion_mapping
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -33,21 +35,40 @@ from quantline.model.meta_model import meta_model
 PACKED = ".weight_packed"  # what a quantized layer has in a file
 
 
-def let_transformers_join_experts(folder: Path) -> list[WeightConverter]:
-    """Register what transformers needs to load a folder with quantized layers.
+@contextmanager
+def experts_joined(folder: Path) -> Iterator[None]:
+    """Have transformers' conversions be those that a folder with quantized layers needs.
 
-    That is what joins experts which it would not join by itself, and its own conversions of
-    tensors that are not quantized in this folder: for those it would look for packed values alone.
-
-    Returns:
-        The conversions that are not transformers' own; none for a folder without packed layers.
+    They are as before when it is loaded: whoever saves such a model then saves it as published.
 
     Raises:
         StageError: As `meta_model` does.
     """
+    name, needed = _needed(folder)
+    if not needed:
+        yield
+        return
+    before = get_checkpoint_conversion_mapping(name)
+    register_checkpoint_conversion_mapping(name, needed, overwrite=True)
+    try:
+        yield
+    finally:
+        register_checkpoint_conversion_mapping(name, before or [], overwrite=True)
+        if before is None:
+            conversion_mapping._checkpoint_conversion_mapping_cache.pop(name)
+        conversion_mapping.USER_REGISTERED_MAPPINGS.discard(name)
+
+
+def _needed(folder: Path) -> tuple[str, list[WeightTransform]]:
+    """Return a model's class, and the conversions that its folder needs.
+
+    That is what joins experts which transformers would not join by itself, and its own conversions
+    of tensors that are not quantized in this folder: for those it would look for packed values
+    alone. There are none for a folder without packed layers.
+    """
     names = set(weight_map(folder))
     if not any(name.endswith(PACKED) for name in names):
-        return []
+        return "", []
     model = meta_model(read_config(folder))
     known = [_as_it_is(entry, names) for entry in _own_conversions(model)]
     made = {
@@ -63,11 +84,7 @@ def let_transformers_join_experts(folder: Path) -> list[WeightConverter]:
             target = f"{inside}.{parameter}"
             if target not in new and not any(target.endswith(pattern) for pattern in made):
                 new[target] = _converter(inside, target, join)
-    if new or known:
-        register_checkpoint_conversion_mapping(
-            type(model).__name__, [*known, *new.values()], overwrite=True
-        )
-    return list(new.values())
+    return type(model).__name__, [*known, *new.values()]
 
 
 def _as_it_is(entry: WeightTransform, names: set[str]) -> WeightTransform:

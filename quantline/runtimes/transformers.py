@@ -70,25 +70,17 @@ class Engine:
 
     def _load(self, bundle: Path, dtype: Any) -> Any:
         """Return the model, all of whose weights were found."""
-        from quantline.model.join_experts import let_transformers_join_experts
+        from quantline.model.join_experts import experts_joined
         from quantline.model.meta_model import model_class_of
 
         config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
-        let_transformers_join_experts(bundle)
-        options: dict[str, Any] = {}
-        if config.get("quantization_config", {}).get("quant_method") == "compressed-tensors":
-            from transformers import CompressedTensorsConfig
-
-            # At once: some models look at their layers' weights before they call them.
-            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
         try:
-            with without_needless_initialization():
+            with without_needless_initialization(), experts_joined(bundle):
                 model, loading = model_class_of(config).from_pretrained(
                     bundle,
                     dtype=dtype,
                     local_files_only=True,
                     output_loading_info=True,
-                    **options,
                 )
         except ImportError as error:  # the layouts gptq and awq need a package of their own
             raise StageError(

@@ -108,5 +108,5 @@ def test_engine_never_runs_a_checkpoints_own_code(tmp_path, tiny_model):
     )
     config = path.read_text().replace('"llama"', '"evil"')
     path.write_text(config.replace("{", auto_map, 1))
-    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+    with pytest.raises((StageError, ValueError), match=r"trust_remote_code|custom code|'evil'"):
         open_runtime("transformers", tmp_path / "m", 1)
