@@ -316,9 +316,8 @@ def main() -> None:
         ended_well = isinstance(error, SystemExit) and error.code in (None, 0)
         if ended_well or not notes:
             raise
-        traceback.print_exc()
-        # Last, where an error quotes them.
-        raise SystemExit("\n".join(notes)) from None
+        # The notes last, where an error quotes them.
+        raise SystemExit("\n".join([traceback.format_exc(), *notes])) from None
 
 
 if __name__ == "__main__":
