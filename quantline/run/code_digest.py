@@ -31,7 +31,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "export": ("formats", "model", "quantized", "runtimes", "text"),
     "evaluate": ("formats/bundle", "metrics", "model", "runtimes"),
-    "compare": ("formats", "metrics", "model", "recipes/baseline.py", "report", "runtimes"),
+    "compare": (
+        "calibration/expert_coverage.py",
+        "formats",
+        "metrics",
+        "model",
+        "recipes/baseline.py",
+        "report",
+        "runtimes",
+    ),
 }
 
 
