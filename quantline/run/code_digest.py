@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "export": ("formats", "model", "quantized", "runtimes", "text"),
     "evaluate": ("formats/bundle", "metrics", "model", "runtimes"),
     "compare": (
-        "calibration/expert_coverage.py",
+        "calibration",
         "formats",
         "metrics",
         "model",
