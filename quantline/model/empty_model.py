@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
-from quantline.model.fused_experts import DEFAULT_NAMES, put_in_place, replacements_in
+from quantline.model.fused_experts import DEFAULT_NAMES
 from quantline.model.meta_model import meta_model
+from quantline.model.take_apart import put_in_place, replacements_in
 
 
 def empty_model(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from transformers.integrations.moe import _default_apply_gate
 from transformers.pytorch_utils import Conv1D
@@ -92,6 +91,19 @@ def _by_parameters(
 
 def _linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=bias)
+
+
+def _gated(
+    names: tuple[str, ...], width: int, inner: int, hidden: Callable[..., torch.Tensor]
+) -> Expert:
+    """Return an expert of gate, up and down without biases (see Expert)."""
+    gate, up, down = names
+    layers = {
+        gate: _linear(width, inner),
+        up: _linear(width, inner),
+        down: _linear(inner, width),
+    }
+    return Expert(layers, hidden, _identity)
 
 
 def _identity(rows: torch.Tensor) -> torch.Tensor:
@@ -201,12 +213,7 @@ def _sorted_and_gated(
         return None
     gate, up, down = names
     experts: list[nn.Module] = [
-        Expert(
-            {gate: _linear(width, inner), up: _linear(width, inner), down: _linear(inner, width)},
-            lambda gate, up: up * fused.act_fn(gate),
-            _identity,
-        )
-        for _ in range(count)
+        _gated(names, width, inner, lambda gate, up: up * fused.act_fn(gate)) for _ in range(count)
     ]
     module = SortedExperts(experts, max(width, inner))
     _keep_rest(fused, module, {"gate_up_proj", "down_proj"})
@@ -241,11 +248,7 @@ def _stacked_rows(fused: Any, shape: torch.Size, names: tuple[str, ...]) -> Repl
     inner, width = shape[0] // count, shape[1]
     gate, up, down = names
     experts: list[nn.Module] = [
-        Expert(
-            {gate: _linear(width, inner), up: _linear(width, inner), down: _linear(inner, width)},
-            lambda gate, up: fused.mlp.activation_fn(gate) * up,
-            _identity,
-        )
+        _gated(names, width, inner, lambda gate, up: fused.mlp.activation_fn(gate) * up)
         for _ in range(count)
     ]
 
@@ -268,40 +271,3 @@ def _stacked_rows(fused: Any, shape: torch.Size, names: tuple[str, ...]) -> Repl
             "mlp.w2": Join((down,), transposed=True, stacked=False),
         },
     )
-
-
-def replacements_in(
-    model: nn.Module, names: tuple[str, ...] = DEFAULT_NAMES
-) -> dict[str, Replacement]:
-    """Return path → replacement of all fused modules of a model, on the meta device."""
-    found: dict[str, Replacement] = {}
-    with init_empty_weights():
-        for path, module in model.named_modules():
-            if any(path.startswith(f"{outer}.") for outer in found):
-                continue
-            replacement = replacement_of(module, names)
-            if replacement is not None:
-                found[path] = replacement
-    return found
-
-
-def put_in_place(model: nn.Module, replacements: dict[str, Replacement]) -> None:
-    """Put replacements into a model."""
-    for path, replacement in replacements.items():
-        model.set_submodule(path, replacement.module)
-
-
-def parts_of(
-    path: str, tensor: torch.Tensor, replacements: dict[str, Replacement]
-) -> dict[str, torch.Tensor]:
-    """Take a parameter of transformers' model apart (see weight_conversion.TakeApart)."""
-    module, _, name = path.rpartition(".")
-    while module:
-        if module in replacements:
-            parts = replacements[module].parts.get(name)
-            if parts is None:
-                return {path: tensor}
-            return {f"{module}.{inner}": part for inner, part in parts(tensor).items()}
-        module, _, last = module.rpartition(".")
-        name = f"{last}.{name}"
-    return {path: tensor}

@@ -29,8 +29,9 @@ from transformers.core_model_loading import (
 
 from quantline.model.checkpoint_files import weight_map
 from quantline.model.configuration import read_config
-from quantline.model.fused_experts import Join, replacements_in
+from quantline.model.fused_experts import Join
 from quantline.model.meta_model import meta_model
+from quantline.model.take_apart import replacements_in
 
 PACKED = ".weight_packed"  # what a quantized layer has in a file
 

@@ -18,17 +18,10 @@ from tests.helpers.gguf import write_unquantized
 from tests.helpers.llama_quantize import quantize
 from tests.helpers.models import write_model
 from tests.helpers.quantized_sources import plain_tensors
+from tests.helpers.sizes import LLAMA3_ROPE
 
 MODEL = Path("artifacts/model")
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -37,7 +30,7 @@ YARN = {
 }
 # Model type → what is unlike the defaults that transformers would take where it reads nothing.
 MODELS = {
-    "llama": {"rope_parameters": LLAMA3, "rms_norm_eps": 3e-5},
+    "llama": {"rope_parameters": LLAMA3_ROPE, "rms_norm_eps": 3e-5},
     "qwen2": {"tie_word_embeddings": False},
     "qwen3": {"rope_parameters": YARN},
     "qwen3_moe": {

@@ -1,0 +1,107 @@
+"""Whether a checkpoint has what a model is made of, and nothing that belongs to nobody."""
+
+import re
+from collections.abc import Iterable
+
+from transformers import PreTrainedModel
+
+from quantline.errors import Failure, StageError
+from quantline.model.stored_view import StoredView
+from quantline.model.weight_conversion import Shapes
+
+SHOWN = 3  # names in one message
+
+
+def ignored_tensors(model: PreTrainedModel, unused: Iterable[str]) -> list[str]:
+    """Return those stored tensors that transformers' class leaves out on purpose."""
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    return [key for key in unused if any(pattern.search(key) for pattern in patterns)]
+
+
+def tensors_of_towers(
+    unused: Iterable[str], text: Iterable[str], towers: Iterable[str]
+) -> list[str]:
+    """Return those stored tensors that nothing is made of and that lie in a tower.
+
+    Nobody here computes with towers, so what a tensor of theirs is for is not asked.
+
+    Args:
+        unused: The stored tensors that nothing is made of.
+        text: Those that the language model is made of.
+        towers: Those that the rest of the model is made of.
+    """
+    of_text = {start for key in text for start in _starts(key)}
+    homes = {
+        next((start for start in _starts(key) if start not in of_text), f"{key}.") for key in towers
+    }
+    return [key for key in unused if homes & set(_starts(key))]
+
+
+def _starts(key: str) -> list[str]:
+    """Return what a name begins with, part by part."""
+    parts = key.split(".")
+    return [".".join(parts[:count]) + "." for count in range(1, len(parts))]
+
+
+def check_unused(
+    model: PreTrainedModel, stored: Shapes, unused: list[str], passed: list[str]
+) -> None:
+    """Refuse stored tensors that nothing is made of and that nobody leaves out on purpose."""
+    tied = set(model.all_tied_weights_keys)
+    computed = {path for path, _ in model.named_buffers()} - set(model.state_dict())
+    ends = tuple(f".{path.rpartition('.')[2]}" for path in computed)
+    strange = [
+        key
+        for key in unused
+        if key not in passed and key not in tied and not (ends and key.endswith(ends))
+    ]
+    if strange:
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            "expected only tensors that config.json asks for, found "
+            f"{_list(strange)}; take the config.json that the weights were saved with, or another "
+            "model",
+        )
+
+
+def check_shapes(views: dict[str, StoredView], wanted: Shapes) -> None:
+    """Refuse tensors of other shapes than config.json asks for.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    for path, view in views.items():
+        if path in wanted and view.shape != wanted[path]:
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected {view.keys[0]} to be {wanted[path]} as config.json asks, found "
+                f"{view.shape}; take the config.json that the weights were saved with",
+            )
+
+
+def check_missing(
+    model: PreTrainedModel,
+    views: dict[str, StoredView],
+    wanted: Shapes,
+    aliases: dict[str, list[str]],
+) -> None:
+    """Refuse a checkpoint that lacks tensors."""
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    absent = [
+        path
+        for path in sorted(wanted)
+        if path not in views
+        and not any(other in views for other in aliases.get(path, ()))
+        and not any(pattern.search(path) for pattern in patterns)
+    ]
+    if absent:
+        raise StageError(
+            Failure.MISSING_SHARD,
+            f"expected {_list(absent)}, which config.json asks for, found no such tensor; fetch "
+            "the checkpoint again",
+        )
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
