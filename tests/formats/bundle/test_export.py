@@ -24,6 +24,7 @@ KEYS = {
     "format",
     "runtime",
     "task",
+    "experts",
     "source",
     "transforms",
     "tensors",
