@@ -11,8 +11,10 @@ import torch
 
 from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import parse_recipe
+from quantline.ingest import verify
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
+from quantline.model.structure import write_structure
 from quantline.quantized.store import QuantizedModel
 from quantline.recipes.quantize import quantize_model
 from quantline.runtimes.runtime import open_runtime
@@ -39,6 +41,19 @@ RECIPES = {
 }
 NO_CHOICE = ("rtn", "int8", "fp8")  # recipes in which rounding has no choice to make
 # What a calibration holds of a layer → the share by which the devices may differ.
+# Models whose structure is found: routed experts, latent attention, states of convolutions.
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+FOUND = {
+    "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        **SIZES,
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        **{"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "v_head_dim": 16},
+        **{"qk_rope_head_dim": 16, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+        "num_key_value_heads": 4,
+    },
+    "lfm2": {**SIZES, "layer_types": ["conv", "full_attention"]},
+}
 STATISTICS = {"hessian": 1e-3, "input_peak": 1e-4, "fisher_out": 0.02}  # labels may be others
 
 
@@ -115,6 +130,28 @@ def test_quantize_model_on_a_gpu_is_the_cpus_and_repeats_itself_to_the_byte(
         errors.append(error / expected.report["layers"][layer]["error"])
     assert np.mean(equal) > (0.999 if name in NO_CHOICE else 0.8)
     assert np.mean(errors) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_a_found_structure_on_a_gpu_is_the_cpus_and_rounds_to_the_same_bytes(
+    use_device, kind, tmp_path, make_model
+):
+    model = make_model(tmp_path / "model", kind, **FOUND[kind])
+    use_device("cpu")
+    expected = verify.check_blocks(Checkpoint(model))
+    write_structure(model, expected)
+    on_cpu = calibrate(model, tmp_path / "cpu")
+    use_device("cuda")
+    assert verify.check_blocks(Checkpoint(model)) == expected
+    calibrations = [calibrate(model, tmp_path / name) for name in ("first", "second")]
+    assert files(calibrations[0].folder) == files(calibrations[1].folder)
+    assert calibrations[0].layers == on_cpu.layers
+    for layer in on_cpu.layers:
+        hessian = on_cpu.hessian(layer)
+        difference = calibrations[0].hessian(layer) - hessian
+        assert np.linalg.norm(difference) <= 1e-3 * np.linalg.norm(hessian), layer
+    rounded = [quantize(model, calibrations[0], GPTQ, tmp_path / name) for name in ("1", "2")]
+    assert files(rounded[0].folder) == files(rounded[1].folder)
 
 
 def test_transformers_on_a_gpu_agrees_with_the_cpu(tiny_model, monkeypatch):
