@@ -1,6 +1,6 @@
 """A model without weights, whose decoder blocks are given theirs one at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.empty_model import empty_model
 from quantline.model.experts import Experts, experts_in
+from quantline.model.torch_numbers import computed_with
 
 
 class BlockModel:
@@ -29,9 +30,20 @@ class BlockModel:
         names: Path of a parameter or of a buffer that is stored → its name in the checkpoint.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Build the model. Raises StageError(unsupported_architecture)."""
+    def __init__(
+        self, checkpoint: Checkpoint, known: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Build the model.
+
+        Args:
+            checkpoint: The model.
+            known: Tensors that are in memory already, by their names.
+
+        Raises:
+            StageError: unsupported_architecture.
+        """
         self.checkpoint = checkpoint
+        self._known = known or {}
         self.arch: Architecture = checkpoint.arch
         self.model: PreTrainedModel = empty_model(checkpoint)
         self.path = self.arch.block_path
@@ -125,8 +137,9 @@ class BlockModel:
 
     def _value(self, name: str) -> torch.Tensor:
         """Return a tensor of the checkpoint; floats in float32."""
-        value = torch.from_numpy(self.checkpoint.number(name))
-        return value.to(device())
+        if name in self._known:
+            return self._known[name]
+        return computed_with(self.checkpoint.raw(name)).to(device())
 
     def _put(self, path: str, value: torch.Tensor | None) -> None:
         """Set a parameter or a buffer; None puts it on the meta device."""

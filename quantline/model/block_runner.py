@@ -1,6 +1,6 @@
 """Running the unquantized model one decoder block at a time, so that memory ignores its depth."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import numpy as np
@@ -47,10 +47,23 @@ class BlockRun:
         shares_state: Whether blocks leave something for later blocks besides hidden states.
     """
 
-    def __init__(self, checkpoint: Checkpoint, tokens: np.ndarray, rows: int | None = None) -> None:
-        """Embed the tokens, int32 [sequences, length], `rows` sequences in a batch if given."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokens: np.ndarray,
+        rows: int | None = None,
+        known: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Embed the tokens.
+
+        Args:
+            checkpoint: The model.
+            tokens: int32 [sequences, length].
+            rows: Sequences in a batch, if not as many as BATCH_TOKENS are.
+            known: Tensors that are in memory already, by their names.
+        """
         self.checkpoint = checkpoint
-        self.parts = BlockModel(checkpoint)
+        self.parts = BlockModel(checkpoint, known)
         self.arch = self.parts.arch
         self.blocks = self.parts.blocks
         self.returns = self.arch.block_returns
@@ -105,7 +118,11 @@ class BlockRun:
         """
         for state in self._shared[number]:
             state.begin(index, backward)
-        return self._calls[number][index].run(self.blocks[index], states)
+        return self.call_of(index, number).run(self.blocks[index], states)
+
+    def call_of(self, index: int, number: int) -> Call:
+        """Return how a block is called for a batch."""
+        return self._calls[number][index]
 
     def shared(self, number: int) -> list[SharedState]:
         """Return what the blocks of a batch leave for later ones."""

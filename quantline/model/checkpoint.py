@@ -4,9 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # it also gives numpy the bfloat16 that safetensors hands over
 import numpy as np
-from safetensors import safe_open
 
 from quantline.files import stamp
 from quantline.model.architecture import Architecture
@@ -14,6 +12,7 @@ from quantline.model.checkpoint_files import INDEX, SINGLE, weight_map
 from quantline.model.configuration import CONFIG, read_config, read_configuration
 from quantline.model.find_family import family_of, known_family, tied_head
 from quantline.model.read_architecture import architecture_of, architecture_of_structure
+from quantline.model.stored_tensors import StoredTensors
 from quantline.model.stored_view import StoredView
 from quantline.model.structure import Structure, read_structure
 
@@ -62,6 +61,7 @@ class Checkpoint:
         """
         self.folder = Path(folder)
         self.stored_files = weight_map(self.folder)
+        self._stored = StoredTensors(self.stored_files)
         self.passed: tuple[str, ...] = ()
         self._views: dict[str, StoredView] = {}
         if configuration is not None:
@@ -130,12 +130,7 @@ class Checkpoint:
     @cached_property
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Stored tensor → its shape in its file."""
-        shapes = {}
-        for path in sorted(set(self.stored_files.values())):
-            with safe_open(path, "np") as file:
-                for key in file.keys():  # noqa: SIM118 (a file is no dict)
-                    shapes[key] = tuple(file.get_slice(key).get_shape())
-        return shapes
+        return {key: self._stored.shape(key) for key in self.stored_files}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -172,57 +167,34 @@ class Checkpoint:
         """Return a tensor's shape; of a weight [out, in]."""
         if name in self._views:
             return self._views[name].shape
-        with safe_open(self.files[name], "np") as file:
-            shape = tuple(file.get_slice(self.keys[name]).get_shape())
+        shape = self._stored.shape(self.keys[name])
         return shape[::-1] if self._is_transposed(name) else shape
 
     def stored_dtype(self, name: str) -> str:
         """Return the dtype on disk as safetensors names it: F32, F16, BF16."""
         view = self._views.get(name)
-        if view is not None:
-            key = view.keys[0]  # it may be the tensor's own name: one that is stored transposed
-            with safe_open(self.stored_files[key], "np") as file:
-                return file.get_slice(key).get_dtype()
-        with safe_open(self.files[name], "np") as file:
-            return file.get_slice(self.keys[name]).get_dtype()
+        # A view's tensor may have its own name: one that is stored transposed.
+        return self._stored.dtype(view.keys[0] if view is not None else self.keys[name])
 
     def raw(self, name: str) -> np.ndarray:
         """Return a tensor in the dtype that it is stored in."""
         if name in self._views:
             return self.read_view(self._views[name])
-        return self.as_stored(name, self._read(name))
+        return self.as_stored(name, self._stored.read(self.keys[name]))
 
     def read_view(self, view: StoredView) -> np.ndarray:
         """Return the tensor that a view is of, in the dtype that it is stored in."""
         shapes = {key: self._stored_shape(key) for key in view.keys}
-        return view.read(self._read_rows, shapes)
+        return view.read(self._stored.read_rows, shapes)
 
     def stored_tensor(self, key: str) -> np.ndarray:
         """Return a tensor of the files as it lies there."""
-        with safe_open(self.stored_files[key], "np") as file:
-            return file.get_tensor(key)
+        return self._stored.read(key)
 
     def _stored_shape(self, key: str) -> tuple[int, ...]:
         if self.structure is not None and key in self.structure.stored:
             return self.structure.stored[key]
         return self.stored_shapes[key]
-
-    def _read_rows(self, key: str, start: int, end: int) -> np.ndarray:
-        """Return some rows of a stored tensor's first dimension."""
-        with safe_open(self.stored_files[key], "np") as file:
-            stored = file.get_slice(key)
-            return stored[start:end] if stored.get_shape() else file.get_tensor(key)
-
-    def _read(self, name: str) -> np.ndarray:
-        key = self.keys[name]
-        with safe_open(self.files[name], "np") as file:
-            if file.get_slice(key).get_dtype() != "F8_E4M3":
-                return file.get_tensor(key)
-        import torch  # safetensors hands this type to torch alone
-
-        with safe_open(self.files[name], "pt") as file:
-            values = file.get_tensor(key).view(torch.uint8).numpy()
-        return values.view(ml_dtypes.float8_e4m3fn)
 
     def _is_transposed(self, name: str) -> bool:
         return self.family is not None and self.family.is_transposed(name)

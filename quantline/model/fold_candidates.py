@@ -51,6 +51,17 @@ def is_norm(module: nn.Module) -> bool:
     return weight is not None and weight.ndim == 1
 
 
+def linears_in(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers of a block, by name."""
+    return {name: module for name, module in block.named_modules() if is_linear(module)}
+
+
+def norms_in(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the norms of a block, by name."""
+    modules = block.named_modules()
+    return {name: one for name, one in modules if is_norm(one) and not is_linear(one)}
+
+
 class ObservedBlock:
     """What two runs of a block show.
 
@@ -81,12 +92,8 @@ class ObservedBlock:
         self.shared = set(shared)
         self.generator = generator
         modules = dict(block.named_modules())
-        self.layers = {name: module for name, module in modules.items() if is_linear(module)}
-        self.norms = {
-            name: module
-            for name, module in modules.items()
-            if name not in self.layers and is_norm(module)
-        }
+        self.layers = linears_in(block)
+        self.norms = norms_in(block)
         numbered = {
             name: module for name, module in modules.items() if name.rpartition(".")[2].isdecimal()
         }

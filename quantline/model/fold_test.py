@@ -178,14 +178,22 @@ class FoldTest:
         middle = len(pairs) // 2
         return self._halved(pairs[:middle]) + self._halved(pairs[middle:])
 
-    def holds(self, pairs: Sequence[InputGroup]) -> bool:
-        """Whether scaling the inputs of all pairs at once leaves the result as it is."""
+    def holds(self, pairs: Sequence[InputGroup], expected: Any = None, draws: int = DRAWS) -> bool:
+        """Whether scaling the inputs of all pairs at once leaves the result as it is.
+
+        Args:
+            pairs: To be scaled.
+            expected: What the block returns, if that is known.
+            draws: How many times they are scaled.
+        """
         with copies(self._modules(pairs)), torch.no_grad():
             for pair in pairs:
                 if pair.norm_offset:
                     _shorten_factors(self.block.get_submodule(str(pair.before)), pair.norm_offset)
-            expected = self.run()
-            for _ in range(DRAWS):
+                    expected = None
+            if expected is None:
+                expected = self.run()
+            for _ in range(draws):
                 for pair in pairs:
                     self._scale(pair)
                 if not same(self.run(), expected):

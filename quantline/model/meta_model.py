@@ -1,10 +1,15 @@
 """The model that a config.json describes, as transformers' own code builds it, without weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 
 from quantline.causes import raise_if_of_machine
 from quantline.errors import Failure, StageError
@@ -32,7 +37,7 @@ def meta_model(config: dict[str, Any]) -> PreTrainedModel:
         if getattr(known, part, None) is not None:
             getattr(known, part).dtype = torch.float32
     try:
-        with init_empty_weights():
+        with init_empty_weights(), _without_initial_values():
             return model_class(known)
     except StageError:
         raise
@@ -40,6 +45,25 @@ def meta_model(config: dict[str, Any]) -> PreTrainedModel:
         raise_if_of_machine(error)
         words = " ".join(f"{type(error).__name__}: {error}".split())
         raise refusal(None, f"values that a {known.model_type} can be built of", words) from error
+
+
+@contextmanager
+def _without_initial_values() -> Iterator[None]:
+    """Have parameters count as initialized for transformers, as they are while it loads weights.
+
+    They are on the meta device, where drawing values is in vain and takes most of the time.
+    """
+
+    def mark(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+
+    hook = register_module_parameter_registration_hook(mark)
+    try:
+        with guard_torch_init_functions():
+            yield
+    finally:
+        hook.remove()
 
 
 def model_class_of(config: dict[str, Any]) -> type[PreTrainedModel]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from quantline.model.data_flow import tensors_in
+from quantline.model.data_flow import Place, tensors_in
 from quantline.model.family import InputGroup
 from quantline.model.fold_test import is_transposed, powers_of_two
 
@@ -23,6 +23,8 @@ class RecordedInputs:
 
     Attributes:
         inputs: Linear layer → what it is given, call by call.
+        places: The same, as where it lies in memory: equal for one tensor, also if it is viewed in
+            another shape.
         arguments: Other module → the arguments of its first call.
         crooked: Linear layers that do more than multiply by their weight and add their bias.
         result: What the run returned.
@@ -39,15 +41,19 @@ class RecordedInputs:
             others: Modules whose arguments are wanted.
         """
         self.inputs: dict[str, list[torch.Tensor]] = {}
+        self.places: dict[str, list[Place]] = {}
         self.arguments: dict[str, Arguments] = {}
         self.crooked: set[str] = set()
+        self._held: list[torch.Tensor] = []  # so that no address is given twice
         handles = []
         for name, module in linears.items():
-            handles.append(module.register_forward_hook(self._after(name), with_kwargs=True))
+            after = self._after(name, _multiplies_only(module))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
         for name, module in others.items():
             handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
         with _removed_at_end(handles), torch.no_grad():
             self.result = run()
+        self._held.clear()
 
     def _before(self, name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -56,10 +62,14 @@ class RecordedInputs:
 
         return note
 
-    def _after(self, name: str) -> Callable[..., None]:
+    def _after(self, name: str, is_plain: bool) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             given = tensors_in((args, kwargs))[0]
             self.inputs.setdefault(name, []).append(given.clone())
+            self.places.setdefault(name, []).append(_place(given))
+            self._held.append(given)
+            if is_plain and not out.isnan().any():
+                return
             weight = module.get_parameter("weight")
             matrix = weight.T if is_transposed(module) else weight
             bias = module.bias if isinstance(module.bias, torch.Tensor) else None
@@ -110,6 +120,21 @@ class RecordedInputs:
             return tree_map(replaced, (args, kwargs))
 
         return check
+
+
+def _multiplies_only(module: nn.Module) -> bool:
+    """Whether a module's code is that of torch's linear layer, and nothing more."""
+    has_hooks = module._forward_hooks or module._forward_pre_hooks
+    own = type(module).forward is nn.Linear.forward and "forward" not in vars(module)
+    return own and not has_hooks
+
+
+def _place(tensor: torch.Tensor) -> Place:
+    """Return which numbers a tensor has, in what order; for as long as it is held."""
+    layout = None if tensor.is_contiguous() else (tuple(tensor.shape), tensor.stride())
+    address = tensor.untyped_storage()._cdata
+    offset = tensor.storage_offset()
+    return (address, tensor._version, offset, tensor.numel(), tensor.shape[-1], layout)
 
 
 def _scaled_by(scales: torch.Tensor) -> Callable[..., torch.Tensor]:

@@ -15,6 +15,7 @@ from quantline.causes import OF_MACHINE, failure_of
 from quantline.model.family import InputGroup
 from quantline.model.fold_candidates import Linears, ObservedBlock, RefusedFold, is_linear
 from quantline.model.fold_test import FoldTest
+from quantline.model.like_blocks import Shown, shown_by
 
 
 class TracedInputs(NamedTuple):
@@ -27,11 +28,14 @@ class TracedInputs(NamedTuple):
         unlike_linear: Layer → why it cannot be taken for a linear layer, though it is one by its
             class: it does more than multiply, or the block uses its weight without calling it.
             What it is given says nothing of how its weight should be rounded.
+        shown: What a block like it has to show for this to be so of it too (like_blocks.py); None
+            if it has to be traced by itself.
     """
 
     groups: list[InputGroup]
     refused: list[RefusedFold]
     unlike_linear: dict[str, str]
+    shown: Shown | None = None
 
 
 def find_input_groups(
@@ -69,7 +73,12 @@ def find_input_groups(
         reason = f"its tensors cannot be followed: {type(error).__name__}: {error}"
         return _alone(block, linears, reason)
     found = _Search(observed, generator).find()
-    return found._replace(groups=_with_reasons(found.groups, found.refused))
+    shown = shown_by(observed.record)
+    all_reached = observed.reached.issuperset(observed.wanted)
+    return found._replace(
+        groups=_with_reasons(found.groups, found.refused),
+        shown=shown if all_reached and observed.steady else None,
+    )
 
 
 def shared_modules(blocks: Sequence[nn.Module]) -> list[set[str]]:

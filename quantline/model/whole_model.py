@@ -16,6 +16,7 @@ from quantline.model.device import device
 from quantline.model.meta_model import meta_model
 from quantline.model.same_bits import same_bits
 from quantline.model.stored_view import StoredView
+from quantline.model.torch_numbers import computed_with
 from quantline.model.weight_conversion import bind
 
 
@@ -28,12 +29,15 @@ class WholeRun:
         head_inputs: What entered the head, float32 [sequences, length, hidden].
         products: What left the head, before the model did anything to it, as `logits`.
         returns: For each block how many values it returned; 0 for a tensor that is no tuple.
+        outside: The tensors outside of the blocks, as they are computed with, by where their values
+            are stored.
     """
 
     logits: torch.Tensor
     head_inputs: torch.Tensor
     products: torch.Tensor
     returns: tuple[int, ...]
+    outside: dict[StoredView, torch.Tensor]
 
 
 @dataclass
@@ -88,7 +92,7 @@ class WholeModel:
             for path in self.views
             if not path.startswith(inside) and (not text or path.startswith((f"{text}.", head)))
         ]
-        self._load(outside)
+        values = self._load(outside)
         try:
             with torch.no_grad():
                 ids = torch.from_numpy(tokens.astype(np.int64)).to(device())
@@ -99,7 +103,7 @@ class WholeModel:
             self._drop(outside)
         assert seen.head_inputs is not None and seen.products is not None
         returns = tuple(seen.returns.get(index, 0) for index in range(len(self.blocks)))
-        return WholeRun(logits, seen.head_inputs, seen.products, returns)
+        return WholeRun(logits, seen.head_inputs, seen.products, returns, values)
 
     def _on_head(self, seen: _Seen) -> Any:
         def after(head: nn.Module, args: Any, out: torch.Tensor) -> None:
@@ -121,12 +125,14 @@ class WholeModel:
 
         return [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
 
-    def _load(self, paths: list[str]) -> None:
+    def _load(self, paths: list[str]) -> dict[StoredView, torch.Tensor]:
+        values: dict[StoredView, torch.Tensor] = {}  # tied parameters have one
         for path in paths:
-            values = self.checkpoint.read_view(self.views[path])
-            if values.dtype.kind not in "iub":
-                values = values.astype(np.float32)
-            self._put(path, torch.from_numpy(values).to(device()))
+            view = self.views[path]
+            if view not in values:
+                values[view] = computed_with(self.checkpoint.read_view(view)).to(device())
+            self._put(path, values[view])
+        return values
 
     def _drop(self, paths: list[str]) -> None:
         for path in paths:

@@ -1,7 +1,7 @@
 """Whether a model runs, and block by block as transformers runs it."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +10,11 @@ from quantline.errors import Failure, StageError
 from quantline.ingest.verify.inputs import InputTracer
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.configuration import CONFIG
+from quantline.model.stored_view import StoredView, plain_view
 from quantline.model.structure import Structure
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKED_TOKENS = 16
 TOLERANCE = 1e-4  # of the greatest logit
@@ -85,11 +89,15 @@ def _compare(checkpoint: Checkpoint, structure: Structure) -> Structure:
     scale, softcap = transform
     found = replace(structure, returns=whole.returns, logit_scale=scale, logit_softcap=softcap)
     checked = Checkpoint(checkpoint.folder, checkpoint.configuration, found)
-    blocks = BlockRun(checked, tokens, rows=1)
+    known = _by_names(whole.outside, checked)
+    blocks = BlockRun(checked, tokens, rows=1, known=known)
     tracer = InputTracer(blocks)
     blocks.forward("checking blocks", tracer.watch)
     hidden = torch.from_numpy(blocks.final_states())
-    head = OutputHead.of(checked).to_torch(torch.device("cpu"))
+    arch = checked.arch
+    weight = known[arch.head].cpu()
+    bias = known[arch.head_bias].cpu() if arch.head_bias else None
+    head = OutputHead(weight, arch.logit_scale, arch.logit_softcap, bias)
     streamed = torch.stack([head.logits(states) for states in hidden])
     difference = float((streamed - torch.from_numpy(logits)).abs().max())
     if not difference <= TOLERANCE * size:
@@ -99,6 +107,18 @@ def _compare(checkpoint: Checkpoint, structure: Structure) -> Structure:
             f"a difference of {difference:.3g} of {size:.3g}",
         )
     return tracer.structure(found)
+
+
+def _by_names(
+    values: dict[StoredView, "torch.Tensor"], checkpoint: Checkpoint
+) -> dict[str, "torch.Tensor"]:
+    """Return values by the names of tensors instead of where they are stored."""
+    found = {}
+    for name in checkpoint.names:
+        view = checkpoint.view_of(name) or plain_view(name, checkpoint.shape(name))
+        if view in values:
+            found[name] = values[view]
+    return found
 
 
 def unlike_texts(vocabulary: int, avoid: set[int]) -> np.ndarray:
