@@ -58,7 +58,16 @@ class Architecture(NamedTuple):
 
 
 def architectures() -> dict[str, Architecture]:
-    """Return name → architecture, in the order of the names.
+    """Return name → architecture, in the order of the names."""
+    from transformers.models.auto import modeling_auto
+
+    with_images = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    of_text = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return {name: architecture(name) for name in (*sorted({*with_images, *of_text}), *WITH_ROPE)}
+
+
+def architecture(name: str) -> Architecture:
+    """Return the architecture of a name.
 
     A type that stands in both mappings is built by the one for text alone, unless its configuration
     has a part for the text: then it is a wrapper, and is built as one.
@@ -66,14 +75,12 @@ def architectures() -> dict[str, Architecture]:
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    with_images = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    of_text = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    found = {}
-    for model_type in sorted({*with_images, *of_text}):
-        wrapped = "text_config" in getattr(CONFIG_MAPPING[model_type], "sub_configs", {})
-        takes_images = model_type in with_images and (wrapped or model_type not in of_text)
-        auto = "AutoModelForImageTextToText" if takes_images else "AutoModelForCausalLM"
-        found[model_type] = Architecture(model_type, auto)
-    for name, (model_type, options) in WITH_ROPE.items():
-        found[name] = Architecture(model_type, "AutoModelForCausalLM", options)
-    return found
+    if name in WITH_ROPE:
+        model_type, options = WITH_ROPE[name]
+        return Architecture(model_type, "AutoModelForCausalLM", options)
+    wrapped = "text_config" in getattr(CONFIG_MAPPING[name], "sub_configs", {})
+    of_text = name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    with_images = name in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    takes_images = with_images and (wrapped or not of_text)
+    auto = "AutoModelForImageTextToText" if takes_images else "AutoModelForCausalLM"
+    return Architecture(name, auto)

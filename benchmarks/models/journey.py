@@ -93,10 +93,10 @@ class Journey:
                 self._take_stage(stage)
                 if stage == "reference":
                     self._take(WHOLE, self._compare_reference, after=("reference",))
-            for recipe in dict.fromkeys(VARIANTS[variant] for variant in variants):
-                self._take_stage("quantize", recipe, after=("calibrate",))
             for variant in variants:
                 recipe = VARIANTS[variant]
+                before = ("calibrate", *_before_rounding(variant, variants))
+                self._take_stage("quantize", recipe, after=before)
                 self._take_stage("export", variant, after=(f"quantize {recipe}", "answer"))
                 self._take_stage("evaluate", variant, after=(f"export {variant}", "reference"))
                 if variant in COMPARED:
@@ -212,6 +212,15 @@ class Journey:
             measured = read_json(METRICS / f"{instance}.json")
             kept = {key: measured[key] for key in ("mean_kld", "max_kld", "same_top_p")}
             figures.setdefault(instance, {}).update(kept)
+
+
+def _before_rounding(variant: str, variants: Iterable[str]) -> tuple[str, ...]:
+    """Return the steps without which a variant need not be tried.
+
+    The types of GGUF are all made from one conversion: where that fails, they fail alike.
+    """
+    rounded = variant.startswith("gguf-") and variant != "gguf-f32"
+    return ("export gguf-f32",) if rounded and "gguf-f32" in variants else ()
 
 
 def _rounded_share(layers: Iterable[str]) -> float:

@@ -61,7 +61,7 @@ def experts_joined(folder: Path) -> Iterator[None]:
 
 
 def _needed(folder: Path) -> tuple[str, list[WeightTransform]]:
-    """Return a model's class, and the conversions that its folder needs.
+    """Return by what name transformers finds a model's conversions, and those its folder needs.
 
     That is what joins experts which transformers would not join by itself, and its own conversions
     of tensors that are not quantized in this folder: for those it would look for packed values
@@ -71,7 +71,8 @@ def _needed(folder: Path) -> tuple[str, list[WeightTransform]]:
     if not any(name.endswith(PACKED) for name in names):
         return "", []
     model = meta_model(read_config(folder))
-    known = [_as_it_is(entry, names) for entry in _own_conversions(model)]
+    key, own = _own_conversions(model)
+    known = [_as_it_is(entry, names) for entry in own]
     made = {
         target
         for entry in known
@@ -85,7 +86,7 @@ def _needed(folder: Path) -> tuple[str, list[WeightTransform]]:
             target = f"{inside}.{parameter}"
             if target not in new and not any(target.endswith(pattern) for pattern in made):
                 new[target] = _converter(inside, target, join)
-    return type(model).__name__, [*known, *new.values()]
+    return key, [*known, *new.values()]
 
 
 def _as_it_is(entry: WeightTransform, names: set[str]) -> WeightTransform:
@@ -103,10 +104,17 @@ def _as_it_is(entry: WeightTransform, names: set[str]) -> WeightTransform:
     return entry.copy(ends, entry._original_target_patterns, operations=list(entry.operations))
 
 
-def _own_conversions(model: PreTrainedModel) -> list[WeightTransform]:
-    """Return the conversions of a class, or else of its model type."""
-    own = get_checkpoint_conversion_mapping(type(model).__name__)
-    return own or get_checkpoint_conversion_mapping(model.config.model_type) or []
+def _own_conversions(model: PreTrainedModel) -> tuple[str, list[WeightTransform]]:
+    """Return the conversions of a class, or else of its model type, and by what name they are kept.
+
+    That name matters: those of a class do not keep transformers from applying those of the model
+    type to the same tensors once more, for the model inside.
+    """
+    of_class = get_checkpoint_conversion_mapping(type(model).__name__)
+    if of_class is not None:
+        return type(model).__name__, of_class
+    model_type = model.config.model_type
+    return model_type, get_checkpoint_conversion_mapping(model_type) or []
 
 
 def _inside_block(path: str) -> str:

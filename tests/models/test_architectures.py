@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.models.architectures import architectures
+from benchmarks.models.architectures import architecture
 from benchmarks.models.journey import Journey
 from benchmarks.models.project import begin_template
 
@@ -43,7 +43,7 @@ def travel(template, tmp_path, monkeypatch) -> Callable[[str], Journey]:
 
     def run(name: str) -> Journey:
         project = shutil.copytree(template, tmp_path / "project")
-        journey = Journey(name, architectures()[name], project, tmp_path / "record.json")
+        journey = Journey(name, architecture(name), project, tmp_path / "record.json")
         journey.run(("bf16", "gptq-w4g32"))
         return journey
 

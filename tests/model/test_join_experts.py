@@ -1,0 +1,50 @@
+"""transformers' conversions while a bundle with quantized layers is loaded."""
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+)
+from transformers.core_model_loading import WeightRenaming
+
+from quantline.model.configuration import read_config
+from quantline.model.join_experts import experts_joined
+from quantline.model.meta_model import meta_model
+from tests.helpers.tensor_files import write_tensors
+
+SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "vocab_size": 64}
+SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 32}
+PACKED = "model.layers.1.mlp.experts.0.down_proj.weight_packed"
+
+
+def names_of(folder):
+    """Return the patterns of all conversions that transformers applies."""
+    entries = get_model_conversion_mapping(meta_model(read_config(folder)), add_legacy=False)
+    return [(type(entry), *entry.source_patterns) for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "class_name"),
+    [
+        ("axk1", "AXK1ForCausalLM"),
+        ("deepseek_v3", "DeepseekV3ForCausalLM"),
+        ("gpt_oss", "GptOssForCausalLM"),
+        ("qwen3_moe", "Qwen3MoeForCausalLM"),
+    ],
+)
+def test_each_conversion_is_applied_once_and_taken_back(model_type, class_name, tmp_path):
+    """A name that is renamed twice is one that no model has."""
+    config = AutoConfig.for_model(model_type, architectures=[class_name], **SIZES)
+    config.save_pretrained(tmp_path)
+    write_tensors(tmp_path / "model.safetensors", {PACKED: np.zeros((1, 1), np.int32)})
+    before = names_of(tmp_path)
+    kept = get_checkpoint_conversion_mapping(model_type)
+    with experts_joined(tmp_path):
+        joined = names_of(tmp_path)
+    assert names_of(tmp_path) == before
+    assert len(set(joined)) == len(joined) >= 2  # what joins gate and up, and down
+    renamed = [entry for entry in joined if entry[0] is WeightRenaming]
+    assert renamed == [entry for entry in before if entry[0] is WeightRenaming]
+    assert (get_checkpoint_conversion_mapping(model_type) is None) == (kept is None)
