@@ -16,9 +16,20 @@ from pydantic import ValidationError
 from quantline.causes import raise_if_of_machine
 from quantline.config.containers import CONTAINERS
 from quantline.config.ggml_recipes import GgmlRecipe
-from quantline.config.recipes import RECIPES, Budget, GroupedRecipe, Recipe
+from quantline.config.recipes import (
+    AUTO,
+    GROUP_SIZES,
+    RECIPES,
+    WHOLE_ROW,
+    Budget,
+    GroupedRecipe,
+    GroupSize,
+    Recipe,
+)
 from quantline.errors import ConfigError
 from quantline.files import write_text
+
+GROUP_LABELS: dict[GroupSize, str] = {AUTO: str(max(GROUP_SIZES)), WHOLE_ROW: "row"}  # in names
 
 
 class GridPoint(NamedTuple):
@@ -144,7 +155,8 @@ def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:
     """Return a name that tells a recipe from the others of its method.
 
     Such as gptq-w3g32-curvature or q4_k_m-budget; other options that differ from the base are
-    appended, such as gptq-w4g128-damping0_05.
+    appended, such as gptq-w4g128-damping0_05. Group sizes chosen layer by layer are g128, as they
+    are at most; 128 in every layer is then gptq-w4g128-group_size128.
 
     Args:
         recipe: The recipe.
@@ -153,7 +165,9 @@ def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:
     options = recipe.model_dump(mode="json")
     named = {"method", "bits", "group_size", "curvature", "budget", "mix"}
     if isinstance(recipe, GroupedRecipe):
-        size = "row" if recipe.group_size == -1 else str(recipe.group_size)
+        size = GROUP_LABELS.get(recipe.group_size, str(recipe.group_size))
+        if str(base.get("group_size")) != str(recipe.group_size) and size == GROUP_LABELS[AUTO]:
+            named.remove("group_size")
         name = f"{recipe.method}-w{recipe.bits}g{size}" + ("-curvature" * recipe.curvature)
     elif isinstance(recipe, GgmlRecipe):
         name = options["mix"].lower() + recipe.method.removeprefix("kquant")

@@ -4,8 +4,8 @@ A method is one module: it defines a subclass of `Recipe` with the method's opti
 implementation. See CONTRIBUTING.md, "Add a method".
 """
 
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -14,9 +14,12 @@ from quantline.config.section import Section
 from quantline.registry import Registry
 
 Bits = Literal[2, 3, 4, 8]
-GroupSize = Literal[32, 64, 128, -1]  # -1: a group is a whole row
+FixedGroupSize = Literal[32, 64, 128, -1]
+GroupSize = Literal["auto", FixedGroupSize]
 BITS: tuple[Bits, ...] = get_args(Bits)
-GROUP_SIZES: tuple[GroupSize, ...] = get_args(GroupSize)
+AUTO: Literal["auto"] = "auto"
+WHOLE_ROW: Literal[-1] = -1
+GROUP_SIZES: tuple[FixedGroupSize, ...] = get_args(FixedGroupSize)[:3]  # of parts of a row
 
 OutputStatistics = Literal["none", "diagonal", "full"]
 RecipeType = TypeVar("RecipeType", bound="Recipe")
@@ -53,8 +56,8 @@ class GridBudget(Budget):
     bits: tuple[Bits, ...] = Field(
         default=BITS, min_length=1, description="Bits that a layer can have."
     )
-    group_sizes: tuple[GroupSize, ...] = Field(
-        default=GROUP_SIZES[:3], min_length=1, description="Group sizes that a layer can have."
+    group_sizes: tuple[FixedGroupSize, ...] = Field(
+        default=GROUP_SIZES, min_length=1, description="Group sizes that a layer can have."
     )
 
 
@@ -113,12 +116,16 @@ class GroupedRecipe(Recipe):
 
     bits: Bits = Field(description="Bits per weight.")
     group_size: GroupSize = Field(
-        description="Neighbouring inputs that share a scale; -1 is the whole row."
+        description="Neighbouring inputs that share a scale; -1 is the whole row. auto: in each "
+        "layer the largest of 128, 64 and 32 that divides its inputs, else the whole row."
     )
     budget: GridBudget | None = Field(
         default=None, description="Choose bits and group size layer by layer within a size."
     )
-    symmetric: bool = Field(description="Whether the zero point is fixed in the middle.")
+    symmetric: Literal[True, False, "auto"] = Field(
+        description="Whether the zero point is fixed in the middle. auto: in experts, whose "
+        "kernels in servers have no zero points."
+    )
     scales: Literal["minmax", "weighted"] = Field(
         default="weighted",
         description="minmax: a scale spans its group. weighted: the span is clipped to where the "
@@ -133,6 +140,27 @@ class GroupedRecipe(Recipe):
     def output_statistics(self) -> OutputStatistics:
         """All of the output gradient's second moments, if the recipe descends on them."""
         return "full" if self.curvature else "none"
+
+    def for_layer(self, widths: Iterable[int], of_expert: bool = False) -> Self:
+        """Return the recipe with the grid of one layer in place of every `auto`.
+
+        Args:
+            widths: Inputs of the layer, and of those that have to share its grid.
+            of_expert: Whether it is a layer of an expert.
+        """
+        grid: dict[str, Any] = {}
+        if self.group_size == AUTO:
+            grid["group_size"] = largest_group(widths)
+        if self.symmetric == AUTO:
+            grid["symmetric"] = of_expert
+        return self.model_copy(update=grid) if grid else self
+
+
+def largest_group(widths: Iterable[int]) -> FixedGroupSize:
+    """Return the largest group size that divides all widths; the whole row if none does."""
+    every = tuple(widths)
+    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in every)]
+    return max(fitting, default=WHOLE_ROW)
 
 
 RECIPES: Registry[type[Recipe]] = Registry("method")

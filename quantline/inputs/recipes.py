@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from quantline.config.ggml_recipes import GgmlRecipe
-from quantline.config.recipes import GroupedRecipe, Recipe
+from quantline.config.recipes import GroupedRecipe, Recipe, largest_group
 from quantline.errors import Failure, StageError
 from quantline.model.checkpoint import Checkpoint
 
@@ -28,8 +28,10 @@ def check_recipe(
     """
     if isinstance(recipe, GgmlRecipe):
         _check_overrides(recipe, checkpoint, converter)
-    if isinstance(recipe, GroupedRecipe) and recipe.budget is None and recipe.group_size != -1:
-        return _misfit(name, recipe.group_size, checkpoint)
+    if isinstance(recipe, GroupedRecipe) and recipe.budget is None:
+        size = recipe.group_size
+        if not isinstance(size, str) and size > 0:  # neither auto nor the whole row
+            return _misfit(name, size, checkpoint)
     return None
 
 
@@ -58,11 +60,9 @@ def _misfit(name: str, size: int, checkpoint: Checkpoint) -> str | None:
     odd = sorted(width for width in widths if width % size)
     if not odd:
         return None
-    fitting = [group for group in (128, 64, 32) if all(width % group == 0 for width in widths)]
-    advice = f"recipes.{name}.group_size={fitting[0]}" if fitting else "group_size=-1 (whole rows)"
     rows = ", ".join(str(width) for width in odd)
     return (
         f"recipes.{name} is going to fail, and the others go on: groups of {size} do not divide "
-        f"rows of {rows} weights, such as those of {widths[odd[0]]}; set {advice}, or take "
-        "suite=narrow"
+        f"rows of {rows} weights, such as those of {widths[odd[0]]}; set "
+        f"recipes.{name}.group_size=auto, or {largest_group(widths)} for all layers"
     )

@@ -161,6 +161,15 @@ class Architecture:
             return []
         return [[[name.replace("*", str(n)) for name in names] for n in range(self.experts)]]
 
+    def expert_linears(self) -> list[str]:
+        """Return module names of the linear layers of all experts, in order of use."""
+        names = []
+        for layer in range(self.layers):
+            groups = self.expert_groups(layer)
+            of_experts = {name for experts in groups for layers in experts for name in layers}
+            names += [name for name in self.linears_of(layer) if name in of_experts]
+        return names
+
     def linears(self) -> list[str]:
         """Return module names of all linear layers of the decoder blocks, in order of use."""
         return [name for layer in range(self.layers) for name in self.linears_of(layer)]

@@ -15,7 +15,7 @@ from quantline.config.recipes import Recipe
 from quantline.errors import Failure, Reason, StageError
 from quantline.files import read_json, write_json, write_tensors
 from quantline.quantized.storages import GROUPED, STORAGES
-from quantline.quantized.tensors import GgmlBlocks, QuantizedTensor
+from quantline.quantized.tensors import GgmlBlocks, GroupedLinear, QuantizedTensor, Scheme
 from quantline.registry import load_object
 
 REPORT = "quantized.json"
@@ -131,6 +131,13 @@ class QuantizedModel:
         kind = STORAGES[entry.get("kind", GROUPED)]
         tensor_class = cast(type[QuantizedTensor], load_object(kind))
         return tensor_class.from_parts(lambda part: self._read(entry, f"{name}.{part}"), entry)
+
+    def scheme(self, name: str, columns: int) -> Scheme:
+        """Return the scheme of a quantized linear layer with `columns` inputs."""
+        entry = self._contents["linears"][name]
+        if entry.get("kind", GROUPED) == GROUPED:
+            return GroupedLinear.scheme_of(entry, columns)
+        return self.linear(name).scheme
 
     def override(self, name: str) -> np.ndarray:
         """Return a tensor that replaces the source's, float32."""

@@ -5,7 +5,7 @@ can hold it says so in its `ContainerInfo.carries`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import ml_dtypes
@@ -106,8 +106,28 @@ class GroupedLinear:
     @property
     def scheme(self) -> Scheme:
         """What layers of one layout have to share."""
-        per_row = self.group_size == self.integers.shape[1]
-        return Scheme(self.kind, self.symmetric, self.group_size, per_row)
+        return self.scheme_of(self.describe(), self.integers.shape[1])
+
+    @staticmethod
+    def scheme_of(entry: dict[str, Any], columns: int) -> Scheme:
+        """Return the scheme of a layer by what `describe` said, and by its inputs."""
+        group_size = entry["group_size"]
+        per_row = group_size == columns
+        return Scheme(f"int{entry['bits']}", entry["symmetric"], group_size, per_row)
+
+    def in_groups_of(self, size: int) -> Self:
+        """Return the same weight in smaller groups: the parts of a group repeat its scale.
+
+        Args:
+            size: Divides the group size.
+        """
+        repeats = self.group_size // size
+        if repeats == 1:
+            return self
+        scales = np.repeat(self.scales, repeats, 1)
+        return replace(
+            self, scales=scales, zeros=np.repeat(self.zeros, repeats, 1), group_size=size
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return what quantized.json says of it."""

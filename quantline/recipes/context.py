@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantline.calibration.store import CalibrationStore
-from quantline.config.recipes import Recipe
+from quantline.config.recipes import GroupedRecipe, Recipe
 from quantline.methods.method import LayerStatistics, load_method
 from quantline.model.architecture import Architecture
 from quantline.model.tensor_source import TensorSource
@@ -43,8 +43,22 @@ class QuantizationContext:
     grids: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def recipe_of(self, layer: str) -> Recipe:
-        """Return the recipe with the grid of a layer."""
-        return self.recipe.model_copy(update=self.grids.get(layer))
+        """Return the recipe with the grid of a layer, in which nothing is `auto`."""
+        recipe = self.recipe.model_copy(update=self.grids.get(layer))
+        if not isinstance(recipe, GroupedRecipe):
+            return recipe
+        if layer in self._widths_of_experts:
+            return recipe.for_layer(self._widths_of_experts.values(), of_expert=True)
+        return recipe.for_layer([self._width(layer)])
+
+    @cached_property
+    def _widths_of_experts(self) -> dict[str, int]:
+        """Layer → its inputs, of all experts: they share a grid, as servers have one for them."""
+        return {name: self._width(name) for name in self.arch.expert_linears()}
+
+    def _width(self, layer: str) -> int:
+        """Return the number of a layer's inputs."""
+        return self.source.shape(f"{layer}.weight")[1]
 
     def method_of(self, layer: str) -> Any:
         """Return the method with the grid of a layer."""

@@ -72,9 +72,10 @@ def quantized_nodes(
 def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) -> QuantizedNodes:
     """Make one MatMulNBits node.
 
-    Groups that are no block size are cut into blocks that share a scale. A grid of fewer bits than
-    the slot keeps its integers and zero points; both are simply small numbers there. Zero points
-    are left out where they are what the node assumes: the middle of the slot.
+    Groups that are no block size are cut into blocks that share a scale; where a group is a whole
+    row, its last block may reach beyond the row, and what lies there is not read. A grid of fewer
+    bits than the slot keeps its integers and zero points; both are simply small numbers there. Zero
+    points are left out where they are what the node assumes: the middle of the slot.
 
     Args:
         name: The layer's module name.
@@ -91,18 +92,14 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) ->
     """
     rows, columns = linear.integers.shape
     bits = slot_bits(linear.bits)
-    fitting = [size for size in BLOCK_SIZES if linear.group_size % size == 0]
-    if not fitting:
-        raise StageError(
-            Failure.UNSUPPORTED_WIDTH,
-            f"expected groups that MatMulNBits' smallest block of {BLOCK_SIZES[-1]} divides, found "
-            f"groups of {linear.group_size} weights in {name}; use group_size 32",
-        )
-    block_size = fitting[0]
-    repeats = linear.group_size // block_size
-    packed = pack(linear.integers.reshape(-1, block_size), bits)
+    block_size = _block_size(name, linear)
+    blocks = -(-columns // block_size)
+    repeats = blocks // linear.scales.shape[1]
+    padded = np.zeros((rows, blocks * block_size), np.uint8)
+    padded[:, :columns] = linear.integers
+    packed = pack(padded.reshape(-1, block_size), bits)
     tensors = {
-        f"{name}.{PACKED}": packed.reshape(rows, columns // block_size, -1),
+        f"{name}.{PACKED}": packed.reshape(rows, blocks, -1),
         f"{name}.{SCALE}": np.repeat(linear.scales, repeats, 1),
     }
     if not (linear.zeros == 1 << (bits - 1)).all():
@@ -119,6 +116,25 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) ->
         block_size=block_size,
     )
     return QuantizedNodes([node], tensors)
+
+
+def _block_size(name: str, linear: GroupedLinear) -> int:
+    """Return the largest block that groups consist of, or that wastes least of a whole row.
+
+    Raises:
+        StageError: unsupported_width.
+    """
+    size = linear.group_size
+    fitting = [block for block in BLOCK_SIZES if size % block == 0]
+    if fitting:
+        return fitting[0]
+    if size != linear.integers.shape[1]:
+        raise StageError(
+            Failure.UNSUPPORTED_WIDTH,
+            f"expected groups that MatMulNBits' smallest block of {BLOCK_SIZES[-1]} divides, found "
+            f"groups of {size} weights in {name}; use group_size 32",
+        )
+    return min(BLOCK_SIZES, key=lambda block: -size % block)
 
 
 def dynamic_int8(name: str, linear: GroupedLinear, x: str, y: str, call: str) -> QuantizedNodes:
@@ -191,13 +207,13 @@ def dequantize(node: onnx.NodeProto, parts: dict[str, np.ndarray]) -> np.ndarray
     columns = attributes["K"]
     bits = attributes["bits"]
     block_size = attributes["block_size"]
-    blocks = columns // block_size
+    blocks = -(-columns // block_size)
     integers = unpack(parts[PACKED].reshape(rows * blocks, -1), bits, block_size)
     zeros: np.ndarray | np.float32 = np.float32(1 << (bits - 1))
     if ZERO in parts:
         zeros = unpack(parts[ZERO], bits, blocks)[:, :, None]
     steps = integers.reshape(rows, -1, block_size) - zeros
-    return (steps * parts[SCALE][:, :, None]).reshape(rows, columns)
+    return (steps * parts[SCALE][:, :, None]).reshape(rows, -1)[:, :columns]
 
 
 def integer_attributes(node: onnx.NodeProto) -> dict[str, int]:

@@ -16,7 +16,11 @@ from quantline.formats.bundle.hugging_face import HuggingFaceContainer, copy_sid
 from quantline.formats.bundle.unquantized import unquantized_values
 from quantline.formats.container import StoredTensor
 from quantline.formats.safetensors.fused import fused_tensors, keys_as_stored
-from quantline.formats.safetensors.layouts.layout import layout_of, load_layout
+from quantline.formats.safetensors.layouts.layout import (
+    layout_of,
+    load_layout,
+    shared_group_size,
+)
 from quantline.formats.safetensors.loadable import check_grids, check_loadable
 from quantline.formats.safetensors.serve import serve_text
 from quantline.formats.safetensors.shards import ShardWriter
@@ -25,7 +29,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX
 from quantline.model.dtypes import CONFIG_NAMES, NUMPY_DTYPES, STORED_NAMES
 from quantline.quantized.store import QuantizedModel
-from quantline.quantized.tensors import Scheme
+from quantline.quantized.tensors import GroupedLinear, Scheme
 
 
 class SafetensorsContainer(HuggingFaceContainer):
@@ -45,10 +49,11 @@ class SafetensorsContainer(HuggingFaceContainer):
             StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold),
                 and as `check_loadable` and `check_grids` do.
         """
-        if quantized.linears:
-            scheme = quantized.linear(quantized.linears[0]).scheme
+        schemes = _schemes(source, quantized)
+        if schemes:
             activations = quantized.activations_rounded
-            check_loadable(source.arch, variant.layout, scheme, activations)
+            check_loadable(source.arch, variant.layout, schemes, activations)
+            check_grids(source.arch, schemes)
         types = {name: _float_type(source, name, variant) for name in source.names}
         types |= {key: source.stored_dtype(key) for key in source.passed}
         copy_side_files(source.folder, folder)
@@ -56,7 +61,7 @@ class SafetensorsContainer(HuggingFaceContainer):
         if same_types and not quantized.linears and not quantized.overrides:
             _share_weights(source, folder)
             return types
-        return _write_tensors(source, quantized, folder, variant, types)
+        return _write_tensors(source, quantized, folder, variant, types, schemes)
 
     def read_back(self, folder: Path, source: Checkpoint) -> dict[str, StoredTensor]:
         """Return what the folder holds, under the source's names."""
@@ -105,12 +110,24 @@ def _share_weights(source: Checkpoint, folder: Path) -> None:
         shutil.copyfile(source.folder / INDEX, folder / INDEX)
 
 
+def _schemes(source: Checkpoint, quantized: QuantizedModel) -> dict[Scheme, list[str]]:
+    """Return scheme → the quantized layers that are stored by it, in the order of the model."""
+    schemes: dict[Scheme, list[str]] = {}
+    for name in source.names:
+        module = name.removesuffix(".weight")
+        if module in quantized.linears:
+            scheme = quantized.scheme(module, source.shape(name)[-1])
+            schemes.setdefault(scheme, []).append(module)
+    return schemes
+
+
 def _write_tensors(
     source: Checkpoint,
     quantized: QuantizedModel,
     folder: Path,
     variant: Variant,
     types: dict[str, str],
+    schemes: dict[Scheme, list[str]],
 ) -> dict[str, str]:
     """Write weights and config.json.
 
@@ -120,13 +137,14 @@ def _write_tensors(
         folder: Where to write.
         variant: What to export.
         types: Tensor → its type where it is not quantized.
+        schemes: Scheme → the quantized layers that are stored by it.
 
     Returns:
         Source tensor → the type that was asked for.
     """
     layout = load_layout(variant.layout, quantized.activations_rounded)
+    size = shared_group_size(schemes) if layout.one_grid and schemes else None
     shards = ShardWriter(folder)
-    schemes: dict[Scheme, list[str]] = {}
     requested = {}
     as_stored = keys_as_stored(source, quantized)
     for name in source.names:
@@ -135,7 +153,8 @@ def _write_tensors(
         if module in quantized.linears:
             linear = quantized.linear(module)
             requested[name] = linear.kind
-            schemes.setdefault(linear.scheme, []).append(module)
+            if size is not None and isinstance(linear, GroupedLinear):
+                linear = linear.in_groups_of(size)
             shards.add(layout.tensors(module, linear, dtype))
             continue
         requested[name] = types[name]
@@ -155,14 +174,26 @@ def _write_tensors(
     dtype_name = variant.dtype or CONFIG_NAMES[source.stored_dtype(source.arch.embedding)]
     config["torch_dtype" if is_older else "dtype"] = dtype_name
     if schemes:
-        check_grids(source.arch, schemes)
+        if size is not None:
+            schemes = _regrouped(schemes, size)
         kept = [name for name in source.arch.linears() if name not in quantized.linears]
         config["quantization_config"] = layout.config(
             {scheme: _module_names(source, names) for scheme, names in schemes.items()},
             [*source.arch.unquantized_modules, *_module_names(source, kept)],
+            _module_names(source, source.arch.expert_linears()),
         )
     write_json(folder / "config.json", config)
     return requested
+
+
+def _regrouped(schemes: dict[Scheme, list[str]], size: int) -> dict[Scheme, list[str]]:
+    """Return the schemes of layers that are stored in groups of one size."""
+    regrouped: dict[Scheme, list[str]] = {}
+    for scheme, names in schemes.items():
+        per_row = scheme.per_row and scheme.group_size == size
+        alike = scheme._replace(group_size=size, per_row=per_row)
+        regrouped.setdefault(alike, []).extend(names)
+    return regrouped
 
 
 def _module_names(source: Checkpoint, layers: list[str]) -> list[str]:

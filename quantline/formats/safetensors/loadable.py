@@ -8,7 +8,9 @@ from quantline.model.architecture import Architecture
 from quantline.quantized.tensors import Scheme
 
 
-def check_loadable(arch: Architecture, layout: str, scheme: Scheme, activations: bool) -> None:
+def check_loadable(
+    arch: Architecture, layout: str, schemes: Mapping[Scheme, Iterable[str]], activations: bool
+) -> None:
     """Refuse quantized layers that transformers does not load in a layout.
 
     compressed-tensors knows nn.Linear alone, and with gptqmodel GPT-2 breaks while it is built.
@@ -19,7 +21,7 @@ def check_loadable(arch: Architecture, layout: str, scheme: Scheme, activations:
     Args:
         arch: Sizes and names of the model.
         layout: The variant's layout.
-        scheme: Of any quantized layer.
+        schemes: Scheme → the quantized layers that are stored by it.
         activations: Whether the server rounds activations too.
 
     Raises:
@@ -41,14 +43,15 @@ def check_loadable(arch: Architecture, layout: str, scheme: Scheme, activations:
             found=f"{layout}, from which transformers does not load them",
             advice="use layout: compressed-tensors",
         )
-    if not scheme.symmetric:
+    of_experts = _schemes_of_experts(arch, schemes)
+    if not all(scheme.symmetric for scheme in of_experts):
         raise _refusal(
             arch,
             expected="symmetric integers for the experts",
             found="zero points, which neither transformers nor vLLM takes there",
-            advice="set symmetric: true in the recipe, or use format onnx",
+            advice="set symmetric: auto in the recipe, or use format onnx",
         )
-    if activations and scheme.kind == "int8":
+    if activations and any(scheme.kind == "int8" for scheme in of_experts):
         raise _refusal(
             arch,
             expected="packed integers or float8 for the experts",
@@ -78,19 +81,40 @@ def _refusal(arch: Architecture, expected: str, found: str, advice: str) -> Stag
     )
 
 
-def check_grids(arch: Architecture, schemes: Mapping[Scheme, Iterable[str]]) -> None:
-    """Refuse several grids in a model with experts.
+def _schemes_of_experts(
+    arch: Architecture, schemes: Mapping[Scheme, Iterable[str]]
+) -> dict[Scheme, list[str]]:
+    """Return the schemes of the layers that are experts'."""
+    experts = set(arch.expert_linears())
+    of_experts = {scheme: sorted(experts.intersection(of)) for scheme, of in schemes.items()}
+    return {scheme: names for scheme, names in of_experts.items() if names}
 
-    transformers fuses experts when it loads them, and then finds no layers of the names that
-    config.json lists.
+
+def check_grids(arch: Architecture, schemes: Mapping[Scheme, Iterable[str]]) -> None:
+    """Refuse several grids where a server has one kernel.
+
+    transformers and vLLM fuse all experts of a block when they load them. vLLM fuses queries, keys
+    and values too, and gate and up: layers that read one input.
 
     Raises:
-        StageError: unsupported_architecture.
+        StageError: unsupported_architecture for experts, unsupported_width for other layers.
     """
-    grids = group_by_grid(schemes)
-    if arch.experts and len(grids) > 1:
+    of_experts = _schemes_of_experts(arch, schemes)
+    grids = group_by_grid(of_experts)
+    if len(grids) > 1:
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
-            f"expected one grid for all layers of {arch.model_type} in safetensors, found "
-            f"{len(grids)}; use format onnx, or a recipe without a budget",
+            f"expected one grid for all experts of {arch.model_type} in safetensors, found "
+            f"{', '.join(map(str, grids))}; use format onnx, or a recipe without a budget",
         )
+    experts = {name for names in of_experts.values() for name in names}
+    scheme_of = {name: scheme for scheme, names in schemes.items() for name in names}
+    for layer in range(arch.layers):
+        for group in arch.input_groups(layer):
+            linears = [name for name in group.linears if name in scheme_of and name not in experts]
+            if len({scheme_of[name] for name in linears}) > 1:
+                raise StageError(
+                    Failure.UNSUPPORTED_WIDTH,
+                    "expected one grid for layers that read one input, which vLLM fuses, found "
+                    f"several for {', '.join(linears)}; use a recipe that gives them the same",
+                )

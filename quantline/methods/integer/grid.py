@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quantline.config.recipes import GroupedRecipe
+from quantline.config.recipes import AUTO, WHOLE_ROW, GroupedRecipe
 from quantline.errors import Failure, StageError
 from quantline.methods.integer.rtn_numpy import SMALLEST_SCALE
 from quantline.quantized.tensors import GroupedLinear
@@ -43,22 +43,25 @@ def grid_for(layer: str, recipe: GroupedRecipe, width: int) -> Grid:
 
     Args:
         layer: The module's name, for messages.
-        recipe: Its group size -1 is the whole row.
+        recipe: Its group size -1 is the whole row; `auto` is that of a layer on its own.
         width: Inputs of the layer.
 
     Raises:
         StageError: unsupported_width, if the group size does not divide the width.
     """
-    size = width if recipe.group_size == -1 else recipe.group_size
+    on_layer = recipe.for_layer((width,))
+    assert on_layer.group_size != AUTO, "for_layer leaves numbers alone"
+    assert on_layer.symmetric != AUTO, "for_layer leaves numbers alone"
+    size = width if on_layer.group_size == WHOLE_ROW else on_layer.group_size
     if width % size:
         fitting = [str(other) for other in (128, 64, 32) if width % other == 0]
         choices = ", ".join(fitting) if fitting else "-1 (the whole row)"
         raise StageError(
             Failure.UNSUPPORTED_WIDTH,
             f"{layer} has rows of {width} weights, which groups of {size} do not divide; "
-            f"group_size can be {choices} here",
+            f"group_size can be {choices} here, or auto",
         )
-    return Grid(recipe.bits, size, recipe.symmetric)
+    return Grid(recipe.bits, size, on_layer.symmetric)
 
 
 def split_groups(weight: torch.Tensor, grid: Grid) -> torch.Tensor:

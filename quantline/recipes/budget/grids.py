@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from quantline.config.recipes import GridBudget, GroupedRecipe
+from quantline.config.recipes import AUTO, WHOLE_ROW, GridBudget, GroupedRecipe
 from quantline.errors import Failure, StageError
 from quantline.methods.integer.output_error import dequantize_like
 from quantline.methods.method import LayerStatistics, load_method
@@ -43,7 +43,6 @@ class GridPlan:
         self.ctx = ctx
         recipe = cast(GroupedRecipe, ctx.recipe)
         budget = cast(GridBudget, recipe.budget)
-        self.symmetric = recipe.symmetric
         self.budget = budget
         self.rounding = recipe.rounding_name
         self.linears = self._group_linears()
@@ -52,7 +51,8 @@ class GridPlan:
         for item, linears in self.linears.items():
             sizes = self._group_sizes(linears)
             self.options[item] = [grid_label(bits, size) for bits in budget.bits for size in sizes]
-            self.unbudgeted[item] = grid_label(recipe.bits, recipe.group_size)
+            alone = cast(GroupedRecipe, ctx.recipe_of(linears[0]))
+            self.unbudgeted[item] = grid_label(recipe.bits, cast(int, alone.group_size))
         weights = {f"{name}.weight" for names in self.linears.values() for name in names}
         names = ctx.source.names
         self.fixed_bytes = sum(self._bytes(name) for name in names if name not in weights)
@@ -90,6 +90,8 @@ class GridPlan:
         for size in self.budget.group_sizes:
             if size == -1 or all(width % size == 0 for width in widths):
                 sizes.append(size)
+        if not sizes and cast(GroupedRecipe, self.ctx.recipe).group_size == AUTO:
+            sizes = [WHOLE_ROW]
         if not sizes:
             given = ", ".join(map(str, self.budget.group_sizes))
             raise StageError(
@@ -107,7 +109,8 @@ class GridPlan:
             name = f"{linear}.weight"
             shape = self.ctx.source.shape(name)
             scale_bytes = self._bytes_per_number(name)
-            total += packed_bytes(shape, bits, group_size, self.symmetric, scale_bytes)
+            symmetric = cast(GroupedRecipe, self.ctx.recipe_of(linear)).symmetric is True
+            total += packed_bytes(shape, bits, group_size, symmetric, scale_bytes)
         return total
 
     @same_bits()
@@ -137,7 +140,8 @@ class GridPlan:
         costs_of_grids = {}
         for option in options:
             bits, group_size = parse_grid(option)
-            recipe = self.ctx.recipe.model_copy(update={"bits": bits, "group_size": group_size})
+            grid = {"bits": bits, "group_size": group_size}
+            recipe = self.ctx.recipe_of(layer).model_copy(update=grid)
             linear = load_method(recipe).quantize(weight, statistics, prepared)
             costs_of_grids[option] = cost(dequantize_like(linear, weight))
         return costs_of_grids

@@ -5,7 +5,7 @@ float8_e4m3fn [out, in] and `weight_scale` [out, 1]. The server finds the scale 
 activations when it computes them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,10 @@ class EightBits(Layout[GroupedLinear | FloatLinear]):
         return {f"{module}.weight": values, f"{module}.weight_scale": scales}
 
     def config(
-        self, schemes: Mapping[Scheme, list[str]], unquantized_modules: list[str]
+        self,
+        schemes: Mapping[Scheme, list[str]],
+        unquantized_modules: list[str],
+        of_experts: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config (see Layout)."""
         kind = only_grid(schemes).kind

@@ -8,8 +8,8 @@ W = (integers - zeros) * scales transposed to [in, out]:
 * `scales` float16 [groups, out].
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])  # which of the eight outputs comes n
 
 class Awq(Layout[GroupedLinear]):
     """4 bits; all layers share one grid."""
+
+    one_grid: ClassVar[bool] = True
 
     def part_names(self, module: str) -> list[str]:
         """Return the tensors of a layer; all are always there."""
@@ -51,7 +53,10 @@ class Awq(Layout[GroupedLinear]):
         }
 
     def config(
-        self, schemes: Mapping[Scheme, list[str]], unquantized_modules: list[str]
+        self,
+        schemes: Mapping[Scheme, list[str]],
+        unquantized_modules: list[str],
+        of_experts: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config (see Layout)."""
         grid = only_grid(schemes)

@@ -4,7 +4,8 @@ It is written by the package's own packing and its own schema. Integers are pack
 and zero points along the outputs, both moved by 2^(bits-1) to signed numbers.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from compressed_tensors.quantization import (
     QuantizationStatus,
 )
 
-from quantline.formats.safetensors.layouts.layout import Layout, group_by_grid
+from quantline.errors import Failure, StageError
+from quantline.formats.safetensors.layouts.layout import LayerGrid, Layout, group_by_grid
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.tensors import GroupedLinear, Scheme
 
@@ -50,26 +52,34 @@ class PackedIntegers(Layout[GroupedLinear]):
         return tensors
 
     def config(
-        self, schemes: Mapping[Scheme, list[str]], unquantized_modules: list[str]
+        self,
+        schemes: Mapping[Scheme, list[str]],
+        unquantized_modules: list[str],
+        of_experts: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config (see Layout).
 
-        It has one scheme for all linear layers, or where there are several, lists the layers.
+        It has one scheme for all linear layers. Where experts have another grid than the rest,
+        they have a scheme of their own, by patterns: transformers and vLLM fuse experts when they
+        load them, and then find no layers by the names of the file. Where the rest has several
+        grids, its layers are listed.
         """
-        grids = group_by_grid(schemes)
-        groups = {}
-        for number, (grid, names) in enumerate(grids.items()):
-            weights = QuantizationArgs(
-                num_bits=grid.bits,
-                type="int",
-                symmetric=grid.symmetric,
-                group_size=grid.group_size,
-                strategy="channel" if grid.group_size is None else "group",
-            )
-            targets = names if len(grids) > 1 else [ALL_LINEARS]
-            groups[f"group_{number}"] = QuantizationScheme(targets=targets, weights=weights)
+        experts = frozenset(of_experts)
+        rest = _without(schemes, experts)
+        grids = group_by_grid(rest)
+        targets = {
+            grid: names if len(grids) > 1 else [ALL_LINEARS] for grid, names in grids.items()
+        }
+        groups = list(targets.items())
+        for grid in group_by_grid(_only(schemes, experts)):
+            if list(grids) != [grid]:
+                patterns = [ALL_LINEARS] if not grids else expert_patterns(experts)
+                groups.insert(0, (grid, patterns))
         return QuantizationConfig(
-            config_groups=groups,
+            config_groups={
+                f"group_{number}": QuantizationScheme(targets=names, weights=_arguments(grid))
+                for number, (grid, names) in enumerate(groups)
+            },
             ignore=unquantized_modules,
             format="pack-quantized",
             quantization_status=QuantizationStatus.COMPRESSED,
@@ -99,14 +109,80 @@ class PackedIntegers(Layout[GroupedLinear]):
         return (steps * scales[:, :, None]).reshape(shape)
 
 
+def _only(schemes: Mapping[Scheme, list[str]], names: Collection[str]) -> dict[Scheme, list[str]]:
+    """Return the schemes of some layers alone."""
+    kept = {scheme: [name for name in of if name in names] for scheme, of in schemes.items()}
+    return {scheme: of for scheme, of in kept.items() if of}
+
+
+def _without(
+    schemes: Mapping[Scheme, list[str]], names: Collection[str]
+) -> dict[Scheme, list[str]]:
+    """Return the schemes of all layers but some."""
+    every = {name for of in schemes.values() for name in of}
+    return _only(schemes, every.difference(names))
+
+
+def _arguments(grid: LayerGrid) -> QuantizationArgs:
+    """Return a grid in the package's own schema."""
+    return QuantizationArgs(
+        num_bits=grid.bits,
+        type="int",
+        symmetric=grid.symmetric,
+        group_size=grid.group_size,
+        strategy="channel" if grid.group_size is None else "group",
+    )
+
+
+def expert_patterns(layers: Iterable[str]) -> list[str]:
+    """Return targets that match layers of experts in every block, whatever their own names.
+
+    vLLM looks for an expert's layers by names of its own, such as gate_proj where a file has w1,
+    and a wrapper of theirs has another name before the blocks. So a pattern is what lies between
+    the block's number and the expert's. transformers takes the scheme of the experts from the
+    first group that has a pattern with "experts" in it.
+    """
+    found = set()
+    for layer in layers:
+        parts = layer.split(".")
+        numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+        if len(numbers) < 2:
+            found.add(f"{re.escape(layer)}$")
+            continue
+        inside = r"\.".join(map(re.escape, parts[numbers[0] + 1 : numbers[-1]]))
+        end = "$" if numbers[-1] == len(parts) - 1 else r"\."
+        found.add(rf".*\.{inside}\.\d+{end}")
+    patterns = [f"re:{pattern}" for pattern in sorted(found)]
+    if not any("experts" in pattern for pattern in patterns):
+        patterns[0] = patterns[0].replace("re:", "re:(?#experts)", 1)
+    return patterns
+
+
 def _bits(config: dict[str, Any], module: str) -> int:
     """Return the bits of a layer's integers by a quantization_config."""
-    groups = [
-        group
-        for group in config["config_groups"].values()
-        if module in group["targets"] or ALL_LINEARS in group["targets"]
-    ]
-    return groups[0]["weights"]["num_bits"]
+    groups = config["config_groups"].values()
+    for matches in (_is_listed, _is_in_pattern, _is_linear):
+        for group in groups:
+            if matches(module, group["targets"]):
+                bits: int = group["weights"]["num_bits"]
+                return bits
+    raise StageError(
+        Failure.READBACK_MISMATCH,
+        f"expected {module} in a group of quantization_config, found it in none; export it again",
+    )
+
+
+def _is_listed(module: str, targets: list[str]) -> bool:
+    return module in targets
+
+
+def _is_in_pattern(module: str, targets: list[str]) -> bool:
+    patterns = (target.removeprefix("re:") for target in targets if target.startswith("re:"))
+    return any(re.match(pattern, module) for pattern in patterns)
+
+
+def _is_linear(module: str, targets: list[str]) -> bool:
+    return ALL_LINEARS in targets
 
 
 def _pack(unsigned: np.ndarray, bits: int, dimension: int) -> np.ndarray:

@@ -11,8 +11,8 @@ Checkpoint format `gptq`, which every loader knows, stores zeros - 1. That has n
 point of 0, so asymmetric layers are in `gptq_v2`, which stores zeros as they are.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ WORD_BITS = 32
 
 class Gptq(Layout[GroupedLinear]):
     """2, 3, 4 or 8 bits; all layers share one grid."""
+
+    one_grid: ClassVar[bool] = True
 
     def part_names(self, module: str) -> list[str]:
         """Return the tensors of a layer; all are always there."""
@@ -52,7 +54,10 @@ class Gptq(Layout[GroupedLinear]):
         }
 
     def config(
-        self, schemes: Mapping[Scheme, list[str]], unquantized_modules: list[str]
+        self,
+        schemes: Mapping[Scheme, list[str]],
+        unquantized_modules: list[str],
+        of_experts: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config (see Layout)."""
         grid = only_grid(schemes)

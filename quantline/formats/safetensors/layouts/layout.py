@@ -1,12 +1,13 @@
 """The protocol of a layout, and the grids that its layers have to share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from quantline.config.recipes import GROUP_SIZES, WHOLE_ROW, largest_group
 from quantline.errors import Failure, StageError
 from quantline.formats.safetensors.layouts import LAYOUTS
 from quantline.model.checkpoint import Checkpoint
@@ -39,6 +40,8 @@ class Layout(ABC, Generic[Tensor]):
     where `config` is the whole quantization_config.
     """
 
+    one_grid: ClassVar[bool] = False  # whether all layers have to share bits and group size
+
     @abstractmethod
     def part_names(self, module: str) -> list[str]:
         """Return the tensors that a layer may have.
@@ -62,13 +65,17 @@ class Layout(ABC, Generic[Tensor]):
 
     @abstractmethod
     def config(
-        self, schemes: Mapping[Scheme, list[str]], unquantized_modules: list[str]
+        self,
+        schemes: Mapping[Scheme, list[str]],
+        unquantized_modules: list[str],
+        of_experts: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config of config.json.
 
         Args:
             schemes: Scheme → the layers that are stored by it.
             unquantized_modules: The linear layers that are not quantized.
+            of_experts: The quantized layers that are experts', which share one grid.
 
         Raises:
             StageError: unsupported_width, if the layers have more schemes than the layout allows.
@@ -131,15 +138,30 @@ class LayerGrid(NamedTuple):
 def group_by_grid(schemes: Mapping[Scheme, Iterable[str]]) -> dict[LayerGrid, list[str]]:
     """Return grid → the layers that are stored so, sorted.
 
-    The group size is None where all groups are whole rows, which may differ in length then.
+    The group size is None where all groups are whole rows, which may differ in length then, and
+    where a layer's are so and as long as no group is.
     """
     all_per_row = all(scheme.per_row for scheme in schemes)
     grids: dict[LayerGrid, list[str]] = {}
     for scheme, names in schemes.items():
-        group_size = None if all_per_row else scheme.group_size
-        grid = LayerGrid(scheme.kind, scheme.symmetric, group_size)
+        by_row = all_per_row or (scheme.per_row and scheme.group_size not in GROUP_SIZES)
+        grid = LayerGrid(scheme.kind, scheme.symmetric, None if by_row else scheme.group_size)
         grids.setdefault(grid, []).extend(names)
-    return {grid: sorted(names) for grid, names in sorted(grids.items())}
+    ordered = sorted(grids.items(), key=lambda entry: (*entry[0][:2], entry[0].group_size or 0))
+    return {grid: sorted(names) for grid, names in ordered}
+
+
+def shared_group_size(schemes: Iterable[Scheme]) -> int | None:
+    """Return the size of smaller groups by which layers of several group sizes become alike.
+
+    None where they are alike already, and where there is none that servers know.
+    """
+    every = tuple(schemes)
+    sizes = {scheme.group_size for scheme in every}
+    if len(sizes) == 1 or all(scheme.per_row for scheme in every):
+        return None
+    size = largest_group(sizes)
+    return None if size == WHOLE_ROW else size
 
 
 def only_grid(schemes: Mapping[Scheme, Iterable[str]]) -> LayerGrid:
@@ -153,7 +175,7 @@ def only_grid(schemes: Mapping[Scheme, Iterable[str]]) -> LayerGrid:
         raise StageError(
             Failure.UNSUPPORTED_WIDTH,
             "expected one width and group size for all layers, found "
-            f"{', '.join(map(str, grids))}; quantize them with one recipe without a budget, or use "
-            "layout: compressed-tensors",
+            f"{', '.join(map(str, grids))}; quantize them with one recipe of one group size "
+            "and without a budget, or use layout: compressed-tensors",
         )
     return grids[0]
