@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from quantline.calibration.store import CalibrationStore
-from quantline.config.recipes import Recipe
+from quantline.config.recipes import AUTO, Recipe
 from quantline.errors import Failure, StageError
 from quantline.files import versions
 from quantline.model.architecture import Architecture
@@ -17,6 +17,7 @@ from quantline.recipes.baseline import BASELINES
 from quantline.recipes.budget.fit import fit
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import check_some_layer, fallbacks
+from quantline.recipes.grid_counts import describe_grids, grid_counts
 from quantline.recipes.quantize_block import quantize_block
 
 
@@ -78,7 +79,9 @@ def quantize_model(
         transforms += done["transforms"]
     check_some_layer(layers)
     if recipe.storage != "none":
-        transforms.append({"step": "quantize", **recipe.model_dump(mode="json")})
+        step = {"step": "quantize", **recipe.model_dump(mode="json")}
+        chosen = grid_counts(layers) if AUTO in step.values() else {}
+        transforms.append(step | ({"grids": chosen} if chosen else {}))
     report: dict[str, Any] = {
         "recipe": requested,
         "transforms": transforms,
@@ -143,6 +146,9 @@ def summarize(report: dict[str, Any], recipe: Recipe) -> Summary:
     metrics: dict[str, float] = {"layers": count}
     text = f"{count} {'tensors' if in_ggml else 'layers'} rounded"
     fell_back = fallbacks(report["tensors" if in_ggml else "layers"])
+    grids = grid_counts(report.get("layers", {}))
+    if len(grids) > 1:
+        text += f" in {describe_grids(grids)}"
     gain = layer_gain(report, recipe)
     if gain is not None:
         baseline = BASELINES[recipe.baseline]

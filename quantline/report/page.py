@@ -14,6 +14,7 @@ from quantline.config.compose import as_yaml
 from quantline.files import MIB
 from quantline.messages import printable
 from quantline.metrics.figure import columns_of
+from quantline.recipes.grid_counts import describe_grids
 from quantline.report import tables
 from quantline.report.build import Report
 from quantline.report.experts import describe_experts, modules_of_experts
@@ -40,6 +41,7 @@ def render_page(report: Report) -> str:
         "most_modules": MOST_MODULES,
         "most_flips": MOST_FLIPS,
         "columns_of": columns_of,
+        "describe_grids": describe_grids,
         "count_gates": tables.count_gates,
         "figure_cells": tables.figure_cells,
         "find_gate": tables.find_gate,

@@ -18,6 +18,7 @@ from quantline.metrics.figures.speed import ESTIMATED_SPEED
 from quantline.metrics.results import ResultFiles, Results, read_lm_eval, read_results
 from quantline.model.architecture import Architecture
 from quantline.paths import EXPORTS, METRICS
+from quantline.recipes.grid_counts import grid_counts
 from quantline.report.budgets import budget_summary
 from quantline.report.chain import REPRO, StaleLink, stale_links
 from quantline.report.failures import last_failure, why_not_built
@@ -125,6 +126,7 @@ def fill_in(
     row.smoke = read_json(bundle / SMOKE)["prompts"]
     row.layers = worst_layers(manifest)
     row.fallbacks = fallbacks(manifest)
+    row.grids = grid_counts(manifest["layers"])
     row.budget = budget_summary(manifest)
     row.lineage = read_lineage(bundle, manifest)
     row.substituted_share = manifest["substituted_share"]

@@ -28,6 +28,7 @@ class VariantRow:
         smoke: Prompts of the smoke test with what was generated.
         layers: The layers with the largest error (see `worst_layers`).
         fallbacks: Layer → how it was rounded, if not as the recipe says (see `fallbacks`).
+        grids: How many layers have which grid (see `grid_counts`).
         budget: What a budget chose (see `budget_summary`); None without one.
         beside: The uniform variant that a budget's is compared with (see `uniform_counterpart`).
         lineage: Where the bundle comes from (see `read_lineage`).
@@ -55,6 +56,7 @@ class VariantRow:
     smoke: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
     fallbacks: dict[str, str] = field(default_factory=dict)
+    grids: dict[str, int] = field(default_factory=dict)
     budget: dict[str, Any] | None = None
     beside: dict[str, Any] | None = None
     lineage: dict[str, Any] = field(default_factory=dict)

@@ -89,6 +89,18 @@ def test_write_grid_makes_a_suite_that_composes(conf):
     )
 
 
+def test_write_grid_tells_128_in_every_layer_from_at_most_128(conf):
+    before = contents(conf)
+    points = write_grid(conf, "gptq", {"group_size": ["auto", 128, 32]})
+    names = ["gptq-w4g128", "gptq-w4g128-group_size128", "gptq-w4g32"]
+    assert points == [GridPoint(name, name) for name in names]
+    assert {name for name in written(conf, before) if name.startswith("recipe/")} == {
+        "recipe/gptq-w4g128-group_size128.yaml"
+    }
+    sizes = [recipe.get("group_size") for recipe in compose(["suite=sweep"])["recipes"].values()]
+    assert sizes == [None, "auto", 128, 32]
+
+
 def test_write_grid_adds_to_a_suite_and_names_nothing_twice(conf):
     comment, recipes, variants = grid.read_suite(conf / "suite/quick.yaml")
     points = write_grid(conf, "gptq", {"bits": [4, 3, 3]}, suite="quick")

@@ -11,6 +11,7 @@ from quantline.calibration.collect import collect_statistics
 from quantline.calibration.store import INFO, CalibrationStore
 from quantline.config.recipes import parse_recipe
 from quantline.files import write_json
+from quantline.ingest.verify import check_blocks
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.family import FAMILIES
 from quantline.quantized.store import QuantizedModel
@@ -41,24 +42,23 @@ INT8 = {"method": "int8"}
 
 
 class FamilyModel:
-    """A tiny model of one family."""
+    """A tiny model of one family, or of one that has no table, with other sizes if wanted."""
 
-    def __init__(self, folder: Path, model_type: str) -> None:
+    def __init__(self, folder: Path, model_type: str, **others: Any) -> None:
         self.folder = folder
         self._quantized: dict[str, QuantizedModel] = {}
         self._bundles: dict[str, Path] = {}
-        sizes = SIZES.get(model_type, {})
-        tied = model_type not in UNTIED
-        model = write_model(
-            folder / "model",
-            model_type,
-            hidden_size=64,
-            intermediate_size=96,
-            num_key_value_heads=4,
-            tie_word_embeddings=tied,
-            **sizes,
-        )
+        sizes = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": model_type not in UNTIED,
+        }
+        sizes |= SIZES.get(model_type, {}) | others
+        model = write_model(folder / "model", model_type, **sizes)
         self.checkpoint = Checkpoint(model)
+        if model_type not in FAMILIES:
+            self.checkpoint = Checkpoint(model, structure=check_blocks(self.checkpoint))
         self.arch = self.checkpoint.arch
         self.tokens = tokens_of(self.checkpoint)
 

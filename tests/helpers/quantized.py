@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from quantline.config.recipes import GroupSize, largest_group
 from quantline.formats.container import Container
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel, QuantizedWriter
@@ -20,7 +21,7 @@ def rounded(
     folder: Path,
     model: Checkpoint,
     bits: int = 4,
-    group_size: int = 32,
+    group_size: GroupSize = 32,
     symmetric: bool = False,
     overrides: dict[str, np.ndarray] | None = None,
     recipe: dict[str, Any] | None = None,
@@ -35,7 +36,8 @@ def rounded(
     writer = QuantizedWriter(folder)
     for name in model.arch.linears() if bits else []:
         weight = torch.from_numpy(model.tensor(f"{name}.weight"))
-        size = weight.shape[1] if group_size == -1 else group_size
+        size: Any = largest_group([weight.shape[1]]) if group_size == "auto" else group_size
+        size = weight.shape[1] if size == -1 else size
         writer.add_linear(name, round_to_nearest(weight, Grid(bits, size, symmetric)))
     for name, tensor in (overrides or {}).items():
         writer.add_override(name, tensor)

@@ -132,6 +132,12 @@ def test_check_says_which_recipes_do_not_fit_the_widths(project, tiny_narrow):
     warning = next(text for text in findings.warnings if "gptq-w4g128" in text)
     assert warning.startswith("recipes.gptq-w4g128 is going to fail, and the others go on")
     assert "rows of 64, 176 weights" in warning
+    assert "set recipes.gptq-w4g128.group_size=auto, or -1 for all layers" in warning
+
+
+def test_check_finds_nothing_to_say_of_groups_that_are_chosen_by_layer(project, tiny_narrow):
+    findings = findings_of(project, f"model.path={tiny_narrow}")
+    assert not any("group" in text for text in findings.warnings)
 
 
 def test_check_names_messages_that_the_template_refuses(project, tiny_model, tmp_path):

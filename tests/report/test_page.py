@@ -49,6 +49,13 @@ def test_render_page_is_one_file_that_fetches_nothing_and_escapes_what_it_shows(
     assert text == render()
 
 
+def test_render_page_says_how_many_layers_have_which_grid():
+    row = make_row("a", 2, 0.01, grids={"groups of 128": 560, "whole rows, symmetric": 1})
+    text = render_page(make_report([row, make_row("b", 2, 0.01)]))
+    words = "<dt>grids</dt><dd>groups of 128 (560 layers), whole rows, symmetric (1 layer)</dd>"
+    assert text.count(words) == text.count("<dt>grids</dt>") == 1
+
+
 def test_render_page_shows_whatever_comes_from_a_model_or_a_file_as_text():
     flip = FLIP | dict.fromkeys(
         ("id", "task", "prompt", "reference", "said", "baseline_said"), HOSTILE

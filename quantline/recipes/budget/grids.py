@@ -6,7 +6,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from quantline.config.recipes import AUTO, WHOLE_ROW, GridBudget, GroupedRecipe
+from quantline.config.recipes import (
+    AUTO,
+    WHOLE_ROW,
+    GridBudget,
+    GroupedRecipe,
+    largest_group,
+)
 from quantline.errors import Failure, StageError
 from quantline.methods.integer.output_error import dequantize_like
 from quantline.methods.method import LayerStatistics, load_method
@@ -90,8 +96,9 @@ class GridPlan:
         for size in self.budget.group_sizes:
             if size == -1 or all(width % size == 0 for width in widths):
                 sizes.append(size)
-        if not sizes and cast(GroupedRecipe, self.ctx.recipe).group_size == AUTO:
-            sizes = [WHOLE_ROW]
+        is_auto = cast(GroupedRecipe, self.ctx.recipe).group_size == AUTO
+        if not sizes and is_auto and largest_group(widths) == WHOLE_ROW:
+            sizes.append(WHOLE_ROW)
         if not sizes:
             given = ", ".join(map(str, self.budget.group_sizes))
             raise StageError(

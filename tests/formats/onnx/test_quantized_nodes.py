@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quantline.errors import Failure, StageError
-from quantline.formats.onnx.quantized_nodes import pack, quantized_nodes, unpack
+from quantline.formats.onnx.quantized_nodes import dequantize, pack, quantized_nodes, unpack
 from quantline.quantized.tensors import GroupedLinear
 
 
@@ -29,11 +29,10 @@ def run_layer(linear: GroupedLinear, x: np.ndarray) -> np.ndarray:
     return session.run(None, {"x": x})[0]
 
 
-def random_layer(bits: int, group_size: int, symmetric: bool) -> GroupedLinear:
-    """Return a layer of 24 outputs and 96 inputs."""
+def random_layer(bits: int, group_size: int, symmetric: bool, columns: int = 96) -> GroupedLinear:
+    """Return a layer of 24 outputs."""
     generator = np.random.default_rng(bits)
     rows = 24
-    columns = 96
     groups = (rows, columns // group_size)
     middle = np.full(groups, 1 << (bits - 1))
     integers = generator.integers(0, 1 << bits, (rows, columns)).astype(np.uint8)
@@ -42,8 +41,8 @@ def random_layer(bits: int, group_size: int, symmetric: bool) -> GroupedLinear:
     return GroupedLinear(integers, scales, zeros.astype(np.uint8), bits, group_size, symmetric)
 
 
-def random_inputs() -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((5, 96)).astype(np.float32)
+def random_inputs(columns: int = 96) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((5, columns)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +53,18 @@ def test_matmul_nbits_computes_what_numpy_does(bits, group_size):
     x = random_inputs()
     expected = x @ linear.dequantize().T
     assert np.allclose(run_layer(linear, x), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("columns", [33, 80, 100])
+def test_matmul_nbits_takes_whole_rows_of_any_length(bits, columns):
+    linear = random_layer(bits, columns, False, columns)
+    x = random_inputs(columns)
+    expected = x @ linear.dequantize().T
+    assert np.allclose(run_layer(linear, x), expected, atol=1e-4, rtol=1e-5)
+    made = quantized_nodes("layer", linear, "x", "y")
+    parts = {name.partition(".")[2]: tensor for name, tensor in made.tensors.items()}
+    assert np.array_equal(dequantize(made.nodes[0], parts), linear.dequantize())
 
 
 def test_dynamic_int8_computes_what_numpy_does():

@@ -16,6 +16,7 @@ from quantline.formats.safetensors.layouts.layout import (
     layout_of,
     load_layout,
     only_grid,
+    shared_group_size,
 )
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.tensors import GroupedLinear, Scheme
@@ -142,6 +143,39 @@ def test_group_by_grid_takes_rows_of_unlike_length_for_one_grid():
     assert group_by_grid({short: ["b"], long: ["a"]}) == {LayerGrid("int8", True, None): ["a", "b"]}
     grouped = Scheme("int8", True, 32, per_row=False)
     assert len(group_by_grid({grouped: ["b"], long: ["a"]})) == 2
+
+
+def test_group_by_grid_stores_a_row_as_a_row_beside_groups():
+    row = Scheme("int4", False, 80, per_row=True)
+    one_group = Scheme("int4", False, 64, per_row=True)
+    groups = Scheme("int4", False, 64, per_row=False)
+    assert group_by_grid({row: ["c"], one_group: ["b"], groups: ["a"]}) == {
+        LayerGrid("int4", False, None): ["c"],
+        LayerGrid("int4", False, 64): ["a", "b"],
+    }
+
+
+def test_shared_group_size_is_one_that_servers_know():
+    def scheme(size: int, per_row: bool = False) -> Scheme:
+        return Scheme("int4", False, size, per_row)
+
+    assert shared_group_size([scheme(128), scheme(64)]) == 64
+    assert shared_group_size([scheme(128), scheme(192, True)]) == 64
+    assert shared_group_size([scheme(128), scheme(128, True)]) is None
+    assert shared_group_size([scheme(80, True), scheme(192, True)]) is None
+    assert shared_group_size([scheme(128), scheme(80, True)]) is None
+
+
+@pytest.mark.parametrize("layout", ["gptq", "awq"])
+def test_layers_of_unlike_groups_share_the_smallest(tmp_path, make_model, layout):
+    """A group of 128 is two of 64 with one scale, so these layouts hold it exactly."""
+    source = Checkpoint(make_model(tmp_path / "model", intermediate_size=192))
+    quantized = rounded(tmp_path / "q", source, 4, "auto")
+    assert {quantized.linear(name).group_size for name in quantized.linears} == {64, 128}
+    write_variant("safetensors", tmp_path / "out", source, quantized, layout=layout)
+    assert differing(CONTAINER, tmp_path / "out", source, quantized) == []
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["quantization_config"]["group_size"] == 64
 
 
 def test_only_grid_refuses_several():
