@@ -37,6 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "metrics",
         "model",
         "recipes/baseline.py",
+        "recipes/grid_counts.py",
         "report",
         "runtimes",
     ),
