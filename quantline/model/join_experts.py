@@ -33,7 +33,8 @@ from quantline.model.fused_experts import Join
 from quantline.model.meta_model import meta_model
 from quantline.model.take_apart import replacements_in
 
-PACKED = ".weight_packed"  # what a quantized layer has in a file
+SCALE = ".weight_scale"  # what a quantized layer has in a file, however its numbers are stored
+PACKED = ".weight_packed"
 
 
 @contextmanager
@@ -64,15 +65,16 @@ def _needed(folder: Path) -> tuple[str, list[WeightTransform]]:
     """Return by what name transformers finds a model's conversions, and those its folder needs.
 
     That is what joins experts which transformers would not join by itself, and its own conversions
-    of tensors that are not quantized in this folder: for those it would look for packed values
-    alone. There are none for a folder without packed layers.
+    of tensors that are not quantized in a folder with packed layers: for those it would look for
+    packed values alone. There are none for a folder without quantized layers.
     """
     names = set(weight_map(folder))
-    if not any(name.endswith(PACKED) for name in names):
+    if not any(name.endswith(SCALE) for name in names):
         return "", []
     model = meta_model(read_config(folder))
-    key, own = _own_conversions(model)
-    known = [_as_it_is(entry, names) for entry in own]
+    key, known = _own_conversions(model)
+    if any(name.endswith(PACKED) for name in names):
+        known = [_as_it_is(entry, names) for entry in known]
     made = {
         target
         for entry in known

@@ -12,7 +12,7 @@ from quantline.formats.container import load_container
 from quantline.ingest import verify
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.runtime import open_runtime
-from tests.helpers.quantized import differing, rounded, tokens_of
+from tests.helpers.quantized import activations_rounded, differing, rounded, tokens_of
 from tests.helpers.tensor_files import write_tensors
 from tests.helpers.variants import write_variant
 
@@ -59,6 +59,21 @@ def test_quantized_experts_are_layers_that_transformers_joins(checkpoint, tmp_pa
     found = open_runtime("transformers", tmp_path / "out", 1).logprobs(tokens)
     expected = open_runtime("transformers", checkpoint.folder, 1).logprobs(tokens)
     assert 0 < np.abs(found - expected).max() < 0.1
+
+
+def test_experts_in_float8_are_joined_too(checkpoint, tmp_path):
+    quantized = activations_rounded(tmp_path / "q", checkpoint, "float8")
+    write_variant("safetensors", tmp_path / "out", checkpoint, quantized)
+    values = {f"{name}.weight": quantized.linear(name).dequantize() for name in quantized.linears}
+    dense = rounded(tmp_path / "d", checkpoint, bits=0, overrides=values)
+    write_variant("safetensors", tmp_path / "dense", checkpoint, dense, dtype="float32")
+    tokens = tokens_of(checkpoint)
+    found, expected, unrounded = (
+        open_runtime("transformers", folder, 1).logprobs(tokens)
+        for folder in (tmp_path / "out", tmp_path / "dense", checkpoint.folder)
+    )
+    # The server rounds the inputs of the attention's layers as well.
+    assert np.abs(found - expected).mean() < np.abs(unrounded - expected).mean()
 
 
 def test_a_tower_that_changed_by_a_bit_is_noticed(tmp_path, make_model):
