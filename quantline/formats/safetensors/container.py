@@ -16,6 +16,7 @@ from quantline.formats.bundle.hugging_face import HuggingFaceContainer, copy_sid
 from quantline.formats.bundle.unquantized import unquantized_values
 from quantline.formats.container import StoredTensor
 from quantline.formats.safetensors.fused import fused_tensors, keys_as_stored
+from quantline.formats.safetensors.ignored import ignored_modules, module_names
 from quantline.formats.safetensors.layouts.layout import (
     layout_of,
     load_layout,
@@ -176,11 +177,10 @@ def _write_tensors(
     if schemes:
         if size is not None:
             schemes = _regrouped(schemes, size)
-        kept = [name for name in source.arch.linears() if name not in quantized.linears]
         config["quantization_config"] = layout.config(
-            {scheme: _module_names(source, names) for scheme, names in schemes.items()},
-            [*source.arch.unquantized_modules, *_module_names(source, kept)],
-            _module_names(source, source.arch.expert_linears()),
+            {scheme: module_names(source, names) for scheme, names in schemes.items()},
+            ignored_modules(source, quantized),
+            module_names(source, source.arch.expert_linears()),
         )
     write_json(folder / "config.json", config)
     return requested
@@ -194,11 +194,6 @@ def _regrouped(schemes: dict[Scheme, list[str]], size: int) -> dict[Scheme, list
         alike = scheme._replace(group_size=size, per_row=per_row)
         regrouped.setdefault(alike, []).extend(names)
     return regrouped
-
-
-def _module_names(source: Checkpoint, layers: list[str]) -> list[str]:
-    """Return all names of linear layers, the checkpoint's and transformers'."""
-    return [module for name in layers for module in source.arch.module_names(name)]
 
 
 def _stored_layer(
