@@ -8,6 +8,7 @@ import pytest
 from benchmarks.models.architectures import Architecture
 from benchmarks.models.tiny_checkpoint import write_checkpoint
 from quantline.files import read_json, write_json
+from quantline.ingest import verify
 from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.rtn import round_to_nearest
 from quantline.model.checkpoint import Checkpoint
@@ -40,7 +41,8 @@ def two_grids(folder, source) -> QuantizedModel:
 )
 def test_vllm_finds_every_layer_of(model_type, auto, tmp_path):
     write_checkpoint(Architecture(model_type, auto), tmp_path / "model")
-    source = Checkpoint(tmp_path / "model")
+    structure = verify.check_blocks(Checkpoint(tmp_path / "model"))
+    source = Checkpoint(tmp_path / "model", structure=structure)
     packed = rounded(tmp_path / "packed", source, 4, 32, symmetric=True)
     write_variant("safetensors", tmp_path / "w4a16", source, packed)
     assert disagreements(tmp_path / "w4a16") == []
