@@ -25,7 +25,12 @@ repro: $(VENV)/.installed  ## environment, the whole pipeline on the bundled mod
 test: $(VENV)/.installed  ## the tests that have to pass
 	$(PYTEST) -m "not slow"
 
+# llm-compressor, whose files ours are held against, wants another transformers: it has one more
+# environment, that of the benchmarks.
+PEER := from benchmarks.quality.peers import peer_python; peer_python("llmcompressor")
+
 test-all: $(VENV_ALL)/.installed  ## all tests, with every extra, in an environment of its own
+	$(VENV_ALL)/bin/python -c '$(PEER)'
 	PATH="$(CURDIR)/$(VENV_ALL)/bin:$$PATH" $(PYTEST)
 
 models: $(VENV)/.installed  ## a tiny model of every architecture through the stages; docs/models.md
