@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
-from quantline.errors import Failure, StageError
-from quantline.runtimes.compressed_loading import without_needless_initialization
 from quantline.runtimes.continued_model import ContinuedModel, Read
 from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily
 
@@ -35,9 +33,11 @@ register_runtime(
 class Engine:
     """A safetensors bundle. Quantized weights are expanded to floats for the computation.
 
+    Attributes:
+        helped: Why transformers alone did not load it; None if it did.
+
     Raises:
-        StageError: runtime_crashed, if transformers does not find every weight (it would draw
-            random ones); runtime_unavailable, if the layout needs a package that is missing.
+        StageError: As `load_model` does.
     """
 
     name = "transformers"
@@ -69,32 +69,10 @@ class Engine:
             self.logprobs(np.zeros((1, 1), np.int32))
 
     def _load(self, bundle: Path, dtype: Any) -> Any:
-        """Return the model, all of whose weights were found."""
-        from quantline.model.join_experts import experts_joined
-        from quantline.model.meta_model import model_class_of
+        """Return the model in its type, and keep whether transformers needed help."""
+        from quantline.runtimes.load_model import load_model
 
-        config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
-        try:
-            with without_needless_initialization(), experts_joined(bundle):
-                model, loading = model_class_of(config).from_pretrained(
-                    bundle,
-                    dtype=dtype,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-        except ImportError as error:  # the layouts gptq and awq need a package of their own
-            raise StageError(
-                Failure.RUNTIME_UNAVAILABLE,
-                f"transformers cannot load this layout here: {error}; install what it needs: "
-                "pip install 'quantline[gptqmodel]'",
-            ) from None
-        problems = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
-        if problems:
-            raise StageError(
-                Failure.RUNTIME_CRASHED,
-                f"expected transformers to find every weight of {bundle}, found {problems}; "
-                "export it again",
-            )
+        model, self.helped = load_model(bundle, dtype)
         for parameter in model.parameters():
             # Experts are expanded in the precision of their scales.
             if parameter.dtype == self.torch.bfloat16:

@@ -96,7 +96,10 @@ def export_bundle(
     }
     write_json(folder / MANIFEST, manifest)
     write_json(folder / SMOKE, trace)
-    write_text(folder / README, bundle_readme(manifest, container.serve(manifest)))
+    write_text(
+        folder / README,
+        bundle_readme(manifest, container.serve(manifest | {"helped": trace.get("helped")})),
+    )
     return manifest
 
 

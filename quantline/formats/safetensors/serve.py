@@ -8,6 +8,9 @@ TEXT = """\
 ## Serve it
 
 {vllm}
+{python}"""
+
+PYTHON = """\
 In Python (`pip install torch transformers{package}`):
 
 ```python
@@ -20,14 +23,29 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=24)[0]))
 ```
 """
 
+HELPED = """\
+transformers alone does not load this bundle ({helped}). \
+In Python quantline does, in transformers (`pip install quantline`); \
+`engine.model` is transformers' own:
+
+```python
+from pathlib import Path
+from quantline.runtimes.runtime import open_runtime
+
+engine = open_runtime("transformers", Path("."), None)
+ids = engine.encode_whole("Hello")
+print(engine.decode(ids + engine.generate(ids, max_new_tokens=24, stop=set())))
+```
+"""
+
 VLLM = """\
 ```
 vllm serve .
 ```
 """
 
-NO_VLLM = """\
-vLLM has no kernels for {bits}-bit integers; \
+FEW_BITS = """\
+vLLM computes with {bits}-bit integers on NVIDIA GPUs alone, from release 0.33 on; \
 transformers expands them and computes in floating point.
 """
 
@@ -35,17 +53,23 @@ VLLM_BITS = (None, 4, 8)  # None: the recipe has no bits, since they are always 
 
 
 def serve_text(manifest: dict[str, Any]) -> str:
-    """Return the section "## Serve it", for the layout that the bundle is in."""
+    """Return the section "## Serve it", for the layout that the bundle is in.
+
+    Args:
+        manifest: As in manifest.json, with `helped` as in smoke.json.
+    """
     recipe = manifest["recipe"]
     bits = recipe.get("bits")
-    vllm = VLLM if bits in VLLM_BITS else NO_VLLM.format(bits=bits)
+    vllm = VLLM if bits in VLLM_BITS else f"{VLLM}\n{FEW_BITS.format(bits=bits)}"
     package = ""
     if manifest["layers"]:  # some are quantized
         package = f" {LAYOUTS[layout_of_bundle(manifest)].package}"
     # A model that takes more than text; bundles of older releases do not say what they are.
     task = manifest.get("task", "text-generation")
     auto = "AutoModelForCausalLM" if task == "text-generation" else "AutoModelForImageTextToText"
-    return TEXT.format(vllm=vllm, package=package, auto=auto)
+    helped = manifest.get("helped")
+    lines = HELPED.format(helped=helped) if helped else PYTHON.format(package=package, auto=auto)
+    return TEXT.format(vllm=vllm, python=lines)
 
 
 def layout_of_bundle(manifest: dict[str, Any]) -> str:

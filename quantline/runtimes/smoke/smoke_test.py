@@ -100,6 +100,7 @@ def smoke_test(
         "runtime": engine.name,
         "runtime_version": engine.version,
         "device": engine.device,
+        "helped": getattr(engine, "helped", None),
         "tokenizer": tokenizer,
         "passed": True,
         "prompts": traces,

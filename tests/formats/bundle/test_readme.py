@@ -64,19 +64,29 @@ def test_serve_of_safetensors_installs_what_its_layout_needs(recipe, layout, pac
 
 
 @pytest.mark.parametrize(
-    ("recipe", "served"),
+    ("recipe", "few"),
     [
-        ({"method": "none"}, True),
-        ({"method": "int8"}, True),
-        ({"method": "rtn", "bits": 8}, True),
-        ({"method": "rtn", "bits": 3}, False),
-        ({"method": "rtn", "bits": 2}, False),
+        ({"method": "none"}, False),
+        ({"method": "int8"}, False),
+        ({"method": "rtn", "bits": 8}, False),
+        ({"method": "rtn", "bits": 3}, True),
+        ({"method": "rtn", "bits": 2}, True),
     ],
 )
-def test_serve_of_safetensors_names_vllm_where_it_has_kernels(recipe, served):
+def test_serve_of_safetensors_says_where_vllm_has_kernels(recipe, few):
     text = serve("safetensors", recipe)
-    assert ("vllm serve ." in text) == served
-    assert ("vLLM has no kernels" in text) != served
+    assert "vllm serve ." in text
+    assert ("on NVIDIA GPUs alone" in text) == few
+
+
+def test_serve_of_safetensors_says_what_transformers_alone_does_not_load():
+    recipe = {"method": "gptq", "bits": 4}
+    alone = serve("safetensors", recipe)
+    assert "AutoModelForCausalLM.from_pretrained" in alone
+    helped = serve("safetensors", recipe, helped="missing keys, 8 in all, such as a.b")
+    assert "does not load this bundle (missing keys, 8 in all, such as a.b)" in helped
+    assert 'open_runtime("transformers"' in helped
+    assert "AutoModelForCausalLM" not in helped
 
 
 def test_serve_of_gguf_names_the_first_file():

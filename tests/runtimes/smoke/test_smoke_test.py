@@ -75,6 +75,7 @@ def test_smoke_test_returns_smoke_json(arguments):
         "runtime",
         "runtime_version",
         "device",
+        "helped",
         "tokenizer",
         "passed",
         "prompts",
