@@ -162,8 +162,16 @@ class GgufCheckpoint:
             model_type=self.architecture_name,
             family=family,
             tied="output.weight" not in self.tensors,
+            heads=self._number("attention.head_count"),
+            kv_heads=self._number("attention.head_count_kv"),
+            experts=self._number("expert_count"),
             structure=None,
         )
+
+    def _number(self, key: str) -> int:
+        """Return what the file says of the first block; 0 where it says nothing."""
+        field = self.fields.get(f"{self.architecture_name}.{key}")
+        return int(np.ravel(field.contents())[0]) if field else 0
 
     def stamp(self) -> dict[str, list[int]]:
         """Return size and time of change of the checkpoint's files and of the converter's."""

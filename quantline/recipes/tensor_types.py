@@ -140,11 +140,13 @@ class TensorTypes:
         self.traits = ModelTraits(
             layers=arch.layers,
             tied=arch.tied,
-            heads_per_kv=arch.heads // arch.kv_heads,
+            heads_per_kv=arch.heads // arch.kv_heads if arch.kv_heads else 0,
             experts=arch.experts,
             is_70b=is_70b(arch),
             has_importance=self.recipe.uses_importance,
+            architecture=gguf_family(arch).name,
         )
+        self.places = mixes.places_of(self.recipe.mix, self.groups, self.traits)
         self.overrides = [
             (compile_override(pattern, source, self.groups), ggml_type)
             for pattern, ggml_type in self.recipe.overrides.items()
@@ -166,7 +168,9 @@ class TensorTypes:
         gguf_name = self.gguf_names[name]
         width = self.source.shape(name)[-1]
         mix = self.recipe.mix
-        requested = mixes.requested_type(mix, gguf_name, self._dimensions(gguf_name), self.traits)
+        dimensions = self._dimensions(gguf_name)
+        place = self.places.get(gguf_name)
+        requested = mixes.requested_type(mix, gguf_name, dimensions, self.traits, place)
         if not self.is_quantized(gguf_name):
             return requested, requested
         for pattern, override in self.overrides:

@@ -128,8 +128,12 @@ def write_without_data(
     tied: bool = False,
     experts: int = 0,
     fused: bool = False,
+    attention_every: int = 1,
 ) -> Path:
-    """Write a 32-bit file with names, shapes and settings, and a hole where the data would be."""
+    """Write a 32-bit file with names, shapes and settings, and a hole where the data would be.
+
+    Blocks without attention have a state space, and no feed-forward network if their number is odd.
+    """
     inner = width if width % 256 else 512
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd": (VOCABULARY, width),
@@ -139,6 +143,10 @@ def write_without_data(
         shapes["output"] = (VOCABULARY, width)
     for layer in range(layers):
         parts = block_shapes(width, inner, width // heads * kv_heads, experts, fused)
+        if layer % attention_every:
+            kept = ("attn_norm",) if layer % 2 else ("attn_norm", "ffn_")
+            parts = {part: shape for part, shape in parts.items() if part.startswith(kept)}
+            parts |= {"ssm_in": (2 * width, width), "ssm_conv1d": (width, 4)}
         for part, shape in parts.items():
             shapes[f"blk.{layer}.{part}"] = shape
     writer = gguf.GGUFWriter(path, architecture)

@@ -1,7 +1,7 @@
 """llama.cpp's mixes as tables: a type for most tensors, and rules for the others.
 
-They are those of llama-quant.cpp, llama_tensor_get_type. Not here: llama.cpp's exceptions for
-Falcon, and its types that the gguf package does not know (Q1_0, Q2_0). mixes.py applies the rules.
+They are those of llama-quant.cpp, llama_tensor_get_type. Not here: its types that the gguf package
+does not know (Q1_0, Q2_0). mixes.py applies the rules.
 """
 
 from collections.abc import Callable
@@ -67,12 +67,13 @@ class ModelTraits:
     """What the rules know about a model besides the names of its tensors.
 
     Attributes:
-        layers: Decoder blocks.
+        layers: Decoder blocks; for a rule, of how many tensors of its part `layer` is the place.
         tied: Whether the head is the embedding.
-        heads_per_kv: How many heads share a key head.
+        heads_per_kv: How many heads share a key head; 0 for a model whose first block has none.
         experts: Experts of a block; 0 for a dense model.
         is_70b: Whether llama.cpp takes it for "70B".
         has_importance: Whether there is an importance matrix.
+        architecture: What llama.cpp calls it; two have rules of their own.
     """
 
     layers: int
@@ -81,8 +82,10 @@ class ModelTraits:
     experts: int = 0
     is_70b: bool = False
     has_importance: bool = False
+    architecture: str = ""
 
 
+FALCON = "falcon"
 Condition = Callable[[int, ModelTraits], bool]
 
 
@@ -136,6 +139,18 @@ def _middle(layer: int, model: ModelTraits) -> bool:
     return model.layers // 8 <= layer < 7 * model.layers // 8
 
 
+def _falcon(layer: int, model: ModelTraits) -> bool:
+    return model.architecture == FALCON
+
+
+def _first_sixteenth_of_falcon(layer: int, model: ModelTraits) -> bool:
+    return _falcon(layer, model) and _first_sixteenth(layer, model)
+
+
+def _more_bits_of_falcon(layer: int, model: ModelTraits) -> bool:
+    return _falcon(layer, model) and use_more_bits(layer, model)
+
+
 def _first_two(layer: int, model: ModelTraits) -> bool:
     return layer < 2
 
@@ -150,16 +165,18 @@ class Rule:
 
     Attributes:
         part: One of PARTS, "token_embd", "output", EXPERTS, or ANY.
-        ggml_type: The type that they get.
+        ggml_type: The type that they get; None for that of most of the mix's tensors.
         when: The condition.
     """
 
     part: str
-    ggml_type: str
+    ggml_type: str | None
     when: Condition = _always
 
 
 ATTN_OUTPUT_OF_EXPERTS = Rule("attn_output", "Q5_K", _eight_experts)
+# None is the mix's own type.
+ATTN_OUTPUT_OF_FALCON = Rule("attn_output", None, _falcon)
 
 
 def _low_bit_rules(small: str, better: str, attn_output: str) -> tuple[Rule, ...]:
@@ -195,6 +212,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("attn_v", "Q4_K", _shared_keys),
         Rule("attn_v", "Q3_K"),
         Rule("ffn_down", "Q3_K"),
+        ATTN_OUTPUT_OF_FALCON,
         ATTN_OUTPUT_OF_EXPERTS,
         Rule("attn_output", "Q3_K"),
     ),
@@ -207,23 +225,32 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("attn_v", "Q5_K", _first_two),
         Rule("attn_v", "Q4_K"),
         Rule("ffn_down", "Q5_K", _first_sixteenth),
+        Rule("ffn_down", "Q4_K", _more_bits_of_falcon),
+        Rule("ffn_down", None, _falcon),
         Rule("ffn_down", "Q4_K"),
+        ATTN_OUTPUT_OF_FALCON,
         ATTN_OUTPUT_OF_EXPERTS,
         Rule("attn_output", "Q4_K"),
     ),
     "Q3_K_L": (
         Rule("attn_v", "Q5_K"),
+        Rule("ffn_down", "Q4_K", _falcon),
         Rule("ffn_down", "Q5_K"),
+        Rule("attn_output", "Q4_K", _falcon),
         Rule("attn_output", "Q3_K", _eight_experts),
         Rule("attn_output", "Q5_K"),
     ),
     "Q4_K_S": (
         Rule("attn_v", "Q5_K", _first_four),
+        Rule("ffn_down", None, _falcon),
         Rule("ffn_down", "Q5_K", _first_eighth),
         ATTN_OUTPUT_OF_EXPERTS,
     ),
     "Q4_K_M": (
         Rule("attn_v", "Q6_K", use_more_bits),
+        Rule("ffn_down", "Q6_K", _first_sixteenth_of_falcon),
+        Rule("ffn_down", "Q5_K", _more_bits_of_falcon),
+        Rule("ffn_down", None, _falcon),
         Rule("ffn_down", "Q6_K", use_more_bits),
         ATTN_OUTPUT_OF_EXPERTS,
     ),
@@ -246,6 +273,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule("attn_k", "IQ2_S"),
         Rule("ffn_down", "Q4_K", _first_eighth_without_importance),
         Rule("ffn_down", "Q3_K", _without_importance),
+        ATTN_OUTPUT_OF_FALCON,
         ATTN_OUTPUT_OF_EXPERTS,
         Rule("attn_output", "IQ3_S"),
     ),
@@ -264,6 +292,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "IQ3_M": (
         Rule("attn_v", "Q4_K"),
         Rule("ffn_down", "Q4_K", _first_eighth_or_eight_experts),
+        ATTN_OUTPUT_OF_FALCON,
         ATTN_OUTPUT_OF_EXPERTS,
         Rule("attn_output", "Q4_K"),
     ),

@@ -4,6 +4,9 @@ The rules are in mix_rules.py. Tensors go by their names in the file.
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -12,6 +15,7 @@ from quantline.methods.ggml.mix_rules import (
     ANY,
     BASE_TYPES,
     EXPERTS,
+    FALCON,
     LOWEST_MIXES,
     PARTS,
     RULES,
@@ -43,10 +47,27 @@ REFUSED_WITHOUT_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "I
 UNQUANTIZED_NAMES = (
     "_norm.weight",
     "ffn_gate_inp.weight",
+    "ffn_gate_tid2eid.weight",
     "position_embd.weight",
     "token_types.weight",
+    "attn_rel_b.weight",
+    # small ones of Gemma 3n
+    "altup",
+    "laurel",
+    "per_layer_model_proj",
+    # convolutions, whose kernels take floats alone
+    "ssm_conv1d",
+    "shortconv.conv.weight",
+    # what chooses tokens
+    "indexer.k_proj.weight",
+    "indexer.q_proj.weight",
+    # RWKV's small matrices
+    *(f"time_mix_{part}.weight" for part in ("first", "decay_w1", "decay_w2", "lerp_fused")),
+    *(f"time_mix_{part}.weight" for part in ("w0", "w1", "w2", "v0", "v1", "v2")),
+    *(f"time_mix_{part}.weight" for part in ("a0", "a1", "a2", "g1", "g2")),
 )
-EMBEDDING = "token_embd.weight"
+# The embeddings of tokens; the second has the inputs of each layer.
+EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 HEAD = "output.weight"
 
 
@@ -54,7 +75,7 @@ def part_of(gguf_name: str, model: ModelTraits) -> str:
     """Return the part that the rules know a tensor by; a tied embedding is "output"."""
     if gguf_name == HEAD:
         return "output"
-    if gguf_name == EMBEDDING:
+    if gguf_name in EMBEDDINGS:
         return "output" if model.tied else "token_embd"
     return next((part for piece, part in PARTS.items() if piece in gguf_name), "other")
 
@@ -66,7 +87,41 @@ def is_quantized(gguf_name: str, dimensions: int) -> bool:
     return not any(piece in gguf_name for piece in UNQUANTIZED_NAMES)
 
 
-def requested_type(mix: str, gguf_name: str, dimensions: int, model: ModelTraits) -> str:
+def places_of(
+    mix: str, gguf_names: Iterable[str], model: ModelTraits
+) -> dict[str, tuple[int, int]]:
+    """Return for each tensor which of its part it is, and of how many, as the rules count them.
+
+    In models whose blocks are unlike each other that is not the block's number: llama.cpp counts
+    values and, but for mixtures, the parts of feed-forward networks as they come.
+    """
+    ordered = sorted(gguf_names, key=lambda name: (_block_of(name), name))
+    quantized = [name for name in ordered if is_quantized(name, 2)]
+    values = sum(part_of(name, model) == "attn_v" for name in quantized)
+    by_block = model.experts > 1 and mix not in LOWEST_MIXES
+    seen: Counter[str] = Counter()
+    places = {}
+    for name in quantized:
+        part = part_of(name, model)
+        counted = part == "attn_v" or (part.startswith("ffn_") and not by_block)
+        place = seen[part] if counted else _block_of(name)
+        places[name] = place, values if part == "attn_v" else model.layers
+        seen[part] += 1
+    return places
+
+
+def _block_of(gguf_name: str) -> int:
+    numbered = re.match(r"blk\.(\d+)\.", gguf_name)
+    return int(numbered[1]) if numbered else 0
+
+
+def requested_type(
+    mix: str,
+    gguf_name: str,
+    dimensions: int,
+    model: ModelTraits,
+    place: tuple[int, int] | None = None,
+) -> str:
     """Return the type that a mix gives a tensor, whatever its width.
 
     Args:
@@ -74,6 +129,7 @@ def requested_type(mix: str, gguf_name: str, dimensions: int, model: ModelTraits
         gguf_name: The tensor's name in the file.
         dimensions: How many dimensions it has there.
         model: What the rules know of the model.
+        place: As `places_of` has it; by default the block's number.
 
     Raises:
         StageError: config_invalid, for an unknown mix.
@@ -89,7 +145,8 @@ def requested_type(mix: str, gguf_name: str, dimensions: int, model: ModelTraits
     if mix in FLOAT_TYPES:
         return base
     part = part_of(gguf_name, model)
-    ggml_type = _type_by_rule(mix, gguf_name, dimensions, model)
+    layer, layers = place or (_block_of(gguf_name), model.layers)
+    ggml_type = _type_by_rule(mix, part, layer, dimensions, replace(model, layers=layers))
     if ggml_type is None:
         ggml_type = "Q6_K" if part == "output" and base != "Q8_0" else base
     if part not in ("attn_v", "attn_k") or mix in (*LOWEST_MIXES, "MXFP4_MOE"):
@@ -101,11 +158,13 @@ def requested_type(mix: str, gguf_name: str, dimensions: int, model: ModelTraits
     return ggml_type
 
 
-def _type_by_rule(mix: str, gguf_name: str, dimensions: int, model: ModelTraits) -> str | None:
-    """Return the type of the first rule of a mix that matches a tensor."""
-    numbered = re.match(r"blk\.(\d+)\.", gguf_name)
-    layer = int(numbered[1]) if numbered else 0
-    parts = [part_of(gguf_name, model), ANY]
+def _type_by_rule(
+    mix: str, part: str, layer: int, dimensions: int, model: ModelTraits
+) -> str | None:
+    """Return the type of the first rule of a mix that matches a part; None for the mix's own."""
+    if part == "output" and model.architecture == FALCON:
+        return "Q8_0"
+    parts = [part, ANY]
     if dimensions > 2:
         parts.append(EXPERTS)
     for rule in RULES.get(mix, ()):
@@ -149,7 +208,7 @@ def actual_type(mix: str, gguf_name: str, ggml_type: str, width: int, model: Mod
 
 def needs_importance(mix: str, gguf_name: str, ggml_type: str) -> bool:
     """Whether llama.cpp refuses a tensor of a type in a mix without an importance matrix."""
-    if gguf_name in (EMBEDDING, HEAD):
+    if gguf_name in (*EMBEDDINGS, HEAD):
         return False
     if mix == "Q2_K_S" and ggml_type == "Q2_K":
         return True

@@ -35,6 +35,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "kv_heads": 2,
     },
     "fused": {"architecture": "phi3", "layers": 9, "fused": True},
+    "falcon": {"architecture": "falcon", "layers": 17, "fused": True},
+    "hybrid": {"layers": 33, "attention_every": 3},
+    "hybrid of 8 experts": {"layers": 33, "attention_every": 3, "experts": 8},
     "width 96": {"layers": 9, "width": 96, "tied": True},
     "width 80": {"layers": 9, "width": 80},
 }
@@ -81,14 +84,16 @@ def traits_of(settings: dict[str, Any], importance: bool) -> ModelTraits:
         settings.get("experts", 0),
         layers == 80 and (is_qwen2 or heads != kv_heads),
         importance,
+        settings.get("architecture", "llama"),
     )
 
 
 def types_of(mix: str, shapes: dict[str, tuple[int, ...]], traits: ModelTraits) -> dict[str, str]:
     """Return the type that each tensor gets."""
     types = {}
+    places = mixes.places_of(mix, shapes, traits)
     for name, shape in shapes.items():
-        ggml_type = mixes.requested_type(mix, name, len(shape), traits)
+        ggml_type = mixes.requested_type(mix, name, len(shape), traits, places.get(name))
         if mixes.is_quantized(name, len(shape)):
             ggml_type = mixes.actual_type(mix, name, ggml_type, shape[-1], traits)
         types[name] = ggml_type
@@ -132,7 +137,7 @@ def test_recipes_know_every_mix_and_every_type():
     assert tuple(BASE_TYPES) == MIXES
     types = {*BASE_TYPES.values(), *mixes.SUBSTITUTES.values()}
     for rules in RULES.values():
-        types |= {rule.ggml_type for rule in rules}
+        types |= {rule.ggml_type for rule in rules if rule.ggml_type}
     assert types == set(GGML_TYPES)
 
 
