@@ -14,6 +14,7 @@ from quantline.runtimes.runtime import open_runtime
 from tests.helpers.families import FamilyModel
 from tests.helpers.quantized import differing, torch_logprobs, torch_model
 from tests.helpers.variants import write_variant
+from tests.helpers.vllm_rules import disagreements
 
 CONTAINER = load_container("safetensors")
 AUTO = {"bits": 4, "group_size": "auto", "symmetric": "auto"}
@@ -84,6 +85,7 @@ def test_every_layer_gets_the_largest_group_that_divides(dense, method):
     weights = [group["weights"] for group in config_groups(bundle).values()]
     strategies = {(one["strategy"], one["group_size"]) for one in weights}
     assert strategies == {("group", 64), ("channel", None)}
+    assert disagreements(bundle) == []
 
 
 def test_onnx_takes_groups_and_whole_rows(dense):
@@ -98,7 +100,9 @@ def test_experts_share_one_grid_without_zero_points(mixture, method):
     assert grids(quantized, "self_attn") == {(64, False)}
     assert grids(quantized, "layers.0.mlp.down_proj") == {(32, False)}
     assert_computes(mixture, quantized, "safetensors", "transformers")
-    groups = config_groups(mixture.bundle("safetensors", quantized, dtype="float32"))
+    bundle = mixture.bundle("safetensors", quantized, dtype="float32")
+    assert disagreements(bundle) == []
+    groups = config_groups(bundle)
     (of_experts,) = (group for group in groups.values() if group["weights"]["symmetric"])
     assert of_experts["targets"] == [r"re:.*\.mlp\.experts\.\d+\."]
     assert of_experts is groups["group_0"]
@@ -116,6 +120,7 @@ def test_fused_experts_can_have_whole_rows(fused):
     assert grids(quantized, "self_attn") == {(64, False)}
     bundle = fused.bundle("safetensors", quantized)
     assert differing(CONTAINER, bundle, fused.checkpoint, quantized) == []
+    assert disagreements(bundle) == []
     groups = config_groups(bundle)
     assert groups["group_0"]["weights"]["strategy"] == "channel"
     assert groups["group_1"]["targets"] == ["Linear"]
