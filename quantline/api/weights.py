@@ -124,7 +124,7 @@ def quantize(
         model: From `load_checkpoint`.
         calibration: From `calibrate`.
         recipe: As in conf/recipe: a method and its options, such as {"method": "gptq", "bits": 4,
-            "group_size": 128, "symmetric": False}.
+            "group_size": "auto", "symmetric": "auto"}.
         folder: Where to put the weights; its name is the recipe's.
 
     Raises:
