@@ -48,7 +48,7 @@ def check_loadable(
         raise _refusal(
             arch,
             expected="symmetric integers for the experts",
-            found="zero points, which neither transformers nor vLLM takes there",
+            found="zero points, which transformers does not take there",
             advice="set symmetric: auto in the recipe, or use format onnx",
         )
     if activations and any(scheme.kind == "int8" for scheme in of_experts):
