@@ -63,9 +63,15 @@ def store_of(folder: Path, model: Path, recipe: dict[str, Any]) -> QuantizedMode
 
 
 def export(
-    folder: Path, model: Path, quantized: QuantizedModel, format: str, **options: Any
+    folder: Path,
+    model: Path,
+    quantized: QuantizedModel,
+    format: str,
+    helped: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Export a bundle whose smoke test passes; return its manifest."""
+    """Export a bundle whose smoke test passes, with help or without; return its manifest."""
+    trace = TRACE | ({"helped": helped} if helped else {})
     folder.mkdir(parents=True)
     return export_bundle(
         name=folder.name,
@@ -74,6 +80,6 @@ def export(
         quantized=quantized,
         folder=folder,
         check=lambda converted: None,
-        smoke=lambda bundle, rows: TRACE | {"rows": rows},
+        smoke=lambda bundle, rows: trace | {"rows": rows},
         created_by="export-0123",
     )

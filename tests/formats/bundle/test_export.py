@@ -91,6 +91,13 @@ def test_export_bundle_makes_everything_that_a_bundle_promises(tmp_path, model, 
     assert manifest["source"]["files"]["model.safetensors"]["bytes"] == 1
 
 
+def test_readme_says_what_the_smoke_test_found_of_loading(tmp_path, model):
+    quantized = store_of(tmp_path / "q", model, RTN)
+    export(tmp_path / "variant", model, quantized, "safetensors", helped="missing keys, such as a")
+    readme = (tmp_path / "variant/README.md").read_text()
+    assert "transformers alone does not load this bundle (missing keys, such as a)" in readme
+
+
 def test_export_bundle_is_the_same_when_it_is_made_again(tmp_path, model):
     quantized = store_of(tmp_path / "q", model, RTN)
     first = export(tmp_path / "a/variant", model, quantized, "safetensors")
