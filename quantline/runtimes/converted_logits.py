@@ -25,9 +25,10 @@ SEQUENCES = 2
 LENGTH = 48
 SEED = 0
 # Type of the matrices that are compared → the mean KL divergence in nats, and the error as a share
-# of the logits' own spread, that rounding may make. float32 leaves a tenth of them at most, for
-# llama.cpp has tables of activation functions in float16.
-MOST = {"F32": (1e-5, 3e-3), "F16": (1e-2, 0.05), "BF16": (2e-2, 0.1)}
+# of the logits' own spread, that rounding may make. In float32 most models leave a hundredth of
+# that. llama.cpp has tables of activation functions in float16, which gates of each layer's own
+# inputs (Gemma 4) carry far.
+MOST = {"F32": (2e-4, 3e-3), "F16": (1e-2, 0.05), "BF16": (2e-2, 0.1)}
 
 
 def check_logits(converted: "GgufCheckpoint", limits: Limits, threads: int | None) -> None:

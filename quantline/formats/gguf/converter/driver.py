@@ -47,6 +47,7 @@ SYNONYMS = (
 # Of these a converter takes a default of its own where it does not find the name.
 EPSILON = ("layernorm_epsilon", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 GLOBAL_HEAD_DIM = "global_head_dim"
+BY_LAYER = "per_layer_config"  # what differs between layers
 ROPE = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
@@ -91,7 +92,7 @@ class Configuration(dict[str, Any]):
             return super().get(key, default)
         if key in EPSILON and default is not None:
             return next((self[name] for name in EPSILON if name in self), default)
-        if key == GLOBAL_HEAD_DIM and default is None:
+        if key == GLOBAL_HEAD_DIM and default is None and not super().get(BY_LAYER):
             return super().get("head_dim")
         return default
 
@@ -114,11 +115,23 @@ def completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
     _spell_rope(values)
     if values.get("dtype") is not None:
         values.setdefault("torch_dtype", values["dtype"])
+    _count_dense_blocks(values)
     for name, value in values.items():
-        inner = getattr(config, name, None)
-        if isinstance(value, dict) and hasattr(inner, "to_dict"):
+        # A configuration may refuse to name one value of what differs from layer to layer.
+        inner = getattr(config, name, None) if isinstance(value, dict) else None
+        if hasattr(inner, "to_dict"):
             values[name] = Configuration(completed(value, inner))
     return values
+
+
+def _count_dense_blocks(values: dict[str, Any]) -> None:
+    """Add how many blocks come before those with experts, which files say instead of a list."""
+    kinds = values.get("mlp_layer_types")
+    if not isinstance(kinds, list) or values.get("first_k_dense_replace") is not None:
+        return
+    dense = next((place for place, kind in enumerate(kinds) if kind != "dense"), len(kinds))
+    if "dense" not in kinds[dense:]:
+        values["first_k_dense_replace"] = dense
 
 
 def _spell_rope(values: dict[str, Any]) -> None:

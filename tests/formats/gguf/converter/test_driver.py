@@ -169,6 +169,29 @@ def test_completed_spells_the_rotary_embedding_as_files_did():
     assert "rope_scaling" not in values
 
 
+def test_completed_counts_the_dense_blocks_before_those_with_experts():
+    kinds = ["dense", "dense", "sparse"]
+    assert driver.completed({"mlp_layer_types": kinds}, None)["first_k_dense_replace"] == 2
+    given = {"mlp_layer_types": kinds, "first_k_dense_replace": 1}
+    assert driver.completed(given, None)["first_k_dense_replace"] == 1
+    assert "first_k_dense_replace" not in driver.completed({"mlp_layer_types": kinds[::-1]}, None)
+
+
+def test_completed_asks_a_configuration_for_its_parts_alone():
+    """One whose layers differ refuses to name a size that is not the same in all."""
+
+    class Uneven:
+        def __getattribute__(self, name):
+            if name == "head_dim":
+                raise ValueError(name)
+            return object.__getattribute__(self, name)
+
+    assert driver.completed({"head_dim": 64, "hidden_size": 8}, Uneven())["head_dim"] == 64
+    values = driver.Configuration({"head_dim": 64, "per_layer_config": {"1": {"head_dim": 512}}})
+    assert values.get("global_head_dim") is None
+    assert driver.Configuration({"head_dim": 64}).get("global_head_dim") == 64
+
+
 def test_completed_gives_kinds_of_layers_both_names():
     kinds = ["full_attention", "linear_attention", "sliding_attention"]
     found = driver.completed({"layer_types": list(kinds)}, None)["layer_types"]
