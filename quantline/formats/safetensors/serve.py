@@ -39,10 +39,15 @@ print(engine.decode(ids + engine.generate(ids, max_new_tokens=24, stop=set())))
 """
 
 VLLM = """\
+In vLLM, {tried}:
+
 ```
 vllm serve .
 ```
 """
+
+TRIED = "in which it was measured"
+UNTRIED = "if that serves the model in this layout; it was not tried there"
 
 FEW_BITS = """\
 vLLM computes with {bits}-bit integers on NVIDIA GPUs alone, from release 0.33 on; \
@@ -60,7 +65,9 @@ def serve_text(manifest: dict[str, Any]) -> str:
     """
     recipe = manifest["recipe"]
     bits = recipe.get("bits")
-    vllm = VLLM if bits in VLLM_BITS else f"{VLLM}\n{FEW_BITS.format(bits=bits)}"
+    vllm = VLLM.format(tried=TRIED if manifest["runtime"] == "vllm" else UNTRIED)
+    if bits not in VLLM_BITS:
+        vllm += f"\n{FEW_BITS.format(bits=bits)}"
     package = ""
     if manifest["layers"]:  # some are quantized
         package = f" {LAYOUTS[layout_of_bundle(manifest)].package}"

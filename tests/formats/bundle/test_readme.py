@@ -79,6 +79,12 @@ def test_serve_of_safetensors_says_where_vllm_has_kernels(recipe, few):
     assert ("on NVIDIA GPUs alone" in text) == few
 
 
+def test_serve_of_safetensors_says_whether_it_was_tried_in_vllm():
+    recipe = {"method": "gptq", "bits": 4}
+    assert "it was not tried there" in serve("safetensors", recipe, runtime="transformers")
+    assert "In vLLM, in which it was measured:" in serve("safetensors", recipe, runtime="vllm")
+
+
 def test_serve_of_safetensors_says_what_transformers_alone_does_not_load():
     recipe = {"method": "gptq", "bits": 4}
     alone = serve("safetensors", recipe)
