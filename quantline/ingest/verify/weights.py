@@ -11,6 +11,7 @@ from quantline.errors import Failure, StageError
 from quantline.ingest.verify.config import check_task
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, SINGLE
+from quantline.model.finite import all_finite
 from quantline.model.model_class import class_name
 from quantline.text.tokenizer import SLOW_FILES, Tokenizer
 
@@ -77,7 +78,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
                 f"expected {', '.join(DTYPES)}, found {name} in {dtype}; start from the "
                 "full-precision model",
             )
-        if not np.isfinite(checkpoint.raw(name)).all():
+        if not all_finite(checkpoint.raw(name)):
             raise StageError(
                 Failure.NON_FINITE,
                 f"expected finite weights, found NaN or infinity in {name} in "
