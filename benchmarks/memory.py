@@ -119,7 +119,12 @@ def watch_step(name: str, folder: Path) -> dict[str, float]:
     Raises:
         SystemExit: If it fails.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", "--step", name, "--folder", str(folder)]
+    return watch_process("benchmarks.memory", name, folder)
+
+
+def watch_process(module: str, name: str, folder: Path) -> dict[str, float]:
+    """Run a module with the options --step and --folder; returns and raises as `watch_step`."""
+    command = [sys.executable, "-m", module, "--step", name, "--folder", str(folder)]
     peaks = dict.fromkeys(MEMORY_FIELDS, 0.0)
     started = time.perf_counter()
     process = subprocess.Popen(command, env=os.environ | {"MALLOC_TRIM_THRESHOLD_": "0"})

@@ -43,6 +43,25 @@ WIDE: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+# The model that is loaded: of SmolLM2-135M's sizes.
+SMALL: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 # The model with a large vocabulary.
 SHALLOW: dict[str, Any] = {
     "hidden_size": 1024,
@@ -72,16 +91,32 @@ def write_narrow_llama(folder: Path, blocks: int) -> None:
         folder: It is made.
         blocks: How many decoder blocks.
     """
+    _write_llama(folder, NARROW | {"num_hidden_layers": blocks})
+
+
+def write_small_llama(folder: Path, blocks: int) -> None:
+    """Write the model that is loaded, with the demo's tokenizer, which has its first tokens.
+
+    Args:
+        folder: It is made.
+        blocks: How many decoder blocks.
+    """
+    _write_llama(folder, SMALL | {"num_hidden_layers": blocks}, left_out=("lm_head.weight",))
+    _copy_tokenizer(folder)
+
+
+def _write_llama(folder: Path, config: dict[str, Any], left_out: tuple[str, ...] = ()) -> None:
+    """Write a model of random weights, without a tokenizer, and without some tensors."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder.mkdir()
-    write_json(folder / "config.json", NARROW | {"num_hidden_layers": blocks})
+    write_json(folder / "config.json", config)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     draw = np.random.default_rng(0)
-    names = sorted(shapes)
+    names = sorted(set(shapes) - set(left_out))
     with SafetensorsWriter(folder / "model.safetensors", names) as writer:
         for name in names:
             writer.add(name, _draw_tensor(draw, shapes[name]).astype(ml_dtypes.bfloat16))
