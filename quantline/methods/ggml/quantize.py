@@ -26,6 +26,7 @@ from quantline.methods.method import LayerStatistics
 # Types at which ggml stops the whole process, at an assertion, without an importance matrix.
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 SEARCHED_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # that our kernel has
+WIDE_TYPES = ("F32", "BF16")  # which hold whatever float32 does
 LARGEST_WEIGHT = 5e5  # that scales in half precision reach: those of Q4_0 up to eight times theirs
 UNSAFE_WEIGHT = 1e8  # far beyond it some of ggml's searches stop the process at an assertion
 WEIGHTS_AT_ONCE = 1 << 20  # weights in one call, so that the threads share the rows evenly
@@ -129,7 +130,7 @@ def quantize_blocks(
                 "expected finite numbers, but the weight is not finite; fetch the checkpoint "
                 "again, or ask whoever trained it",
             )
-        if largest > UNSAFE_WEIGHT:
+        if largest > UNSAFE_WEIGHT and ggml_type not in WIDE_TYPES:
             raise StageError(
                 Failure.NON_FINITE,
                 f"expected weights of at most {LARGEST_WEIGHT:g}, as ggml's scales are half "

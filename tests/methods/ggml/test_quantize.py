@@ -115,6 +115,15 @@ def test_quantize_blocks_refuses_weights_that_are_not_finite(value):
     assert caught.value.failure == Failure.NON_FINITE
 
 
+def test_quantize_blocks_keeps_large_numbers_where_a_type_holds_them():
+    """Gemma 4 has factors of 1e30 for the frequencies that are not rotated."""
+    factors = np.array([[1.0, 1e30]], np.float32)
+    assert quantize_blocks(factors, "F32").view(np.float32).tolist() == factors.tolist()
+    with pytest.raises(StageError, match="at most") as caught:
+        quantize_blocks(np.tile(factors, (1, 16)), "Q8_0")
+    assert caught.value.failure == Failure.NON_FINITE
+
+
 def test_quantize_blocks_names_a_ggml_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(quantize, "find_spec", lambda name: None)
     quantize._ggml_library.cache_clear()
