@@ -43,6 +43,28 @@ def _starts(key: str) -> list[str]:
     return [".".join(parts[:count]) + "." for count in range(1, len(parts))]
 
 
+def check_prefix(stored: Iterable[str], blocks: str) -> None:
+    """Refuse a model that was saved inside another, whose name its tensors begin with.
+
+    Args:
+        stored: The names of the checkpoint's tensors.
+        blocks: What the names of its blocks should begin with.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    for key in sorted(stored):
+        prefix, found, _ = key.partition(f".{blocks}.")
+        if found:
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected tensors named {blocks}.0… as config.json asks, found {key}: it was "
+                "saved inside of something (a wrapper for training, an adapter, a model with "
+                f"images) whose names begin with {prefix!r}; save the inner model alone with "
+                "save_pretrained",
+            )
+
+
 def check_unused(
     model: PreTrainedModel, stored: Shapes, unused: list[str], passed: list[str]
 ) -> None:

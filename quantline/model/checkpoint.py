@@ -104,12 +104,14 @@ class Checkpoint:
         """Take the names of the files, as far as the family does not change them."""
         files = self.stored_files
         first = f"{self.family.blocks.partition('.')[0]}." if self.family else ""
+        head = f"{self.family.outside['output']}." if self.family else ""
         bare = not any(name.startswith(first) for name in files)
         embedding = self._tied_embedding()
         # The name of a tensor here → its name in its file.
         self.keys = {}
         for key in files:
-            name = first + key if bare and key != self.tied_head else key
+            # The head lies beside what the first part is the name of.
+            name = first + key if bare and not key.startswith(head) else key
             self.keys[name] = key
         # Some checkpoints store a tensor that is both under the name of the head alone.
         if self.tied_head in self.keys and embedding and embedding not in self.keys:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from quantline.errors import Failure, StageError
 from quantline.model.check_binding import (
     check_missing,
+    check_prefix,
     check_shapes,
     check_unused,
     ignored_tensors,
@@ -70,6 +71,8 @@ def find_structure(config: dict[str, Any], stored: Shapes) -> Structure:
     passed = ignored_tensors(model, binding.unused)
     text_keys = {key for view in views.values() for key in view.keys}
     passed += tensors_of_towers(binding.unused, text_keys | copies.keys(), tower_keys)
+    if not any(path.startswith(f"{blocks}.") for path in views):
+        check_prefix(binding.unused, blocks)
     check_unused(model, stored, binding.unused, passed)
     check_shapes(views, wanted)
     check_missing(model, views, wanted, aliases)

@@ -126,3 +126,16 @@ def test_checkpoint_reads_a_bare_gpt2_with_stored_masks_as_the_same_model(make_m
         verify.check_checkpoint(Checkpoint(path))["parameters"] for path in (bare_folder, folder)
     ]
     assert parameters[0] == parameters[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])  # with a table and without one
+def test_checkpoint_reads_bare_names_beside_a_head_of_its_own(make_model, tmp_path, family):
+    folder = make_model(tmp_path / "complete", family, tie_word_embeddings=False)
+    bare_folder = Path(shutil.copytree(folder, tmp_path / "bare"))
+    tensors = load_file(folder / "model.safetensors")
+    assert "lm_head.weight" in tensors
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, bare_folder / "model.safetensors")
+    found = Checkpoint(bare_folder)
+    verify.check_checkpoint(found)
+    assert np.array_equal(found.raw(found.arch.head), tensors["lm_head.weight"])

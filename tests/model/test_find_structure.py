@@ -137,6 +137,18 @@ def test_tensors_of_nothing_are_refused_and_those_left_out_on_purpose_pass(folde
     assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
 
 
+def test_a_model_that_was_saved_inside_of_something_is_refused_by_that_name(folders, tmp_path):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(folders("olmo2"), folder)
+    tensors = {f"_orig_mod.{key}": tensor for key, tensor in read_tensors(folder).items()}
+    write_tensors(folder / "model.safetensors", tensors)
+    with pytest.raises(StageError, match="whose names begin with '_orig_mod'") as caught:
+        Checkpoint(folder)
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+
+
 def test_blocks_that_load_has_not_run_are_not_run_by_others(folders):
     from quantline.model.block_runner import BlockRun
 

@@ -110,16 +110,18 @@ def check_task(config: dict[str, Any]) -> str:
         for mapping, classes in vars(modeling_auto).items()
         if mapping.startswith("MODEL_FOR_") and mapping.endswith("_MAPPING_NAMES")
     }
-    found = [task for task, classes in tasks.items() if name in classes]
+    tasks["BASE"] = _classes(modeling_auto.MODEL_MAPPING_NAMES)
+    found = [task for task, classes in tasks.items() if name in classes and task != "BASE"]
     for task, words in TASKS.items():
         if task in found:
             return words
     others = [task.lower().replace("_", " ") for task in found]
+    if not others:
+        others = ["without an output head" if name in tasks["BASE"] else "unknown to transformers"]
     raise StageError(
         Failure.UNSUPPORTED_ARCHITECTURE,
         "expected the architecture of a causal language model (text-generation) in "
-        f"config.json, found {name} ({', '.join(others) or 'unknown to transformers'}); take a "
-        "causal language model",
+        f"config.json, found {name} ({', '.join(others)}); take a causal language model",
     )
 
 

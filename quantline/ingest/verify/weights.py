@@ -112,36 +112,18 @@ def check_has_tokenizer(folder: Path) -> None:
         )
 
 
-def _check_prefix(checkpoint: Checkpoint) -> None:
-    """Refuse a model that was saved inside another, whose name its tensors begin with.
-
-    Raises:
-        StageError: unsupported_architecture.
-    """
-    blocks = f"{checkpoint.arch.family.blocks}."
-    for stored in sorted(checkpoint.keys.values()):
-        prefix, found, _ = stored.partition(f".{blocks}")
-        if found:
-            raise StageError(
-                Failure.UNSUPPORTED_ARCHITECTURE,
-                f"expected tensors named {blocks}0… as config.json asks, found {stored} in "
-                f"{checkpoint.folder}: it was saved inside of something (a wrapper for training, "
-                f"an adapter, a model with images) whose names begin with {prefix!r}; save the "
-                "inner model alone with save_pretrained",
-            )
-
-
 def check_fit(checkpoint: Checkpoint) -> None:
     """Compare names and shapes with the model that transformers builds from config.json.
 
     Raises:
         StageError: missing_shard, unsupported_architecture.
     """
+    from quantline.model.check_binding import check_prefix
     from quantline.model.empty_model import empty_model
 
     blocks = {checkpoint.arch.layer_index(name) for name in checkpoint.names} - {None}
     if not blocks:
-        _check_prefix(checkpoint)
+        check_prefix(checkpoint.keys.values(), checkpoint.arch.family.blocks)
     # Before the model is built, which takes time and memory for every block.
     if checkpoint.arch.layers > len(blocks):
         raise StageError(
