@@ -123,7 +123,7 @@ def load(model: Model, folder: Path) -> LoadedModel:
         plain.check_agreement(Checkpoint(origin, structure=structure))
         if not model.adapter:  # codes of what the adapter changed stand for something else
             plain.bring_codes(folder)
-        linked_by = "dequantizing"
+        linked_by = plain.made_by
         shutil.rmtree(origin)
     manifest = {
         "source": source | {"adapter": model.adapter},

@@ -1,4 +1,4 @@
-"""The plain checkpoint behind what was fetched: itself, or what a quantized source stands for."""
+"""The plain checkpoint behind what was fetched: itself, or what another form of it stands for."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from quantline.files import describe_files
 from quantline.ingest import dequantize, verify
 from quantline.ingest.fetch import weight_files
+from quantline.ingest.published_form import split_experts
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, is_sharded, side_files
 from quantline.model.configuration import read_config
@@ -15,7 +16,7 @@ FOLDER = ".plain"  # in the model's folder while it is made
 
 
 class PlainSource(NamedTuple):
-    """A checkpoint that transformers loads without knowing of any quantization.
+    """A checkpoint in the form that models are published in, without any quantization.
 
     Attributes:
         folder: The checkpoint.
@@ -23,12 +24,14 @@ class PlainSource(NamedTuple):
             whose files are those that are brought.
         transforms: The step that made it, for the manifest.
         gguf: The GGUF file that it was read from.
+        made_by: How the weights were made, if there was a step.
     """
 
     folder: Path
     files: dict[str, dict[str, Any]] | None = None
     transforms: tuple[dict[str, Any], ...] = ()
     gguf: Path | None = None
+    made_by: str = "dequantizing"
 
     def bring_codes(self, folder: Path) -> None:
         """Move the source's own codes into the model's folder, where recipes look for them."""
@@ -51,7 +54,7 @@ class PlainSource(NamedTuple):
 
 
 def plain_source(origin: Path, folder: Path) -> PlainSource:
-    """Return a checkpoint as it is, or write what a quantized one stands for.
+    """Return a checkpoint as it is, or write what a quantized or joined one stands for.
 
     Args:
         origin: What was fetched.
@@ -67,9 +70,13 @@ def plain_source(origin: Path, folder: Path) -> PlainSource:
         verify.check_config(folder / FOLDER)
         files = describe_files(origin.parent, [origin.name])
         return PlainSource(folder / FOLDER, files, (step,), origin)
-    if dequantize.settings_of(read_config(origin)) is None:
-        return PlainSource(origin)
     index = [INDEX] if is_sharded(origin) else []
     names = [*side_files(origin), *index, *weight_files(origin)]
+    if dequantize.settings_of(read_config(origin)) is None:
+        split = split_experts(origin, folder / FOLDER)
+        if split is None:
+            return PlainSource(origin)
+        files = describe_files(origin, names)
+        return PlainSource(folder / FOLDER, files, (split,), made_by="splitting experts")
     step = dequantize.dequantize(origin, folder / FOLDER)
     return PlainSource(folder / FOLDER, describe_files(origin, names), (step,))

@@ -167,7 +167,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
         ARCHITECTURE,
         "sequence classification",
     ),
-    "base-model": (edit_config(architectures=["LlamaModel"]), ARCHITECTURE, "without an output head"),
+    "base-model": (
+        edit_config(architectures=["LlamaModel"]),
+        ARCHITECTURE,
+        "without an output head",
+    ),
     "unknown-class": (edit_config(architectures=["Nonsense"]), ARCHITECTURE, "Nonsense"),
     "other-family": (
         edit_config(architectures=["BloomForCausalLM"], model_type="bloom"),
