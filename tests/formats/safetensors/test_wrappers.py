@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from quantline.errors import Failure, StageError
+from quantline.formats.bundle.verify_container import check_container
 from quantline.formats.container import load_container
 from quantline.ingest import verify
 from quantline.model.checkpoint import Checkpoint
@@ -81,6 +83,27 @@ def test_the_language_model_alone_is_rounded(checkpoint, tmp_path):
     assert any("vision_tower" in name for name in ignored)
     found, expected = logits_of(out), logits_of(checkpoint.folder)
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_tower_that_changed_by_a_bit_is_caught(checkpoint, tmp_path):
+    quantized = rounded(tmp_path / "q", checkpoint, 8, 32, symmetric=True)
+    out = tmp_path / "out"
+    requested = write_variant("safetensors", out, checkpoint, quantized)
+
+    def check() -> dict:
+        return check_container(CONTAINER, out, checkpoint, quantized, requested, False)
+
+    assert set(checkpoint.passed) <= set(check())
+    for part in ("vision_tower", "projector"):
+        kept = load_file(out / "model.safetensors")
+        key = next(key for key in checkpoint.passed if part in key and key.endswith("weight"))
+        changed = kept[key].copy()
+        changed.view(np.uint16).flat[-1] ^= 1
+        write_tensors(out / "model.safetensors", kept | {key: changed})
+        with pytest.raises(StageError, match=key) as caught:
+            check()
+        assert caught.value.failure == Failure.READBACK_MISMATCH
+        write_tensors(out / "model.safetensors", kept)
 
 
 def test_an_image_reaches_the_bundle_as_it_does_the_source(checkpoint, tmp_path):
