@@ -41,3 +41,20 @@ def spread(
     if grid_columns == 1:
         return spread_rows
     return np.repeat(spread_rows, sizes[1], axis=1)[:, :columns]
+
+
+def has_blocks(
+    scales: np.ndarray, shape: tuple[int, int], block: Sequence[int] | None = None
+) -> bool:
+    """Whether scales are one for each block of a size that is stated, or of whole rows.
+
+    Args:
+        scales: As `spread` takes them.
+        shape: Of the weight, [rows, columns].
+        block: Height and width of a block; None if nothing is stated.
+    """
+    rows, columns = shape
+    if block is None or scales.size == 1 or scales.shape in ((rows,), (rows, 1)):
+        return True
+    height, width = (int(side) for side in block)
+    return scales.shape == (-(-rows // height), -(-columns // width))

@@ -135,6 +135,13 @@ def other_scale(tensors):
     tensors[f"{DOWN}_scale_inv"] = torch.ones(3, 7)
 
 
+def scales_cut(tensors):
+    """Keep so many rows of scales as divide the weight's, too."""
+    scales = tensors[f"{DOWN}_scale_inv"]
+    assert len(scales) % 2 == 0
+    tensors[f"{DOWN}_scale_inv"] = scales[: len(scales) // 2]
+
+
 def scale_of(value):
     def change(tensors):
         tensors[f"{DOWN}_scale_inv"][0, 0] = value
@@ -153,6 +160,7 @@ def left_over(tensors):
 BROKEN = {
     "scale missing": (drop_scale, Failure.MISSING_SHARD, "the scale of model.layers.0.mlp.down"),
     "scale of another shape": (other_scale, Failure.UNSUPPORTED_ARCHITECTURE, "down_proj.weight_s"),
+    "scales cut": (scales_cut, Failure.UNSUPPORTED_ARCHITECTURE, r"each block \[32, 32\]"),
     "scale NaN": (scale_of(torch.nan), Failure.NON_FINITE, "down_proj.weight_scale_inv"),
     "scale infinite": (scale_of(torch.inf), Failure.NON_FINITE, "down_proj.weight_scale_inv"),
     "scale too large": (scale_of(3e38), Failure.NON_FINITE, "down_proj.weight to be finite"),

@@ -103,8 +103,12 @@ class Fp8(Dequantizer):
         if weight.ndim != 2:
             raise parts.misfit("weight", "a matrix")
         block = self.settings.get("weight_block_size")
-        factors = blocks.spread(scales, (weight.shape[0], weight.shape[1]), block)
-        if factors is None:
+        shape = (weight.shape[0], weight.shape[1])
+        factors = blocks.spread(scales, shape, block)
+        # A grid that was cut may still divide the weight. Microscaling formats, whose scales are
+        # powers of two, have blocks of their own beside those that the options state.
+        is_stated = is_float8 and parts.dtype("scale") not in ("U8", "F8_E8M0")
+        if factors is None or (is_stated and not blocks.has_blocks(scales, shape, block)):
             fits = f"one scale for each block {block or 'that divides them'} of {weight.shape}"
             raise parts.misfit("scale", fits)
         weight *= factors
