@@ -49,15 +49,20 @@ OVERRIDES = (
 )
 
 
-def begin_template(folder: Path) -> Path:
-    """Make a project without a model, to be copied for each; return its folder."""
+def begin_template(folder: Path, *overrides: str) -> Path:
+    """Make a project without a model, to be copied for each; return its folder.
+
+    Args:
+        folder: To be made.
+        *overrides: Of its parameters, besides those of all.
+    """
     from mlflow.tracking import MlflowClient
 
     from quantline.config.compose import as_yaml, compose
 
     shutil.copytree(ROOT / "conf", folder / "conf")
     shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "params.yaml").write_text(as_yaml(compose(OVERRIDES, root=folder)))
+    (folder / "params.yaml").write_text(as_yaml(compose((*OVERRIDES, *overrides), root=folder)))
     # Making the tables takes seconds, copying them none.
     MlflowClient(tracking_uri=f"sqlite:///{folder / DATABASE}").search_experiments()
     return folder

@@ -22,7 +22,8 @@ GROUPS = {
     "family": "quantline.families",
     "metric": "quantline.metrics",
 }
-pytestmark = pytest.mark.xdist_group("plugins")  # one run of the pipeline for all
+# One run of the pipeline for all, which takes half a minute.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("plugins")]
 
 EXAMPLE = re.compile(r"^```python plugin=(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
