@@ -16,7 +16,8 @@ from tests.helpers.tensor_files import write_tensors
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32, "vocab_size": 64}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "moe_intermediate_size": 32}
-PACKED = "model.layers.1.mlp.experts.0.down_proj.weight_packed"
+LAYER = "model.layers.1.mlp.experts.0.down_proj"
+QUANTIZED = {f"{LAYER}.weight_packed": np.int32, f"{LAYER}.weight_scale": np.float32}
 
 
 def names_of(folder):
@@ -38,7 +39,8 @@ def test_each_conversion_is_applied_once_and_taken_back(model_type, class_name, 
     """A name that is renamed twice is one that no model has."""
     config = AutoConfig.for_model(model_type, architectures=[class_name], **SIZES)
     config.save_pretrained(tmp_path)
-    write_tensors(tmp_path / "model.safetensors", {PACKED: np.zeros((1, 1), np.int32)})
+    tensors = {name: np.zeros((1, 1), dtype) for name, dtype in QUANTIZED.items()}
+    write_tensors(tmp_path / "model.safetensors", tensors)
     before = names_of(tmp_path)
     kept = get_checkpoint_conversion_mapping(model_type)
     with experts_joined(tmp_path):

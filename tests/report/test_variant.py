@@ -12,7 +12,7 @@ def test_variant_row_to_json_has_the_keys_that_other_scripts_read():
         "variant", "recipe", "format", "runtime", "status", "failure", "message", "pareto",
         "metrics", "speed", "gates", "lm_eval", "flips", "smoke", "layers", "fallbacks", "budget",
         "beside", "lineage", "memory", "estimated", "substituted_share", "provenance", "objections",
-        "why_not",
+        "why_not", "grids",
     }  # fmt: skip
     assert VariantRow(**json.loads(json.dumps(row.to_json()))) == row
 

@@ -93,6 +93,7 @@ def test_quantize_refuses_rows_that_the_groups_do_not_divide(
     odd = make_model(tmp_path / "odd", intermediate_size=320, num_hidden_layers=1)
     shutil.rmtree(MODEL)
     place_model(odd, MODEL)
+    calibrated_project.compose("recipes.gptq-w4g128.group_size=128")
     calibrated_project.stage("calibrate")
     capsys.readouterr()
     words = "group_size can be 64, 32 here"
