@@ -34,6 +34,14 @@ def check_loadable(
             found="quantized ones, which transformers has as Conv1D and loads from no layout",
             advice="use format onnx with an integer recipe, or recipe none",
         )
+    shared = _shared_layer(arch, schemes)
+    if shared:
+        raise _refusal(
+            arch,
+            expected="recipe none for layers that several blocks share",
+            found=f"{shared} quantized, and transformers ties whole weights alone",
+            advice="use format onnx with an integer recipe, or recipe none",
+        )
     if not arch.experts:
         return
     if layout != "compressed-tensors":
@@ -72,6 +80,15 @@ def _has_conv1d(arch: Architecture) -> bool:
         if name not in structure.experts_of_layers
     )
     return any(view is not None and view.step != 1 for view in views)
+
+
+def _shared_layer(arch: Architecture, schemes: Mapping[Scheme, Iterable[str]]) -> str | None:
+    """Return a quantized layer whose weight transformers has in several places, if there is one."""
+    if arch.structure is None:
+        return None
+    tensors = arch.structure.tensors
+    names = sorted({name for of in schemes.values() for name in of})
+    return next((name for name in names if len(tensors[f"{name}.weight"].paths) > 1), None)
 
 
 def _refusal(arch: Architecture, expected: str, found: str, advice: str) -> StageError:

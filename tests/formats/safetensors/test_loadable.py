@@ -1,36 +1,25 @@
-"""Quantized layers that transformers does not load are refused; tests/families tries the rest."""
+"""What is refused because transformers would not load it."""
+
+from dataclasses import replace
 
 import pytest
 
 from quantline.errors import Failure, StageError
-from quantline.formats.safetensors.loadable import check_grids
+from quantline.formats.safetensors.loadable import check_loadable
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.tensors import Scheme
 
-FOUR = Scheme("int4", True, 32, per_row=False)
-THREE = Scheme("int3", True, 32, per_row=False)
+SCHEMES = {Scheme("int4", False, 32, False): ["model.layers.0.mlp.up_proj"]}
 
 
-def test_check_grids_refuses_several_in_a_model_with_experts(tmp_path, make_model):
-    folder = make_model(tmp_path / "m", "mixtral", num_local_experts=4, hidden_size=64)
-    arch = Checkpoint(folder).arch
-    first, second, *_ = arch.expert_linears()
-    others = [name for name in arch.linears() if ".experts." not in name]
-    check_grids(arch, {FOUR: [first, second], THREE: others})
-    words = r"expected one grid for all experts of mixtral .*, found int3 .*, int4 "
-    with pytest.raises(StageError, match=words) as caught:
-        check_grids(arch, {FOUR: [first], THREE: [second]})
+def test_a_layer_that_blocks_share_is_refused_by_name(make_model, tmp_path):
+    """transformers ties the weight of a layer that has only packed ones."""
+    arch = Checkpoint(make_model(tmp_path / "model", "olmo2", num_hidden_layers=1)).arch
+    check_loadable(arch, "compressed-tensors", SCHEMES, activations=False)
+    name = "model.layers.0.mlp.up_proj.weight"
+    place = arch.structure.tensors[name]
+    tensors = arch.structure.tensors | {name: replace(place, paths=(name, f"twice.{name}"))}
+    shared = replace(arch, structure=replace(arch.structure, tensors=tensors))
+    with pytest.raises(StageError, match="layers that several blocks share") as caught:
+        check_loadable(shared, "compressed-tensors", SCHEMES, activations=False)
     assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
-
-
-def test_check_grids_refuses_several_for_layers_that_servers_fuse(tiny_model):
-    arch = Checkpoint(tiny_model).arch
-    queries, keys = (f"model.layers.1.self_attn.{part}_proj" for part in "qk")
-    check_grids(arch, {FOUR: [queries, keys], THREE: ["model.layers.1.mlp.down_proj"]})
-    with pytest.raises(StageError, match=f"found several for {queries}, {keys}") as caught:
-        check_grids(arch, {FOUR: [queries], THREE: [keys]})
-    assert caught.value.failure == Failure.UNSUPPORTED_WIDTH
-
-
-def test_check_grids_takes_several_in_a_model_without(tiny_model):
-    check_grids(Checkpoint(tiny_model).arch, {FOUR: ["a"], THREE: ["b"]})
