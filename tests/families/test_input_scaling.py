@@ -12,7 +12,7 @@ EIGHT_BITS = {
     "awq with gptq and curvature": AWQ | {"bits": 8, "rounding": "gptq", "curvature": True},
     "smoothquant": {"method": "smoothquant"},
 }
-SLOW = ("awq with gptq and curvature",)
+SLOW = ("awq with gptq and curvature", "smoothquant")
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def grid_of(report: dict) -> str:
     return grid_label(report["bits"], report["group_size"])
 
 
+@pytest.mark.slow
 def test_grid_plan_gives_layers_that_read_one_input_one_grid(ready, tmp_path):
     quantized = quantize(ready, NAME)
     step = budget_of(quantized)
