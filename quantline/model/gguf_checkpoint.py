@@ -224,11 +224,13 @@ class GgufCheckpoint:
         return self.tensor(name) if name is not None and name in self.parts else None
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, float]:
         """Key → a number that config.json does not say, as the comparison of logits found it."""
         return read_json(self.figures).get("settings", {}) if self.figures.is_file() else {}
 
-    def write_fields(self, writer: gguf.GGUFWriter, settings: dict[str, int] | None = None) -> None:
+    def write_fields(
+        self, writer: gguf.GGUFWriter, settings: dict[str, float] | None = None
+    ) -> None:
         """Write what the file says of the model and of its tokenizer.
 
         Args:
@@ -237,7 +239,10 @@ class GgufCheckpoint:
         """
         given = self.settings if settings is None else settings
         for name, value in given.items():
-            writer.add_uint32(name, value)
+            if isinstance(value, float):
+                writer.add_float32(name, value)
+            else:
+                writer.add_uint32(name, value)
         for name, field in self.fields.items():
             if name in given:
                 continue
@@ -245,7 +250,7 @@ class GgufCheckpoint:
             item_type = field.types[-1] if is_array else None
             writer.add_key_value(name, field.contents(), field.types[0], sub_type=item_type)
 
-    def write_copy(self, path: Path, settings: dict[str, int], widened: bool) -> None:
+    def write_copy(self, path: Path, settings: dict[str, float], widened: bool) -> None:
         """Write the file again, one tensor at a time.
 
         Args:

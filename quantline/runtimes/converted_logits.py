@@ -25,10 +25,9 @@ SEQUENCES = 2
 LENGTH = 48
 SEED = 0
 # Type of the matrices that are compared → the mean KL divergence in nats, and the error as a share
-# of the logits' own spread, that rounding may make. In float32 most models leave a hundredth of
-# that. llama.cpp has tables of activation functions in float16, which gates of each layer's own
-# inputs (Gemma 4) carry far.
-MOST = {"F32": (2e-4, 3e-3), "F16": (1e-2, 0.05), "BF16": (2e-2, 0.1)}
+# of the logits' own spread, that rounding may make. float32 leaves a tenth of them at most, for
+# llama.cpp has tables of activation functions in float16.
+MOST = {"F32": (1e-5, 3e-3), "F16": (1e-2, 0.05), "BF16": (2e-2, 0.1)}
 
 
 def check_logits(converted: "GgufCheckpoint", limits: Limits, threads: int | None) -> None:
@@ -71,7 +70,9 @@ def compare(folder: str, threads: int | None = None) -> dict[str, Any]:
     """Compare logits on random tokens that are not special.
 
     Where config.json does not say how a router weighs experts, both ways are tried: transformers
-    has the way in its code, and the converter looks for it in config.json.
+    has the way in its code, and the converter looks for it in config.json. Where the file has no
+    cap of the logits, it is also tried with the word that there is none: of some architectures
+    llama.cpp takes for granted that logits are capped at 30.
 
     Args:
         folder: The checkpoint, with a converter's file beside it.
@@ -140,17 +141,20 @@ def agree(figures: dict[str, Any]) -> bool:
     return figures["mean_kld"] <= divergence and figures["relative_error"] <= error
 
 
-def settings_to_try(converted: "GgufCheckpoint") -> list[dict[str, int]]:
+def settings_to_try(converted: "GgufCheckpoint") -> list[dict[str, float]]:
     """Return settings of the file that its logits may need, none at first."""
     import gguf
 
     name = converted.architecture_name
-    ways: list[dict[str, int]] = [{}]
+    ways: list[dict[str, float]] = [{}]
     key = gguf.Keys.LLM.EXPERT_GATING_FUNC.format(arch=name)
     experts = gguf.Keys.LLM.EXPERT_COUNT.format(arch=name)
     if experts in converted.fields and key not in converted.fields:
         known = gguf.ExpertGatingFuncType
         ways += [{key: int(known.SIGMOID)}, {key: int(known.SOFTMAX)}]
+    cap = gguf.Keys.LLM.FINAL_LOGIT_SOFTCAPPING.format(arch=name)
+    if cap not in converted.fields:
+        ways += [way | {cap: 0.0} for way in ways]
     return ways
 
 
@@ -177,7 +181,7 @@ def _llama_cpp_logprobs(
     converted: "GgufCheckpoint",
     tokens: np.ndarray,
     threads: int | None,
-    settings: dict[str, int],
+    settings: dict[str, float],
 ) -> tuple[np.ndarray, str]:
     """Return log-probabilities float32 [sequences, length, vocabulary], and the matrices' type.
 

@@ -72,10 +72,13 @@ def test_experts_of_one_tensor_are_tensors_of_their_own(granite, tmp_path):
     assert np.array_equal(mixture.tensor(names[2]), experts[2])
     assert mixture.arch.layer_index(names[2]) == 1
     assert is_stacked(names)
-    mixture.write_copy(tmp_path / "copy.gguf", {"mixture.expert_gating_func": 2}, widened=True)
+    settings = {"mixture.expert_gating_func": 2, "mixture.final_logit_softcapping": 0.0}
+    mixture.write_copy(tmp_path / "copy.gguf", settings, widened=True)
     copy = gguf.GGUFReader(tmp_path / "copy.gguf")
     assert np.array_equal(copy.tensors[0].data, experts)
     assert copy.fields["mixture.expert_gating_func"].contents() == 2
+    cap = copy.fields["mixture.final_logit_softcapping"]
+    assert (cap.contents(), cap.types[-1]) == (0.0, gguf.GGUFValueType.FLOAT32)
 
 
 def test_layer_of_finds_the_calibrated_layer(converted):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -272,6 +273,14 @@ def test_check_logits_notices_one_changed_tensor(change, granite, tmp_path, monk
             converted_logits.check_logits(converted, Limits(), 1)
         assert error.value.failure == "converter_failed"
         assert "llama.cpp computes another model" in str(error.value)
+
+
+def test_a_cap_of_logits_is_denied_only_where_the_file_has_none():
+    cap = "gemma4.final_logit_softcapping"
+    without = SimpleNamespace(architecture_name="gemma4", fields={})
+    assert converted_logits.settings_to_try(without) == [{}, {cap: 0.0}]
+    capped = SimpleNamespace(architecture_name="gemma4", fields={cap: None})
+    assert converted_logits.settings_to_try(capped) == [{}]
 
 
 def test_check_logits_names_a_file_that_llama_cpp_does_not_load(granite, tmp_path):

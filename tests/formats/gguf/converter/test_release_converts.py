@@ -33,6 +33,20 @@ def test_the_release_converts_a_model_without_a_table(make_model, tmp_path):
     assert len(matrices) == 7
 
 
+@pytest.mark.slow
+def test_a_cap_that_llama_cpp_takes_for_granted_is_taken_back(make_model, tmp_path):
+    """Gemma 4 is published with a cap of 30; a model without one says so in its GGUF file."""
+    sizes = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    sizes |= {"final_logit_softcapping": None, "head_dim": 64, "global_head_dim": 64}
+    sizes |= {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    made = make_model(tmp_path / "made", "gemma4_text", **sizes)
+    model = load_checkpoint(made, tmp_path / "model")
+    conversion_of(model.folder, "auto")
+    figures = converted_logits.compare(str(model.folder), 1)
+    assert converted_logits.agree(figures)
+    assert figures["settings"] == {"gemma4.final_logit_softcapping": 0.0}
+
+
 SIZES = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
