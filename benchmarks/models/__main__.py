@@ -46,9 +46,8 @@ def main() -> None:
     known = architectures()
     chosen = {name: known[name] for name in options.names or known}
     with tempfile.TemporaryDirectory() as template:
-        key = None if options.keep else results_key()
         project = begin_template(Path(template) / "project")
-        matrix = Matrix(options.folder, project, options.seconds, key)
+        matrix = Matrix(options.folder, project, options.seconds, results_key(), options.keep)
         for name in chosen if options.fresh else ():
             matrix.record_file(name).unlink(missing_ok=True)
         warm_up(project)

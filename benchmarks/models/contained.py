@@ -53,20 +53,23 @@ class Matrix:
         folder: Where the records and, while they are needed, the projects are.
     """
 
-    def __init__(self, folder: Path, template: Path, seconds: float, key: str | None) -> None:
+    def __init__(
+        self, folder: Path, template: Path, seconds: float, key: str, keep: bool = False
+    ) -> None:
         """Take a place to work in.
 
         Args:
             folder: For the records.
             template: A project without a model.
             seconds: How long one process may take.
-            key: What the results depend on; a record with another one counts for nothing. None
-                lets all count.
+            key: What the results depend on.
+            keep: Whether a record with another key counts.
         """
         self.folder = folder
         self.template = template
         self.seconds = seconds
         self.key = key
+        self.keep = keep
 
     def record_file(self, name: str) -> Path:
         """Return the file with what has been found out about an architecture."""
@@ -83,7 +86,7 @@ class Matrix:
         if not file.is_file():
             return None
         record = read_json(file)
-        if self.key is not None and record.get("key") != self.key:
+        if not self.keep and record.get("key") != self.key:
             file.unlink()
             file.with_suffix(".log").unlink(missing_ok=True)
             return None

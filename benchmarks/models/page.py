@@ -154,7 +154,16 @@ def counts(results: dict[str, Any]) -> str:
             ]
             cells.append(f"{sum(map(capability.holds, group))} of {len(group)}")
         lines.append(f"| {capability.label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _extent(results), ""])
+
+
+def _extent(results: dict[str, Any]) -> str:
+    """Return a sentence on how many names were tried, and by how many versions of the code."""
+    models = results["models"].values()
+    versions = len({model["code"] for model in models})
+    by = "one version" if versions == 1 else f"{versions} versions"
+    total = len(results["names"])
+    return f"{len(models)} of the {total} names were tried, by {by} of quantline's code."
 
 
 def _row(name: str, model: Model) -> str:

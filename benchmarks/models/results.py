@@ -12,6 +12,7 @@ from quantline.files import read_json, sha256_files, sha256_json, versions, writ
 FILE = RESULTS / "models.json"
 PACKAGES = ("transformers", "torch", "llama-cpp-python", "onnxruntime", "compressed-tensors")
 MATRIX = tuple((ROOT / "benchmarks/models").glob("*.py"))
+KEY_LETTERS = 12
 LONGEST = 240  # characters of a cause
 FIGURES = (
     "mean_kld",
@@ -60,6 +61,7 @@ def read_results(file: Path = FILE) -> dict[str, Any]:
 def _shortened(record: dict[str, Any]) -> dict[str, Any]:
     """Return of a journey what the page shows."""
     short: dict[str, Any] = {
+        "code": record.get("key", "")[:KEY_LETTERS],
         "made": record.get("made"),
         "tried": record.get("tried", []),
         "figures": {},

@@ -49,7 +49,7 @@ class QuantizationContext:
             return recipe
         if layer in self._widths_of_experts:
             return recipe.for_layer(self._widths_of_experts.values(), of_expert=True)
-        return recipe.for_layer(self._width(name) for name in (layer,))
+        return recipe.for_layer([self._width(layer)])
 
     @cached_property
     def _widths_of_experts(self) -> dict[str, int]:

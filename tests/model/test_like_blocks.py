@@ -7,18 +7,9 @@ from torch import nn
 from quantline.model.block_calls import Call
 from quantline.model.like_blocks import Form, holds_likewise
 from quantline.model.trace_inputs import find_input_groups
+from tests.helpers.traced_blocks import WIDTH, Norm
 
-WIDTH = 16
 CALL = Call(0, (None, torch.ones(2, 2)), {"past": None})
-
-
-class Norm(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(1 + torch.randn(WIDTH) / 4)
-
-    def forward(self, x):
-        return x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt() * self.weight
 
 
 class Block(nn.Module):
