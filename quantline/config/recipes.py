@@ -123,8 +123,8 @@ class GroupedRecipe(Recipe):
         default=None, description="Choose bits and group size layer by layer within a size."
     )
     symmetric: Literal[True, False, "auto"] = Field(
-        description="Whether the zero point is fixed in the middle. auto: in experts, whose "
-        "kernels in servers have no zero points."
+        description="Whether the zero point is fixed in the middle. auto: in experts, of which "
+        "transformers loads no zero points."
     )
     scales: Literal["minmax", "weighted"] = Field(
         default="weighted",
