@@ -159,14 +159,18 @@ def settings_to_try(converted: "GgufCheckpoint") -> list[dict[str, float]]:
 
 
 def tokens_to_compare(converted: "GgufCheckpoint") -> np.ndarray:
-    """Return token ids int32 [SEQUENCES, LENGTH] that stand for pieces of text."""
+    """Return token ids int32 [SEQUENCES, LENGTH] that stand for pieces of text.
+
+    Placeholders of images and sounds are not among them: wrappers compute them in other ways.
+    """
     from quantline.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(converted.folder)
-    added = {token["id"] for token in tokenizer.spec.get("added_tokens", [])}
+    special = {token["id"] for token in tokenizer.spec.get("added_tokens", [])}
+    special |= named_tokens(converted.config)
     rows = converted.shape(converted.arch.embedding)[0]
     plain = [
-        token for token in range(min(rows, tokenizer.fast.get_vocab_size())) if token not in added
+        token for token in range(min(rows, tokenizer.fast.get_vocab_size())) if token not in special
     ]
     generator = np.random.default_rng(SEED)
     most = converted.arch.max_positions or LENGTH  # 0 where config.json names no limit
@@ -175,6 +179,17 @@ def tokens_to_compare(converted: "GgufCheckpoint") -> np.ndarray:
     begin = tokenizer.specials.begin
     tokens[:, : len(begin)] = begin
     return tokens
+
+
+def named_tokens(config: dict[str, Any]) -> set[int]:
+    """Return the token ids that a config.json has a name for, such as image_token_id."""
+    found: set[int] = set()
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= named_tokens(value)
+        elif key.endswith(("token_id", "token_index", "token_ids")):
+            found |= {one for one in (value if isinstance(value, list) else [value]) if one}
+    return found
 
 
 def _llama_cpp_logprobs(

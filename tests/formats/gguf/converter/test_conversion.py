@@ -283,6 +283,17 @@ def test_a_cap_of_logits_is_denied_only_where_the_file_has_none():
     assert converted_logits.settings_to_try(capped) == [{}]
 
 
+def test_placeholders_of_images_are_not_among_the_tokens_to_compare(granite):
+    checkpoint = Checkpoint(granite)
+    parts = {"folder": granite, "arch": checkpoint.arch, "shape": checkpoint.shape}
+    plain = SimpleNamespace(**parts, config={})
+    before = {*converted_logits.tokens_to_compare(plain).ravel().tolist()}
+    named = {"image_token_id": min(before), "vision_config": {"end_token_ids": [max(before), None]}}
+    wrapper = SimpleNamespace(**parts, config=named)
+    after = {*converted_logits.tokens_to_compare(wrapper).ravel().tolist()}
+    assert not after & {min(before), max(before)}
+
+
 def test_check_logits_names_a_file_that_llama_cpp_does_not_load(granite, tmp_path):
     change = "tensor = tensor[:, :128] if 'ffn_up' in gguf_name else tensor"
     converted = converted_copy(granite, tmp_path, change)
