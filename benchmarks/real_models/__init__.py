@@ -1,0 +1,1 @@
+"""Real trained models and real texts, out of packages on the index."""
