@@ -9,7 +9,7 @@ from quantline.config.params import Model
 from quantline.files import describe_files, versions, write_json
 from quantline.ingest import lora, verify
 from quantline.ingest.fetch import bring, fetch
-from quantline.ingest.plain_source import plain_source
+from quantline.ingest.plain_source import named_by_source, plain_source
 from quantline.ingest.settle_tokenizer import settle_tokenizer
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, SINGLE, listing_sha256
@@ -97,6 +97,12 @@ def load(model: Model, folder: Path) -> LoadedModel:
         StageError: As `fetch`, `verify` and `lora.merge` do.
     """
     fetched, source = fetch(model)
+    with named_by_source(folder, fetched):
+        return _load_fetched(model, folder, fetched, source)
+
+
+def _load_fetched(model: Model, folder: Path, fetched: Path, source: dict[str, Any]) -> LoadedModel:
+    """Put what was fetched into a folder."""
     plain = plain_source(fetched, folder)
     origin = plain.folder
     verify.check_has_tokenizer(origin)

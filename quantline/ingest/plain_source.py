@@ -1,14 +1,17 @@
 """The plain checkpoint behind what was fetched: itself, or what another form of it stands for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quantline.errors import StageError
 from quantline.files import describe_files
 from quantline.ingest import dequantize, verify
 from quantline.ingest.fetch import weight_files
 from quantline.ingest.published_form import split_experts
 from quantline.model.checkpoint import Checkpoint
-from quantline.model.checkpoint_files import INDEX, is_sharded, side_files
+from quantline.model.checkpoint_files import INDEX, is_sharded, side_files, weight_map
 from quantline.model.configuration import read_config
 from quantline.quantized.source_codes import FILE as CODES
 
@@ -53,6 +56,27 @@ class PlainSource(NamedTuple):
             check_agreement(self.gguf, checkpoint)
 
 
+@contextmanager
+def named_by_source(folder: Path, origin: Path) -> Iterator[None]:
+    """Name the source in errors that speak of its plain copy, which nobody knows, and which goes.
+
+    Args:
+        folder: The model's folder, while it is made.
+        origin: What was fetched.
+
+    Raises:
+        StageError: Of the same cause.
+    """
+    try:
+        yield
+    except StageError as error:
+        copy = str(folder / FOLDER)
+        if copy not in str(error):
+            raise
+        message = str(error).replace(copy, f"the plain copy of {origin}")
+        raise StageError(error.failure, message, error.reason) from error
+
+
 def plain_source(origin: Path, folder: Path) -> PlainSource:
     """Return a checkpoint as it is, or write what a quantized or joined one stands for.
 
@@ -73,6 +97,7 @@ def plain_source(origin: Path, folder: Path) -> PlainSource:
     index = [INDEX] if is_sharded(origin) else []
     names = [*side_files(origin), *index, *weight_files(origin)]
     if dequantize.settings_of(read_config(origin)) is None:
+        dequantize.check_plain(origin, weight_map(origin))
         split = split_experts(origin, folder / FOLDER)
         if split is None:
             return PlainSource(origin)

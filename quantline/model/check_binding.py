@@ -1,11 +1,12 @@
 """Whether a checkpoint has what a model is made of, and nothing that belongs to nobody."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from transformers import PreTrainedModel
 
 from quantline.errors import Failure, StageError
+from quantline.model.configuration import CONFIG
 from quantline.model.stored_view import StoredView
 from quantline.model.weight_conversion import Shapes
 
@@ -108,20 +109,90 @@ def check_missing(
     aliases: dict[str, list[str]],
 ) -> None:
     """Refuse a checkpoint that lacks tensors."""
-    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
-    absent = [
-        path
-        for path in sorted(wanted)
-        if path not in views
-        and not any(other in views for other in aliases.get(path, ()))
-        and not any(pattern.search(path) for pattern in patterns)
-    ]
+    absent = absent_tensors(model, views, wanted, aliases)
     if absent:
         raise StageError(
             Failure.MISSING_SHARD,
             f"expected {_list(absent)}, which config.json asks for, found no such tensor; fetch "
             "the checkpoint again",
         )
+
+
+def absent_tensors(
+    model: PreTrainedModel,
+    views: dict[str, StoredView],
+    wanted: Shapes,
+    aliases: dict[str, list[str]],
+) -> list[str]:
+    """Return the paths of wanted tensors whose values are not stored."""
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    return [
+        path
+        for path in sorted(wanted)
+        if path not in views
+        and not any(other in views for other in aliases.get(path, ()))
+        and not any(pattern.search(path) for pattern in patterns)
+    ]
+
+
+def check_towers(
+    model: PreTrainedModel,
+    views: dict[str, StoredView],
+    text: Iterable[str],
+    aliases: dict[str, list[str]],
+) -> None:
+    """Refuse a wrapper whose towers are not in the checkpoint as config.json builds them.
+
+    Nobody here computes with them, but they go into bundles, which have to load.
+
+    Args:
+        model: On the meta device.
+        views: Path → where its values are stored, of the whole model.
+        text: Paths of the language model's tensors, which are checked elsewhere.
+        aliases: Path of a parameter → its other paths.
+
+    Raises:
+        StageError: missing_shard, unsupported_architecture.
+    """
+    language = set(text)
+    wanted = {
+        path: tuple(parameter.shape)
+        for path, parameter in model.named_parameters()
+        if path not in language
+    }
+    check_shapes(views, wanted)
+    absent = absent_tensors(model, views, wanted, aliases)
+    if not absent:
+        return
+    towers: dict[str, int] = {}
+    for path in absent:
+        tower = next(start for start in _starts(path) if not any(map(_begins(start), language)))
+        towers[tower] = towers.get(tower, 0) + 1
+    named = [f"{count} of {tower.removesuffix('.')}" for tower, count in towers.items()]
+    raise StageError(
+        Failure.MISSING_SHARD,
+        f"expected all tensors of a {type(model).__name__}, which {CONFIG} asks for, found no "
+        f"such tensors as {absent[0]}: {_list(named)} are missing beside the language model; "
+        f"fetch the whole checkpoint, or, if it is the text model alone, {_text_advice(model)}",
+    )
+
+
+def _begins(start: str) -> Callable[[str], bool]:
+    return lambda path: path.startswith(start)
+
+
+def _text_advice(model: PreTrainedModel) -> str:
+    """Say what the text model of a wrapper is saved with."""
+    from quantline.model.model_class import class_name
+
+    text_type = model.config.get_text_config(decoder=True).model_type
+    name = class_name({"model_type": text_type})
+    if name == "none" or name == type(model).__name__:
+        return "take a model with its towers, for transformers has no class of its text model"
+    return (
+        f"save it as one: {CONFIG} with the content of text_config, model_type {text_type} and "
+        f"architectures {name}"
+    )
 
 
 def _list(names: list[str]) -> str:

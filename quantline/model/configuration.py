@@ -18,6 +18,7 @@ from typing import Any
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json
 from quantline.model.configuration_limits import check_numbers
+from quantline.model.model_class import class_name
 from quantline.model.special_floats import tagged, untagged
 
 CONFIG = "config.json"
@@ -126,6 +127,9 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     whole = transformers_config(config)
     known = whole.get_text_config(decoder=True)
     completed = known.to_dict() | {"model_type": whole.model_type}
+    classes = config.get("architectures")
+    if isinstance(classes, list) and len(classes) > 1:
+        completed["architectures"] = [class_name(config)]
     for usual in known.attribute_map:
         if hasattr(known, usual):
             completed[usual] = getattr(known, usual)

@@ -60,6 +60,7 @@ ACCEPTED: dict[str, Change] = {
     "no positions": drop("max_position_embeddings"),
     "no class": drop("architectures"),
     "class null": put(architectures=None),
+    "another class first": put(architectures=["NewForCausalLM", "LlamaForCausalLM"]),
     "no rotary embedding": drop("rope_parameters"),
     "head width null": put(head_dim=None),
     "quantization null": put(quantization_config=None),
@@ -165,6 +166,7 @@ REFUSED: dict[str, tuple[Change | str, str]] = {
     "a class's name": (put(__class__="x"), "__class__"),
     "layers of their own": (put(per_layer_config={"0": {"hidden_size": 32}}), "per_layer_config"),
     "class as a number": (put(architectures=7), "found 7"),
+    "classes that nobody knows": (put(architectures=["New", "Other"]), "found New, Other"),
     "class without a head": (put(architectures=["LlamaModel"]), "LlamaModel"),
     "weights elsewhere": (put(transformers_weights="../../x.safetensors"), "transformers_weights"),
     "a million million layers": (put(num_hidden_layers=10**12), "num_hidden_layers"),
@@ -175,7 +177,7 @@ REFUSED: dict[str, tuple[Change | str, str]] = {
     "too many positions": (put(max_position_embeddings=10**15), "max_position_embeddings"),
     "too many labels": (put(num_labels=10**9), "num_labels"),
     "too many layers inside": (put(text_config={"num_hidden_layers": 10**9}), "text_config"),
-    "quantized under an old name": (put(compression_config={"format": "x"}), "unnamed"),
+    "quantized under an old name": (put(compression_config={"format": "x"}), "no quant_method"),
     "quantized as text": (put(quantization_config="gptq"), "quantization_config"),
 }
 
@@ -256,6 +258,12 @@ def test_complete_has_the_defaults_of_transformers():
     assert found["sliding_window"] == 4096
     assert found["rms_norm_eps"] == 1e-6
     assert found["rope_parameters"] == {"rope_type": "default", "rope_theta": 5.0}
+
+
+def test_complete_names_the_class_that_counts_first_and_alone():
+    """llama.cpp's converter looks at the first."""
+    config = {"model_type": "llama", "architectures": ["New", "LlamaForCausalLM", "LlamaModel"]}
+    assert complete(config)["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_read_configuration_takes_what_is_kept_only_of_this_config(base, tmp_path):

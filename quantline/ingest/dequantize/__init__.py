@@ -5,6 +5,6 @@ before any weights are fetched, and `dequantize` writes the plain checkpoint. A 
 source too; `gguf_file` reads it.
 """
 
-from quantline.ingest.dequantize.checkpoint import check, dequantize, settings_of
+from quantline.ingest.dequantize.checkpoint import check, check_plain, dequantize, settings_of
 
-__all__ = ["check", "dequantize", "settings_of"]
+__all__ = ["check", "check_plain", "dequantize", "settings_of"]

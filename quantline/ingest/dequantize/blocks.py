@@ -31,10 +31,10 @@ def spread(
     sizes = None
     if block is not None:
         height, width = (int(side) for side in block)
-        if (grid_rows, grid_columns) == (-(-rows // height), -(-columns // width)):
+        if (grid_rows, grid_columns) == grid_of(shape, (height, width)):
             sizes = (height, width)
     if sizes is None:
-        if rows % grid_rows or columns % grid_columns:
+        if not grid_rows or not grid_columns or rows % grid_rows or columns % grid_columns:
             return None
         sizes = (rows // grid_rows, columns // grid_columns)
     spread_rows = scales if sizes[0] == 1 else np.repeat(scales, sizes[0], axis=0)[:rows]
@@ -43,18 +43,13 @@ def spread(
     return np.repeat(spread_rows, sizes[1], axis=1)[:, :columns]
 
 
-def has_blocks(
-    scales: np.ndarray, shape: tuple[int, int], block: Sequence[int] | None = None
-) -> bool:
-    """Whether scales are one for each block of a size that is stated, or of whole rows.
-
-    Args:
-        scales: As `spread` takes them.
-        shape: Of the weight, [rows, columns].
-        block: Height and width of a block; None if nothing is stated.
-    """
+def grid_of(shape: tuple[int, int], block: Sequence[int]) -> tuple[int, int]:
+    """Return how many blocks of a height and width a weight [rows, columns] has along each side."""
     rows, columns = shape
-    if block is None or scales.size == 1 or scales.shape in ((rows,), (rows, 1)):
-        return True
     height, width = (int(side) for side in block)
-    return scales.shape == (-(-rows // height), -(-columns // width))
+    return -(-rows // height), -(-columns // width)
+
+
+def is_one_or_rows(scales: np.ndarray, shape: tuple[int, int]) -> bool:
+    """Whether scales are one for the whole weight, or one for each of its rows."""
+    return scales.size == 1 or scales.shape in (shape[:1], (shape[0], 1))

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from quantline.model.checkpoint_files import inside, side_files
 from quantline.model.configuration import CONFIG, read_config
 from quantline.model.dtypes import STORED_NAMES
 
+UNNAMED = ""  # the method of settings that name none
 LONGEST_SETTING = 200  # characters of JSON of an option that the manifest repeats
+# Files in which libraries keep, or kept, their settings, and which transformers does not read.
+SETTINGS_BESIDE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 # Buffers that a checkpoint may hold besides its weights; verify looks at them.
 BUFFERS = frozenset({"F64", "I64", "BOOL"})
 
@@ -70,12 +73,13 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def method_of(settings: Mapping[str, Any]) -> str:
     """Return the method's name; older files of some leave it out."""
-    if "quant_method" not in settings:
+    if settings.get("quant_method") is None:
         if {"load_in_4bit", "load_in_8bit"} & set(settings):
             return "bitsandbytes"
         if "config_groups" in settings:
             return "compressed-tensors"
-    return str(settings.get("quant_method", "unnamed"))
+        return UNNAMED
+    return str(settings["quant_method"])
 
 
 def check(config: Mapping[str, Any]) -> Dequantizer | None:
@@ -89,14 +93,44 @@ def check(config: Mapping[str, Any]) -> Dequantizer | None:
         return None
     method = method_of(settings)
     if method not in DEQUANTIZERS:
+        found = f"quantization_config of {method}"
+        advice = "start from its full-precision source"
+        if method == UNNAMED:
+            found = "a quantization_config that names no quant_method"
+            advice = "take the config.json that the weights were saved with, or name the method"
         raise StageError(
             Failure.UNSUPPORTED_ARCHITECTURE,
             f"expected a plain model, or one quantized by {', '.join(DEQUANTIZERS)}, found "
-            f"quantization_config of {method} in {CONFIG}; start from its full-precision source",
+            f"{found} in {CONFIG}; {advice}",
         )
     expected = f"a quantization_config of {method} as its makers write it"
     with reading_foreign(Failure.UNSUPPORTED_ARCHITECTURE, expected):
-        return DEQUANTIZERS[method]({"quant_method": method} | settings, config)
+        return DEQUANTIZERS[method](settings | {"quant_method": method}, config)
+
+
+def check_plain(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a checkpoint whose tensors are quantized though its config.json does not say how.
+
+    Args:
+        folder: The checkpoint.
+        names: Its tensors.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    endings = tuple(ending for found in DEQUANTIZERS.values() for ending in found.SIGNS)
+    quantized = sorted(name for name in names if name.endswith(endings))
+    if not quantized:
+        return
+    beside = [name for name in SETTINGS_BESIDE if (folder / name).is_file()]
+    advice = f"take the {CONFIG} that the weights were saved with"
+    if beside:
+        advice = f"put what {beside[0]} says there, and with it the quant_method"
+    raise StageError(
+        Failure.UNSUPPORTED_ARCHITECTURE,
+        f"expected a quantization_config in {folder / CONFIG} beside quantized tensors such as "
+        f"{quantized[0]}, found none; {advice}, or start from the full-precision source",
+    )
 
 
 def dequantize(origin: Path, target: Path) -> dict[str, Any]:
@@ -150,13 +184,19 @@ def plain_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def check_plan(dequantizer: Dequantizer, stored: StoredTensors, plan: Plan) -> None:
-    """Refuse a checkpoint in which nothing is quantized, or where something is left over.
+    """Refuse a checkpoint in which nothing is quantized, or something twice, or is left over.
 
     Raises:
         StageError: unsupported_architecture.
     """
     if not plan.restored:
         raise dequantizer.refusal("quantized tensors", f"none in {stored.folder}")
+    for name in plan.kept:
+        if name in plan.restored:
+            others = ", ".join(sorted(plan.restored[name].values()))
+            raise dequantizer.refusal(
+                f"{name} either plain or quantized", f"it plain beside {others}"
+            )
     for name in plan.kept:
         if stored.dtype(name) not in BUFFERS | set(PLAIN):
             raise dequantizer.refusal(
@@ -180,7 +220,7 @@ def restore(dequantizer: Dequantizer, parts: Parts, dtype: str) -> np.ndarray:
             return rounded(parts.name, dequantizer.restore(parts), dtype)
         result: np.ndarray | None = None
         for number in range(count):
-            one = rounded(parts.name, dequantizer.restore(parts.of_expert(number)), dtype)
+            one = rounded(parts.name, dequantizer.restore(parts.of_expert(number, count)), dtype)
             if result is None:
                 result = np.empty((count, *one.shape), one.dtype)
             result[number] = one

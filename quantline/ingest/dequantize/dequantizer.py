@@ -57,6 +57,7 @@ class Parts(Mapping[str, np.ndarray]):
         stored: StoredTensors,
         names: Mapping[str, str],
         expert: int | None = None,
+        experts: int = 0,
     ) -> None:
         """Read nothing yet.
 
@@ -65,29 +66,27 @@ class Parts(Mapping[str, np.ndarray]):
             stored: The checkpoint.
             names: Part → stored tensor.
             expert: Of parts that hold one entry for each expert, the one that is wanted.
+            experts: How many there are.
         """
         self.name = name
         self.stored = stored
         self.names = names
         self.expert = expert
+        self.experts = experts
 
-    def of_expert(self, number: int) -> "Parts":
-        """Return the same parts, of one expert."""
-        return Parts(self.name, self.stored, self.names, number)
+    def of_expert(self, number: int, count: int) -> "Parts":
+        """Return the same parts, of one expert of so many."""
+        return Parts(self.name, self.stored, self.names, number, count)
 
     def __getitem__(self, part: str) -> np.ndarray:
         """Return a part as it is stored. Raises StageError(missing_shard) if it is not there."""
         if part not in self.names:
-            raise StageError(
-                Failure.MISSING_SHARD,
-                f"expected the {part} of {self.name} in {self.stored.folder}, found only "
-                f"{', '.join(sorted(self.names.values()))}; fetch the whole checkpoint again",
-            )
+            raise self.missing(part)
         values = self.stored.read(self.names[part])
         if self.expert is None or values.size == 1:
             return values
-        if not self.expert < len(values):
-            raise self.misfit(part, "one entry for each expert")
+        if len(values) != self.experts:
+            raise self.misfit(part, f"one entry for each of {self.experts} experts")
         return values[self.expert]
 
     def __contains__(self, part: object) -> bool:
@@ -111,12 +110,31 @@ class Parts(Mapping[str, np.ndarray]):
         """Return a part in float32.
 
         Raises:
-            StageError: missing_shard; non_finite, for NaN or infinity in it.
+            StageError: missing_shard; unsupported_architecture, for whole numbers; non_finite, for
+                NaN or infinity in it.
         """
-        values = self[part].astype(np.float32)
+        stored = self[part]
+        if stored.dtype.kind in "iub":
+            raise self.misfit(part, "floating-point numbers")
+        values = stored.astype(np.float32)
         if not np.isfinite(values).all():
             raise self.not_finite(part)
         return values
+
+    def whole_numbers(self, part: str) -> np.ndarray:
+        """Return a part in int64. Raises StageError: missing_shard, unsupported_architecture."""
+        stored = self[part]
+        if stored.dtype.kind not in "iu":
+            raise self.misfit(part, "whole numbers")
+        return stored.astype(np.int64)
+
+    def missing(self, part: str) -> StageError:
+        """Return the error for a part that is not there."""
+        return StageError(
+            Failure.MISSING_SHARD,
+            f"expected the {part} of {self.name} in {self.stored.folder}, found only "
+            f"{', '.join(sorted(self.names.values()))}; fetch the whole checkpoint again",
+        )
 
     def not_finite(self, part: str) -> StageError:
         """Return the error for a part with NaN or infinity in it."""
@@ -143,10 +161,12 @@ class Dequantizer:
     Attributes:
         NEUTRAL: Options that say how it was made or how it is served, and not what it means.
         FIXED: Option → the values that are known.
+        SIGNS: How names of tensors end that no plain model has.
     """
 
     NEUTRAL: frozenset[str] = frozenset()
     FIXED: Mapping[str, tuple[Any, ...]] = {}
+    SIGNS: tuple[str, ...] = ()
 
     def __init__(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Check the options.

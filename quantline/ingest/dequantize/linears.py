@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from quantline.ingest.dequantize.dequantizer import Plan
+from quantline.ingest.dequantize.dequantizer import Dequantizer, Plan
 from quantline.ingest.dequantize.stored import StoredTensors
 from quantline.quantized.tensors import GroupedLinear
 
@@ -42,6 +42,27 @@ def plan_parts(
         else:
             kept.append(name)
     return Plan(restored, dropped, kept)
+
+
+def group_size_of(dequantizer: Dequantizer, *keys: str) -> int | None:
+    """Return how many inputs share a scale as the options say, -1 for all; None if they do not.
+
+    Raises:
+        StageError: unsupported_architecture, for a value that means nothing.
+    """
+    for key in keys:
+        size = dequantizer.settings.get(key)
+        if size is None:
+            continue
+        if type(size) is not int or size < -1 or size == 0:
+            raise dequantizer.refusal(f"a number of inputs, or -1, as {key}", f"{size!r:.80}")
+        return size
+    return None
+
+
+def groups_of(columns: int, size: int) -> int:
+    """Return how many groups of a size there are, of which the last may be cut short."""
+    return 1 if size == -1 else -(-columns // size)
 
 
 def as_grouped(

@@ -1,6 +1,5 @@
 """What config.json has to be: no code, a known quantization or none, a causal language model."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from quantline.model.configuration import (
 )
 from quantline.model.configuration_limits import check_numbers
 from quantline.model.find_family import family_of
-from quantline.model.model_class import class_name
+from quantline.model.model_class import class_name, classes_by_task
 from quantline.model.read_architecture import architecture_from_config
 
 WITH_CODE = (CONFIG, "tokenizer_config.json", "generation_config.json")
@@ -102,15 +101,8 @@ def check_task(config: dict[str, Any]) -> str:
     Raises:
         StageError: unsupported_architecture.
     """
-    from transformers.models.auto import modeling_auto
-
     name = class_name(config)
-    tasks = {
-        mapping.removeprefix("MODEL_FOR_").removesuffix("_MAPPING_NAMES"): _classes(classes)
-        for mapping, classes in vars(modeling_auto).items()
-        if mapping.startswith("MODEL_FOR_") and mapping.endswith("_MAPPING_NAMES")
-    }
-    tasks["BASE"] = _classes(modeling_auto.MODEL_MAPPING_NAMES)
+    tasks = classes_by_task()
     found = [task for task, classes in tasks.items() if name in classes and task != "BASE"]
     for task, words in TASKS.items():
         if task in found:
@@ -123,14 +115,6 @@ def check_task(config: dict[str, Any]) -> str:
         "expected the architecture of a causal language model (text-generation) in "
         f"config.json, found {name} ({', '.join(others)}); take a causal language model",
     )
-
-
-def _classes(mapping: Mapping[str, Any]) -> set[str]:
-    """Return the names of the classes of one of transformers' mappings."""
-    names: set[str] = set()
-    for value in mapping.values():
-        names.update([value] if isinstance(value, str) else value)
-    return names
 
 
 def check_causal(config: dict[str, Any]) -> None:

@@ -85,6 +85,49 @@ def test_the_language_model_alone_is_rounded(checkpoint, tmp_path):
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
 
+def without(checkpoint, folder, *parts, **changes):
+    """Copy a checkpoint without the tensors that have some words in their names."""
+    shutil.copytree(checkpoint.folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {key: tensor for key, tensor in tensors.items() if not any(p in key for p in parts)}
+    write_tensors(folder / "model.safetensors", kept)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_a_wrapper_without_its_towers_is_refused_by_their_names(checkpoint, tmp_path):
+    folder = without(checkpoint, tmp_path / "text", "vision_tower", "projector")
+    with pytest.raises(StageError, match=r"4 of .*projector, \d+ of .*vision_tower") as caught:
+        Checkpoint(folder)
+    assert caught.value.failure == Failure.MISSING_SHARD
+    assert "model_type llama and architectures LlamaForCausalLM" in str(caught.value)
+    folder = without(checkpoint, tmp_path / "one", "vision_tower.post_layernorm.bias")
+    with pytest.raises(StageError, match="1 of model"):
+        Checkpoint(folder)
+
+
+def test_a_tower_of_another_size_is_refused(checkpoint, tmp_path):
+    vision = json.loads((checkpoint.folder / "config.json").read_text())["vision_config"]
+    other = {"vision_config": vision | {"intermediate_size": 32}}
+    folder = without(checkpoint, tmp_path / "other", **other)
+    with pytest.raises(StageError, match=r"vision_tower.* to be \(32") as caught:
+        Checkpoint(folder)
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+
+
+def test_the_text_model_of_a_wrapper_is_taken_with_its_own_config(checkpoint, tmp_path):
+    folder = without(checkpoint, tmp_path / "text", "vision_tower", "projector")
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {key.replace("language_model.model.", "model."): t for key, t in tensors.items()}
+    renamed = {key.replace("language_model.lm_head", "lm_head"): t for key, t in renamed.items()}
+    write_tensors(folder / "model.safetensors", renamed)
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"] | {"architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(text))
+    assert verify.check_checkpoint(Checkpoint(folder))["architecture"] == "LlamaForCausalLM"
+
+
 def test_a_tower_that_changed_by_a_bit_is_caught(checkpoint, tmp_path):
     quantized = rounded(tmp_path / "q", checkpoint, 8, 32, symmetric=True)
     out = tmp_path / "out"

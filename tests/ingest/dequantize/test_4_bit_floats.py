@@ -67,6 +67,10 @@ def test_mxfp4_is_what_transformers_loads_bit_for_bit(gpt_oss, tmp_path):
 def test_mxfp4_refuses_blocks_without_scales_and_scales_that_are_none(gpt_oss, tmp_path):
     name = "model.layers.0.mlp.experts.down_proj"
     source = write_source(gpt_oss, tmp_path / "nan", {"quant_method": "mxfp4"}, lambda *_: None)
+    edit_tensors(source, lambda tensors: tensors.update({name: torch.zeros(3, 96, 64)}))
+    with pytest.raises(StageError, match="either plain or quantized"):
+        dequantize(source, tmp_path / "plain0")
+    edit_tensors(source, lambda tensors: tensors.pop(name))
     edit_tensors(source, lambda tensors: tensors[f"{name}_scales"].view(-1)[:1].fill_(255))
     with pytest.raises(StageError, match="down_proj_scales") as caught:
         dequantize(source, tmp_path / "plain")
@@ -235,6 +239,11 @@ def infinite(tensors):
     tensors[f"{NAME}.absmax"][0] = torch.inf
 
 
+def state_cut(tensors):
+    name = f"{NAME}.quant_state.bitsandbytes__nf4"
+    tensors[name] = tensors[name][:-1]
+
+
 SHAPE = Failure.UNSUPPORTED_ARCHITECTURE
 BROKEN = {
     "another type": (other_type, SHAPE, "af4"),
@@ -243,6 +252,7 @@ BROKEN = {
     "no state": (drop(f"{NAME}.quant_state.bitsandbytes__nf4"), SHAPE, "quantized tensors"),
     "cut": (cut, SHAPE, "weight to be"),
     "infinite": (infinite, Failure.NON_FINITE, "absmax"),
+    "state cut": (state_cut, SHAPE, "JSON with a shape"),
 }
 
 

@@ -152,6 +152,101 @@ def not_compressed(tensors):
     tensors[f"{NAME}.weight"] = torch.ones(ROWS, COLUMNS, dtype=torch.bfloat16)
 
 
+def keep(part, count, dimension=0):
+    """Cut a part to so many rows or columns, of which the others are a multiple."""
+
+    def change(tensors):
+        tensors[f"{NAME}.{part}"] = tensors[f"{NAME}.{part}"].narrow(dimension, 0, count)
+
+    return change
+
+
+def cast(part, dtype):
+    def change(tensors):
+        tensors[f"{NAME}.{part}"] = tensors[f"{NAME}.{part}"].to(dtype)
+
+    return change
+
+
+def add(part, values):
+    return lambda tensors: tensors.update({f"{NAME}.{part}": values})
+
+
+SHAPE = Failure.UNSUPPORTED_ARCHITECTURE
+SCALES = "weight_scale to be one number for each block"
+ZEROS = "weight_zero_point to be one for each scale"
+# What is cut to a divisor of what should be there still divides the weight.
+CUT = {
+    "rows of scales": ("w4 symmetric", keep("weight_scale", 32), SHAPE, SCALES),
+    "groups": ("w4 symmetric", keep("weight_scale", 1, 1), SHAPE, SCALES),
+    "scales of rows": ("w8a8", keep("weight_scale", 1), SHAPE, SCALES),
+    "scales of blocks": ("fp8 of blocks", keep("weight_scale", 1, 1), SHAPE, SCALES),
+    "scales of nvfp4": ("nvfp4", keep("weight_scale", 5, 1), SHAPE, SCALES),
+    "exponents": ("mxfp4", keep("weight_scale", 16), SHAPE, SCALES),
+    "packed zeros": ("w4 asymmetric", keep("weight_zero_point", 4), SHAPE, ZEROS),
+    "zeros": ("int8 asymmetric", keep("weight_zero_point", 1), SHAPE, ZEROS),
+    "all zeros": (
+        "w4 asymmetric",
+        drop("weight_zero_point"),
+        Failure.MISSING_SHARD,
+        "the weight_zero_point of",
+    ),
+    "the divisor": (
+        "nvfp4",
+        drop("weight_global_scale"),
+        Failure.MISSING_SHARD,
+        "the weight_global_scale of",
+    ),
+    "a side": ("w4 symmetric", keep("weight_shape", 1), SHAPE, "the two sides"),
+    "fractions": ("w8a8", cast("weight_scale", torch.int64), SHAPE, "floating-point"),
+    "powers of two": ("mxfp8", cast("weight_scale", torch.float32), SHAPE, SCALES),
+    "bytes": ("mxfp6", cast("weight_packed", torch.float32), SHAPE, "compressed, as its"),
+    "zeros of none": (
+        "w4 symmetric",
+        add("weight_zero_point", torch.ones(ROWS, 5, dtype=torch.int8)),
+        SHAPE,
+        "0, as config_groups says symmetric",
+    ),
+    "one weight": (
+        "w4 symmetric",
+        add("weight", torch.zeros(ROWS, COLUMNS)),
+        SHAPE,
+        "one weight of a layer",
+    ),
+    "a group": (
+        "w4 symmetric",
+        add("weight_g_idx", torch.arange(-1, COLUMNS - 1, dtype=torch.int32) // 32),
+        SHAPE,
+        "weight_g_idx to be 160 numbers of 5 groups",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_compressed_tensors_refuse_parts_that_are_not_those_of_the_scheme(
+    case, make_source, tmp_path
+):
+    form, spoil, failure, words = CUT[case]
+    settings, stored, _ = stored_and_wanted(form)
+    source = make_source(settings, lambda name, _: stored if name == f"{NAME}.weight" else None)
+    edit_tensors(source, spoil)
+    with pytest.raises(StageError, match=words) as caught:
+        dequantize(source, tmp_path / "plain")
+    assert caught.value.failure == failure
+
+
+def test_compressed_tensors_of_several_schemes_are_read_by_the_one_that_fits(
+    make_source, dequantized
+):
+    settings, stored, wanted = stored_and_wanted("w4 asymmetric")
+    groups = settings["config_groups"]
+    groups["group_1"] = {"weights": INT4 | {"group_size": 16, "symmetric": True}}
+    groups["group_2"] = {"weights": FLOAT8 | {"strategy": "channel"}}
+    source = make_source(settings, lambda name, _: stored if name == f"{NAME}.weight" else None)
+    found = dequantized(source)[f"{NAME}.weight"].astype(np.float32)
+    assert np.array_equal(found, wanted.to(torch.bfloat16).float().numpy())
+
+
 BROKEN = {
     "scale missing": (drop("weight_scale"), Failure.MISSING_SHARD, "weight_scale of"),
     "codes missing": (drop("weight_packed"), Failure.MISSING_SHARD, "weight of"),
@@ -179,6 +274,19 @@ OPTIONS = {
     "frozen": ({"quantization_status": "frozen"}, "frozen"),
     "other width": ({"config_groups": {"a": {"weights": {"num_bits": 3}}}}, "weight_packed to be"),
     "none": ({"config_groups": {}}, "config_groups"),
+    "groups of another size": (
+        {"config_groups": {"a": {"weights": INT4 | {"group_size": 64}}}},
+        "one number for each block",
+    ),
+    "groups in another order": (
+        {"config_groups": {"a": {"weights": INT4 | {"actorder": "group"}}}},
+        "the weight_g_idx of",
+    ),
+    "a width in words": ({"config_groups": {"a": {"weights": {"num_bits": "4"}}}}, "num_bits '4'"),
+    "no strategy": (
+        {"config_groups": {"a": {"weights": INT4 | {"strategy": "token"}}}},
+        "strategy 'token'",
+    ),
 }
 
 
@@ -190,4 +298,5 @@ def test_compressed_tensors_refuse_options(case, make_source, tmp_path):
     edit_settings(source, **changes)
     with pytest.raises(StageError, match=words) as caught:
         dequantize(source, tmp_path / "plain")
-    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    missing = words == "the weight_g_idx of"
+    assert caught.value.failure == (Failure.MISSING_SHARD if missing else SHAPE)

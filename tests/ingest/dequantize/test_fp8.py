@@ -142,6 +142,10 @@ def scales_cut(tensors):
     tensors[f"{DOWN}_scale_inv"] = scales[: len(scales) // 2]
 
 
+def one_scale(tensors):
+    tensors[f"{DOWN}_scale_inv"] = tensors[f"{DOWN}_scale_inv"][:1, :1]
+
+
 def scale_of(value):
     def change(tensors):
         tensors[f"{DOWN}_scale_inv"][0, 0] = value
@@ -161,6 +165,7 @@ BROKEN = {
     "scale missing": (drop_scale, Failure.MISSING_SHARD, "the scale of model.layers.0.mlp.down"),
     "scale of another shape": (other_scale, Failure.UNSUPPORTED_ARCHITECTURE, "down_proj.weight_s"),
     "scales cut": (scales_cut, Failure.UNSUPPORTED_ARCHITECTURE, r"each block \[32, 32\]"),
+    "one scale": (one_scale, Failure.UNSUPPORTED_ARCHITECTURE, r"each block \[32, 32\]"),
     "scale NaN": (scale_of(torch.nan), Failure.NON_FINITE, "down_proj.weight_scale_inv"),
     "scale infinite": (scale_of(torch.inf), Failure.NON_FINITE, "down_proj.weight_scale_inv"),
     "scale too large": (scale_of(3e38), Failure.NON_FINITE, "down_proj.weight to be finite"),
@@ -177,6 +182,36 @@ def test_fp8_refuses(case, make_source, tmp_path):
     with pytest.raises(StageError, match=words) as caught:
         dequantize(source, tmp_path / "plain")
     assert caught.value.failure == failure
+
+
+def test_fp8_refuses_scales_of_rows_that_were_cut(make_source, tmp_path):
+    source = make_source({"quant_method": "fbgemm_fp8"}, of_rows)
+
+    def cut(tensors):
+        tensors[f"{DOWN}_scale"] = tensors[f"{DOWN}_scale"][:32]
+
+    edit_tensors(source, cut)
+    with pytest.raises(StageError, match=r"down_proj\.weight_scale to be") as caught:
+        dequantize(source, tmp_path / "plain")
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+
+
+def test_fp8_refuses_scales_of_more_experts_than_there_are(make_source, tmp_path):
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    stored = {name: torch.ones(3, 64, 96).to(FLOAT8), f"{name}_scale_inv": torch.ones(4, 2, 3)}
+    source = make_source(BLOCKS, lambda old, _: stored if old == DOWN else None)
+    with pytest.raises(StageError, match="one entry for each of 3 experts") as caught:
+        dequantize(source, tmp_path / "plain")
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+
+
+@pytest.mark.parametrize("block", [[64, 64], None, "32x32", [32], [0, 32]])
+def test_fp8_refuses_blocks_that_are_not_those_of_the_scales(block, make_source, tmp_path):
+    source = make_source(BLOCKS, in_blocks)
+    edit_settings(source, weight_block_size=block)
+    with pytest.raises(StageError, match="block") as caught:
+        dequantize(source, tmp_path / "plain")
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
 
 
 def test_fp8_refuses_an_unknown_option(make_source, tmp_path):

@@ -225,6 +225,41 @@ def test_write_folder_refuses_a_file_that_is_cut_short(floats, tmp_path):
     assert caught.value.failure == Failure.MISSING_SHARD
 
 
+@pytest.mark.parametrize(
+    ("place", "octets", "failure", "words"),
+    [
+        (0, b"GGML", Failure.MISSING_SHARD, "begins with b'GGML'"),
+        (4, b"\x09\x00\x00\x00", ARCHITECTURE, "found version 9"),
+        (None, b"\x1f\x00\x00\x00", ARCHITECTURE, "one of type 31"),
+    ],
+    ids=["another format", "a newer version", "a type that was given up"],
+)
+def test_write_folder_refuses_what_gguf_does_not_read(
+    place, octets, failure, words, floats, tmp_path
+):
+    content = bytearray(floats.read_bytes())
+    if place is None:  # after a tensor's name, the count of its sides, and two of them
+        name = b"blk.0.ffn_down.weight"
+        place = content.index(name) + len(name) + 4 + 2 * 8
+    content[place : place + 4] = octets
+    (tmp_path / "other.gguf").write_bytes(content)
+    with pytest.raises(StageError, match=words) as caught:
+        write_folder(tmp_path / "other.gguf", tmp_path / "found")
+    assert caught.value.failure == failure
+
+
+def test_check_agreement_refuses_logits_that_say_nothing(floats, tmp_path):
+    rows = {}
+    for tensor in gguf.GGUFReader(floats).tensors:
+        if "ffn_up" in tensor.name:
+            rows[tensor.name] = np.array(tensor.data) * 1e35
+    other = rewritten(floats, tmp_path / "other.gguf", tensors=rows)
+    write_folder(other, tmp_path / "found")
+    with pytest.raises(StageError, match="expected finite logits") as caught:
+        check_agreement(other, Checkpoint(tmp_path / "found"))
+    assert caught.value.failure == Failure.NON_FINITE
+
+
 def test_check_agreement_refuses_what_llama_cpp_computes_otherwise(floats, tmp_path):
     write_folder(floats, tmp_path / "found")
     reader = gguf.GGUFReader(floats)

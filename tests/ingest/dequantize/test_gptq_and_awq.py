@@ -93,7 +93,7 @@ def test_gptq_v2_stores_zeros_as_they_are(make_source, dequantized):
 def test_gptq_without_the_group_of_each_input_counts_them(make_source, dequantized):
     stored, wanted = gptq_parts(4, symmetric=True)
     del stored[f"{MODULE}.g_idx"]
-    made = make_source(settings(sym=True), only_down(stored))
+    made = make_source(settings(sym=True, desc_act=False), only_down(stored))
     assert np.array_equal(dequantized(made)[NAME].astype(np.float32), as_bfloat16(wanted))
 
 
@@ -215,13 +215,21 @@ SHAPE = Failure.UNSUPPORTED_ARCHITECTURE
 BROKEN = {
     "scales missing": (drop("scales"), Failure.MISSING_SHARD, "scales of model.layers.0.mlp.down"),
     "zeros missing": (drop("qzeros"), Failure.MISSING_SHARD, "qzeros of model.layers.0.mlp.down"),
-    "codes missing": (drop("qweight"), SHAPE, "quantized tensors"),
+    "codes missing": (drop("qweight"), Failure.MISSING_SHARD, "qweight of model.layers.0.mlp.down"),
+    # Without them the groups of a layer in the order of activations are unknown.
+    "groups missing": (drop("g_idx"), Failure.MISSING_SHARD, "g_idx of model.layers.0.mlp.down"),
     "NaN": (scale_not_a_number, Failure.NON_FINITE, "scales"),
     "zeros of another width": (replace("qzeros", torch.zeros(5, 16).int()), SHAPE, "qzeros to be"),
     "zeros of another length": (replace("qzeros", torch.zeros(4, 8).int()), SHAPE, "scales to be"),
     "a group too high": (replace("g_idx", torch.full((COLUMNS,), 5).int()), SHAPE, "g_idx to be"),
     "too few groups": (replace("g_idx", torch.zeros(4).int()), SHAPE, "g_idx to be"),
+    "a group in fractions": (replace("g_idx", torch.zeros(COLUMNS)), SHAPE, "whole numbers"),
     "flat": (replace("qweight", torch.zeros(4).int()), SHAPE, "qweight to be"),
+    # As many bytes as the words should have, or twice as many.
+    "zeros as floats": (replace("qzeros", torch.zeros(5, 8)), SHAPE, "qzeros to be an int32"),
+    "zeros in longer words": (replace("qzeros", torch.zeros(5, 8).long()), SHAPE, "an int32"),
+    "scales as numbers": (replace("scales", torch.ones(5, 64).int()), SHAPE, "floating-point"),
+    "plain as well": (replace("weight", torch.zeros(64, 160)), SHAPE, "either plain or quantized"),
 }
 
 
@@ -235,7 +243,47 @@ def test_gptq_refuses(case, make_source, tmp_path):
     assert caught.value.failure == failure
 
 
+def two_groups(tensors):
+    """Keep as many groups as divide the inputs, too."""
+    for part in ("scales", "qzeros"):
+        tensors[f"{MODULE}.{part}"] = tensors[f"{MODULE}.{part}"][:1]
+
+
+AWQ_BROKEN = {
+    "groups cut": (two_groups, SHAPE, "one row for each 32 of 160 inputs"),
+    "codes missing": (drop("qweight"), Failure.MISSING_SHARD, "qweight of model.layers.0.mlp.down"),
+    "flat zeros": (replace("qzeros", torch.zeros(40).int()), SHAPE, r"int32 \[5, 64 / 8\]"),
+    "zeros as floats": (replace("qzeros", torch.zeros(5, 8)), SHAPE, r"int32 \[5, 64 / 8\]"),
+    "no scales": (replace("scales", torch.zeros(0, 64).half()), SHAPE, "of groups that divide"),
+}
+
+
+@pytest.mark.parametrize("case", AWQ_BROKEN)
+def test_awq_refuses(case, make_source, tmp_path):
+    spoil, failure, words = AWQ_BROKEN[case]
+    options = {"quant_method": "awq", "bits": 4, "group_size": SIZE, "zero_point": True}
+    source = make_source(options, only_down(awq_parts(False)[0]))
+    edit_tensors(source, spoil)
+    with pytest.raises(StageError, match=words) as caught:
+        dequantize(source, tmp_path / "plain")
+    assert caught.value.failure == failure
+
+
+@pytest.mark.parametrize("less_one", [True, False])
+def test_gptq_refuses_symmetric_zeros_that_are_not_the_middle(less_one, make_source, tmp_path):
+    """Of a checkpoint that names the other format all weights would be off by a scale."""
+    stored, _ = gptq_parts(4, less_one=less_one, symmetric=True)
+    other = "gptq_v2" if less_one else "gptq"
+    source = make_source(settings(sym=True, checkpoint_format=other), only_down(stored))
+    with pytest.raises(StageError, match="zero points of 8") as caught:
+        dequantize(source, tmp_path / "plain")
+    assert caught.value.failure == SHAPE
+
+
 OPTIONS = {
+    "groups of another size": ({"group_size": 64}, "one row for each 64 of 160 inputs"),
+    "groups of no size": ({"group_size": 0}, "a number of inputs, or -1, as group_size"),
+    "no method": ({"quant_method": None}, "names no quant_method"),
     "marlin": ({"checkpoint_format": "marlin"}, "marlin"),
     "marlin as a flag": ({"is_marlin_format": True}, "is_marlin_format"),
     "five bits": ({"bits": 5}, "bits"),

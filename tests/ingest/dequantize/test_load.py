@@ -1,13 +1,17 @@
 """load on a quantized source, from its folder to the model's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from quantline.config.params import Model
+from quantline.errors import Failure, StageError
 from quantline.files import sha256_file
+from quantline.ingest.load import load
 from quantline.model.checkpoint import Checkpoint
 from tests.helpers.quantized_sources import edit_settings, is_linear, write_source
 
@@ -75,9 +79,35 @@ def test_load_twice_gives_the_same_bytes(project, source):
     assert sha256_file(MODEL / "model.safetensors") == first
 
 
-def test_load_refuses_an_unknown_method_by_name(project, source, tmp_path, capsys):
-    import shutil
+@pytest.mark.parametrize("kept_in", [None, "quantize_config.json"])
+def test_load_refuses_quantized_tensors_of_which_nothing_is_said(source, kept_in, tmp_path):
+    other = Path(shutil.copytree(source, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    del config["quantization_config"]
+    (other / "config.json").write_text(json.dumps(config))
+    if kept_in:
+        (other / kept_in).write_text("{}")
+    model = Model(source="local", path=str(other), watch="x")
+    with pytest.raises(StageError, match="a quantization_config in") as caught:
+        load(model, tmp_path / "model")
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    assert "weight_scale_inv" in str(caught.value)
+    assert (f"put what {kept_in} says there" in str(caught.value)) == bool(kept_in)
 
+
+def test_errors_name_the_source_and_not_its_plain_copy(source, tmp_path):
+    other = Path(shutil.copytree(source, tmp_path / "other"))
+    path = other / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    (tmp_path / "model").mkdir()
+    with pytest.raises(StageError, match="expected 3 blocks") as caught:
+        load(Model(source="local", path=str(other), watch="x"), tmp_path / "model")
+    assert f"the plain copy of {other}" in str(caught.value)
+    assert ".plain" not in str(caught.value)
+
+
+def test_load_refuses_an_unknown_method_by_name(project, source, tmp_path, capsys):
     other = Path(shutil.copytree(source, tmp_path / "other"))
     edit_settings(other, quant_method="higgs")
     project.compose(f"model.path={other}")

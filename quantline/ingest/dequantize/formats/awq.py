@@ -17,7 +17,12 @@ from quantline.ingest.dequantize.dequantizer import (
     Plan,
     register_dequantizer,
 )
-from quantline.ingest.dequantize.linears import as_grouped, plan_parts
+from quantline.ingest.dequantize.linears import (
+    as_grouped,
+    group_size_of,
+    groups_of,
+    plan_parts,
+)
 from quantline.ingest.dequantize.stored import StoredTensors
 from quantline.quantized.tensors import GroupedLinear
 
@@ -40,6 +45,7 @@ def unpack_interleaved(words: np.ndarray) -> np.ndarray:
 class Awq(Dequantizer):
     """Integers of 4 bits."""
 
+    SIGNS = (".qweight", ".qzeros")
     NEUTRAL = frozenset(
         {
             *(
@@ -63,9 +69,14 @@ class Awq(Dequantizer):
         "pack_dtype": (None, "int32"),
     }
 
+    def __init__(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Check the options."""
+        super().__init__(settings, config)
+        self.group_size = group_size_of(self, "group_size", "q_group_size")
+
     def plan(self, stored: StoredTensors) -> Plan:
         """Collect the parts of every layer."""
-        return plan_parts(stored, PARTS, roots=("qweight",))
+        return plan_parts(stored, PARTS, roots=("qweight", "qzeros"))
 
     def restore(self, parts: Parts) -> np.ndarray:
         """Return (codes - zeros) * scales of one layer."""
@@ -85,18 +96,25 @@ class Awq(Dequantizer):
         """Return codes [out, in], zeros and scales [out, groups] of one layer."""
         scales = parts.finite("scales")
         packed = parts["qweight"]
-        if packed.ndim != 2 or parts.dtype("qweight") != "I32":
-            raise parts.misfit("qweight", "an int32 matrix")
-        codes = unpack_interleaved(packed)
-        columns, rows = codes.shape
+        if packed.ndim != 2 or scales.ndim != 2 or parts.dtype("qweight") != "I32":
+            raise parts.misfit("qweight", "an int32 matrix beside a matrix of scales")
+        columns, rows = packed.shape[0], packed.shape[1] * WORD
         groups = len(scales)
-        if scales.shape != (groups, rows) or columns % groups:
+        if not groups or scales.shape != (groups, rows) or columns % groups:
             raise parts.misfit("scales", f"[groups, {rows}], of groups that divide {columns}")
+        size = self.group_size
+        is_stated = size is not None and not self.settings.get("dynamic")
+        if is_stated and groups_of(columns, size or -1) != groups:
+            raise parts.misfit("scales", f"one row for each {size} of {columns} inputs")
+        codes = unpack_interleaved(packed)
+        middle = 2 ** (BITS - 1)
         asymmetric = self.settings.get("zero_point", True)
-        if asymmetric or "qzeros" in parts:
-            zeros = unpack_interleaved(parts["qzeros"]).astype(np.float32)
-            if zeros.shape != scales.shape:
-                raise parts.misfit("qzeros", f"[{groups}, {rows} / {WORD}]")
-        else:
-            zeros = np.full_like(scales, 2 ** (BITS - 1))
+        if not asymmetric and "qzeros" not in parts:
+            return codes.T, np.full_like(scales, middle).T, np.ascontiguousarray(scales.T)
+        packed_zeros = parts["qzeros"]
+        if packed_zeros.shape != (groups, rows // WORD) or parts.dtype("qzeros") != "I32":
+            raise parts.misfit("qzeros", f"int32 [{groups}, {rows} / {WORD}]")
+        zeros = unpack_interleaved(packed_zeros).astype(np.float32)
+        if not asymmetric and (zeros != middle).any():
+            raise parts.misfit("qzeros", f"zero points of {middle}, as zero_point false says")
         return codes.T, zeros.T, np.ascontiguousarray(scales.T)

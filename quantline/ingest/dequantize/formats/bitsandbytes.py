@@ -46,6 +46,7 @@ ONE_127TH = np.float32(7.874015718698502e-3)  # as the library's own kernel mult
 class BitsAndBytes(Dequantizer):
     """4-bit codes of blocks, or 8-bit codes of rows."""
 
+    SIGNS = (".quant_map", ".SCB")
     NEUTRAL = frozenset(
         {
             *("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "bnb_4bit_quant_type"),
@@ -97,7 +98,7 @@ class BitsAndBytes(Dequantizer):
         """Return codes * SCB / 127."""
         codes = parts["weight"]
         scales = parts.finite("SCB").reshape(-1)
-        if "weight_format" in parts and int(parts["weight_format"]) != ROW_LAYOUT:
+        if "weight_format" in parts and (parts["weight_format"] != ROW_LAYOUT).any():
             raise parts.misfit("weight_format", f"{ROW_LAYOUT}, which is row by row")
         if codes.ndim != 2 or len(scales) != len(codes):
             raise parts.misfit("SCB", "one number for each row")
@@ -105,7 +106,7 @@ class BitsAndBytes(Dequantizer):
 
     def _four_bits(self, parts: Parts) -> np.ndarray:
         """Return the values of codes times the scales of their blocks."""
-        state = json.loads(bytes(parts.octets("state")))
+        state = self._state(parts)
         kind = parts.names["state"].partition(STATE)[2]
         table = TABLES.get(kind)
         if table is None or state.get("quant_type", kind) != kind:
@@ -113,9 +114,9 @@ class BitsAndBytes(Dequantizer):
         stated = parts.finite("quant_map").reshape(-1)
         if stated.shape != table.shape or not np.allclose(stated, table, atol=TABLE_TOLERANCE):
             raise parts.misfit("quant_map", f"the 16 values of {kind}")
-        shape = tuple(int(side) for side in state["shape"])
+        shape = tuple(state["shape"])
         count = int(np.prod(shape))
-        block = int(state["blocksize"])
+        block = state["blocksize"]
         octets = parts.octets("weight")
         scales = self._block_scales(parts, state)
         if len(octets) != -(-count // 2) or len(scales) != -(-count // block):
@@ -126,6 +127,18 @@ class BitsAndBytes(Dequantizer):
         return values.reshape(shape)
 
     @staticmethod
+    def _state(parts: Parts) -> dict[str, Any]:
+        """Return what is said of a layer's codes."""
+        try:
+            state = json.loads(bytes(parts.octets("state")))
+            sides = [*state["shape"], state["blocksize"]]
+            if all(type(side) is int and side > 0 for side in sides):
+                return dict(state)
+        except (ValueError, TypeError, LookupError):
+            pass
+        raise parts.misfit("state", "JSON with a shape and a blocksize, all numbers above 0")
+
+    @staticmethod
     def _block_scales(parts: Parts, state: Mapping[str, Any]) -> np.ndarray:
         """Return the scale of every block, in float32."""
         if "nested_absmax" not in parts:
@@ -133,7 +146,9 @@ class BitsAndBytes(Dequantizer):
         codes = parts["absmax"].reshape(-1)
         table = parts.finite("nested_quant_map").reshape(-1)
         outer = parts.finite("nested_absmax").reshape(-1)
-        block = int(state["nested_blocksize"])
+        block = state.get("nested_blocksize")
+        if type(block) is not int or block < 1:
+            raise parts.misfit("state", "JSON with a nested_blocksize above 0")
         offset = np.float32(state["nested_offset"])
         if not np.isfinite(offset):
             raise parts.not_finite("state")

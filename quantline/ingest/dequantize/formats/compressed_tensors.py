@@ -5,11 +5,12 @@ their range) or plain (`weight` int8); floats are 8-bit (`weight`), or 4 and 6 b
 (`weight_packed`). Scales are those of a tensor, a row, a group of inputs or a block; 4-bit floats
 of NVFP4 have a divisor for all of them too, and the scales of MX formats are powers of two.
 W = (codes - zeros) * scales. The form of each layer is read off its tensors and has to be one of
-those that `config_groups` names, so no name of a layer has to be matched.
+those that `config_groups` names, so no name of a layer has to be matched. A grid of scales that is
+none of them is refused, also where it would divide the weight: it may have been cut.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from quantline.ingest.dequantize.dequantizer import (
     register_dequantizer,
 )
 from quantline.ingest.dequantize.linears import as_grouped, plan_parts
+from quantline.ingest.dequantize.schemes import EXPONENTS, WHOLE, Scheme, scheme_of
 from quantline.ingest.dequantize.stored import PLAIN, StoredTensors
 from quantline.quantized.tensors import GroupedLinear
 
@@ -45,10 +47,38 @@ WORD_BITS = 32
 DENSE: tuple[Any, ...] = (None, {}, [], "dense")
 
 
+class Layer(NamedTuple):
+    """A layer, [out, in].
+
+    Attributes:
+        codes: float32 [out, in].
+        scales: float32, one for each block of the scheme.
+        zeros: The same for zero points; None where there are none.
+        order: The group of each input; None for groups of neighbouring inputs.
+        scheme: The form.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None
+    order: np.ndarray | None
+    scheme: Scheme
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Return scales or zero points for every code."""
+        if self.order is not None:
+            return values[:, self.order]
+        shape = (self.codes.shape[0], self.codes.shape[1])
+        result = blocks.spread(values, shape, self.scheme.block_in(shape))
+        assert result is not None, "the scheme fits"
+        return result
+
+
 @register_dequantizer("compressed-tensors")
 class CompressedTensors(Dequantizer):
     """Integers and floats of 1 to 8 bits."""
 
+    SIGNS = (".weight_packed", ".weight_scale")
     NEUTRAL = frozenset(
         {
             "config_groups",
@@ -67,11 +97,16 @@ class CompressedTensors(Dequantizer):
         groups = settings.get("config_groups")
         if not isinstance(groups, dict) or not groups:
             raise self.refusal("config_groups", f"{groups!r:.80}")
-        self.types: set[tuple[str, int]] = set()
-        for group in groups.values():
+        self.schemes: list[Scheme] = []
+        for name, group in groups.items():
             weights = group.get("weights") if isinstance(group, dict) else None
-            if weights:
-                self.types.add((str(weights.get("type", "int")), int(weights["num_bits"])))
+            if not weights:
+                continue
+            try:
+                self.schemes.append(scheme_of(weights))
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                words = f"{name} with {type(error).__name__}: {error}"
+                raise self.refusal("config_groups that say the form of weights", words) from None
 
     def _check_option(self, option: str, value: Any) -> None:
         """Refuse sparse weights, and turned ones, which stand for nothing without their turns."""
@@ -90,123 +125,167 @@ class CompressedTensors(Dequantizer):
 
     def restore(self, parts: Parts) -> np.ndarray:
         """Return (codes - zeros) * scales of one layer."""
-        codes = self._codes(parts)
-        if codes.ndim != 2:
-            raise parts.misfit("weight_scale", "that of a matrix")
-        shape = (codes.shape[0], codes.shape[1])
-        scales = self._scales(parts)
-        if "weight_zero_point" in parts:
-            zeros = self._zeros(parts, scales, shape)
-            codes = codes - self._spread(parts, "weight_zero_point", zeros, shape)
-        return codes * self._spread(parts, "weight_scale", scales, shape)
+        layer = self._layer(parts)
+        codes = layer.codes
+        if layer.zeros is not None:
+            codes = codes - layer.spread(layer.zeros)
+        return codes * layer.spread(layer.scales)
 
     def grouped(self, parts: Parts) -> GroupedLinear | None:
         """Return the integers of a layer in groups of neighbouring inputs."""
         is_packed = parts.dtype("weight_packed") == "I32"
-        if "weight_g_idx" in parts or not (is_packed or parts.dtype("weight") == "I8"):
+        if not is_packed and parts.dtype("weight") != "I8":
             return None
-        codes = self._codes(parts)
-        shape = (codes.shape[0], codes.shape[1])
-        bits = self._packed_bits(parts, *shape) if is_packed else 8
-        scales = self._scales(parts)
-        zeros = np.zeros_like(scales)
-        if "weight_zero_point" in parts:
-            zeros = self._zeros(parts, scales, shape)
-        if ("int", bits) not in self.types or zeros.shape != scales.shape:
+        layer = self._layer(parts)
+        bits = layer.scheme.bits
+        if layer.order is not None or not (is_packed or bits == 8):
             return None
+        zeros = np.zeros_like(layer.scales) if layer.zeros is None else layer.zeros
         middle = 2 ** (bits - 1)
-        return as_grouped(codes + middle, zeros + middle, scales, bits)
+        return as_grouped(layer.codes + middle, zeros + middle, layer.scales, bits)
 
-    def _codes(self, parts: Parts) -> np.ndarray:
-        """Return the codes of a layer as float32 [out, in]."""
-        if "weight_packed" not in parts:
-            dtype = parts.dtype("weight")
-            if dtype in PLAIN:
-                raise parts.misfit("weight", "compressed, as its scale beside it says")
-            self._check_type(parts, "float" if dtype.startswith("F8") else "int", 8)
-            return parts["weight"].astype(np.float32)
-        packed = parts["weight_packed"]
-        if parts.dtype("weight_packed") == "I32":
-            rows, columns = (int(side) for side in parts["weight_shape"].reshape(-1))
-            bits = self._packed_bits(parts, rows, columns)
-            return unpack(packed, bits, columns).astype(np.float32) - np.float32(2 ** (bits - 1))
-        if ("float", 6) in self.types and ("float", 4) not in self.types:
-            self._check_type(parts, "float", 6)
-            return E2M3[unpack(packed, 6, packed.shape[-1] * 8 // 6)]
-        self._check_type(parts, "float", 4)
-        return e2m1(packed)
-
-    def _packed_bits(self, parts: Parts, rows: int, columns: int) -> int:
-        """Return the width at which the inputs fill the words that are there."""
-        shape = parts.stored.shape(parts.names["weight_packed"])
-        found = []
-        for kind, bits in sorted(self.types):
-            if kind == "int" and shape == (rows, -(-columns * bits // WORD_BITS)):
-                found.append(bits)
-        if len(found) != 1:
+    def _layer(self, parts: Parts) -> Layer:
+        """Read and check the parts of one layer."""
+        if "weight" in parts and "weight_packed" in parts:
+            raise self.refusal("one weight of a layer", f"both {', '.join(parts.names.values())}")
+        possible = self._by_codes(parts)
+        scales, exponents = self._scales(parts)
+        possible = [
+            (scheme, shape)
+            for scheme, shape in possible
+            if scheme.fits(scales.shape, shape) and scheme.exponents in (None, exponents)
+        ]
+        if not possible:
+            forms = sorted({str(scheme.block) for scheme in self.schemes})
             raise parts.misfit(
-                "weight_packed", f"[{rows}, {columns} * bits / {WORD_BITS}] of one of config_groups"
+                "weight_scale",
+                f"one number for each block of {' or '.join(forms)} as config_groups says ({WHOLE} "
+                "is the whole side), powers of two in bytes or floats as it says",
             )
-        return found[0]
-
-    def _check_type(self, parts: Parts, kind: str, bits: int) -> None:
-        """Refuse a layer of a type that no group has; int8 holds narrower integers as well."""
-        known = {(kind, bits)} | ({("int", n) for n in range(1, 9)} if kind == "int" else set())
-        if not known & self.types:
-            groups = ", ".join(f"{name}{width}" for name, width in sorted(self.types))
-            raise self.refusal(f"weights of {groups}", f"{parts.name} of {kind}{bits}")
-
-    @staticmethod
-    def _scales(parts: Parts) -> np.ndarray:
-        """Return the scales in float32, with the one for all of them."""
-        if parts.dtype("weight_scale") == "U8":
-            scales = powers_of_two(parts["weight_scale"])
-            if not np.isfinite(scales).all():
-                raise parts.not_finite("weight_scale")
-        else:
-            scales = parts.finite("weight_scale")
-        if "weight_global_scale" in parts:
+        if "weight_zero_point" not in parts:
+            possible = [(scheme, shape) for scheme, shape in possible if scheme.symmetric]
+            if not possible:
+                raise parts.missing("weight_zero_point")
+        if len({scheme.bits for scheme, _ in possible}) > 1:
+            raise parts.misfit("weight_scale", "of one of config_groups alone")
+        # Of several forms the one counts that asks for most.
+        scheme, shape = min(possible, key=lambda one: (one[0].symmetric, one[0].in_order))
+        if any(one.has_divisor for one, _ in possible) or "weight_global_scale" in parts:
             divisor = parts.finite("weight_global_scale").reshape(-1)
             if divisor.shape != (1,) or not divisor[0] > 0:
                 raise parts.misfit("weight_global_scale", "one number above 0")
             scales = scales / divisor[0]
-        return scales
+        grid = scheme.grid(shape)
+        zeros = None
+        if "weight_zero_point" in parts:
+            zeros = self._zeros(parts, scheme, scales.shape, shape).reshape(grid)
+            if scheme.symmetric and zeros.any():
+                raise parts.misfit("weight_zero_point", "0, as config_groups says symmetric")
+        codes = self._codes(parts, scheme, shape)
+        order = self._order(parts, scheme, grid, shape[1])
+        return Layer(codes, scales.reshape(grid), zeros, order, scheme)
 
-    def _zeros(self, parts: Parts, scales: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """Return the zero points in float32, in the shape of the scales."""
-        if parts.dtype("weight_zero_point") != "I32" or "weight_packed" not in parts:
-            return parts["weight_zero_point"].astype(np.float32)
-        # Packed like the codes, along the rows.
-        bits = self._packed_bits(parts, *shape)
-        packed = parts["weight_zero_point"]
-        if packed.shape == scales.shape:  # of one tensor, they are not packed
-            return packed.astype(np.float32)
-        zeros = unpack(packed.T, bits, shape[0]).T.astype(np.float32)
-        return zeros - np.float32(2 ** (bits - 1))
+    def _by_codes(self, parts: Parts) -> list[tuple[Scheme, tuple[int, int]]]:
+        """Return the schemes that the codes of a layer can be of, each with the weight's shape."""
+        part = "weight_packed" if "weight_packed" in parts else "weight"
+        dtype = parts.dtype(part)
+        if part not in parts:
+            raise parts.missing(part)
+        if dtype in PLAIN:
+            raise parts.misfit(part, "compressed, as its scale beside it says")
+        stored = parts.stored.shape(parts.names[part])
+        if len(stored) != 2:
+            raise parts.misfit(part, "a matrix")
+        if dtype == "I32" and part == "weight_packed":
+            return self._by_words(parts, (stored[0], stored[1]))
+        found = []
+        for scheme in self.schemes:
+            if part == "weight":
+                is_float8 = dtype.startswith("F8_E") and scheme.kind == "float" and scheme.bits == 8
+                if is_float8 or (dtype == "I8" and scheme.kind == "int"):
+                    found.append((scheme, (stored[0], stored[1])))
+            elif dtype == "U8" and scheme.kind == "float" and scheme.bits in (4, 6):
+                found.append((scheme, (stored[0], stored[1] * 8 // scheme.bits)))
+        if not found:
+            types = ", ".join(sorted({scheme.type_name for scheme in self.schemes}))
+            raise self.refusal(f"weights of {types}", f"{parts.names[part]} in {dtype}")
+        return found
 
-    def _spread(
-        self, parts: Parts, part: str, values: np.ndarray, shape: tuple[int, int]
+    def _by_words(
+        self, parts: Parts, packed: tuple[int, int]
+    ) -> list[tuple[Scheme, tuple[int, int]]]:
+        """Return the schemes of integers at whose width the inputs fill the words."""
+        stated = parts["weight_shape"].reshape(-1)
+        if stated.shape != (2,) or stated.dtype.kind not in "iu":
+            raise parts.misfit("weight_shape", "the two sides of the weight")
+        rows, columns = (int(side) for side in stated)
+        found = []
+        for scheme in self.schemes:
+            words = -(-columns * scheme.bits // WORD_BITS)
+            if scheme.kind == "int" and packed == (rows, words):
+                found.append((scheme, (rows, columns)))
+        if not found:
+            raise parts.misfit(
+                "weight_packed", f"[{rows}, {columns} * bits / {WORD_BITS}] of one of config_groups"
+            )
+        return found
+
+    @staticmethod
+    def _codes(parts: Parts, scheme: Scheme, shape: tuple[int, int]) -> np.ndarray:
+        """Return the codes of a layer as float32 [out, in]."""
+        middle = np.float32(2 ** (scheme.bits - 1))
+        if "weight_packed" not in parts:
+            codes = parts["weight"].astype(np.float32)
+            if scheme.kind == "int" and not ((codes >= -middle) & (codes < middle)).all():
+                raise parts.misfit("weight", f"integers of {scheme.bits} bits")
+            return codes
+        packed = parts["weight_packed"]
+        if scheme.kind == "int":
+            return unpack(packed, scheme.bits, shape[1]).astype(np.float32) - middle
+        return e2m1(packed) if scheme.bits == 4 else E2M3[unpack(packed, scheme.bits, shape[1])]
+
+    @staticmethod
+    def _scales(parts: Parts) -> tuple[np.ndarray, bool]:
+        """Return the scales in float32, and whether they are powers of two by their dtype."""
+        dtype = parts.dtype("weight_scale")
+        if dtype != "U8":
+            return parts.finite("weight_scale"), dtype in EXPONENTS
+        scales = powers_of_two(parts["weight_scale"])
+        if not np.isfinite(scales).all():
+            raise parts.not_finite("weight_scale")
+        return scales, True
+
+    @staticmethod
+    def _zeros(
+        parts: Parts, scheme: Scheme, grid: tuple[int, ...], shape: tuple[int, int]
     ) -> np.ndarray:
-        """Return scales or zero points for every code."""
-        if "weight_g_idx" in parts:
-            order = parts["weight_g_idx"].astype(np.int64).reshape(-1)
-            if (order >= 0).all():  # -1 stands for groups in the order of the inputs
-                if len(order) != shape[1] or not order.max() < values.shape[-1]:
-                    raise parts.misfit("weight_g_idx", f"{shape[1]} numbers of groups")
-                return values[:, order]
-        result = blocks.spread(values, shape, self._block(values, shape))
-        if result is None:
-            raise parts.misfit(part, f"one number for each group or block of {shape}")
-        return result
+        """Return the zero points in float32, one for each scale."""
+        stored = parts["weight_zero_point"]
+        if stored.shape == grid and (stored.dtype.kind in "iu" or scheme.kind == "float"):
+            return stored.astype(np.float32)
+        # Packed like the codes, along the rows.
+        words = -(-shape[0] * scheme.bits // WORD_BITS)
+        is_packed = parts.dtype("weight_zero_point") == "I32" and "weight_packed" in parts
+        if not is_packed or stored.shape != (words, *grid[1:]):
+            raise parts.misfit(
+                "weight_zero_point",
+                f"one for each scale {grid}, or int32 [{words}, {', '.join(map(str, grid[1:]))}]",
+            )
+        zeros = unpack(stored.T, scheme.bits, shape[0]).T.astype(np.float32)
+        return zeros - np.float32(2 ** (scheme.bits - 1))
 
-    def _block(self, values: np.ndarray, shape: tuple[int, int]) -> list[int] | None:
-        """Return the block structure of the group that the grid of scales belongs to, if any."""
-        for group in self.settings["config_groups"].values():
-            block = (group.get("weights") or {}).get("block_structure")
-            if isinstance(block, str):
-                block = block.lower().split("x")
-            if block and values.shape == tuple(
-                -(-side // int(size)) for side, size in zip(shape, block, strict=True)
-            ):
-                return [int(size) for size in block]
-        return None
+    @staticmethod
+    def _order(
+        parts: Parts, scheme: Scheme, grid: tuple[int, int], columns: int
+    ) -> np.ndarray | None:
+        """Return the group of every input; None for groups of neighbouring inputs."""
+        if "weight_g_idx" not in parts:
+            if not scheme.in_order and grid[1] > 1:
+                raise parts.missing("weight_g_idx")
+            return None
+        order = parts.whole_numbers("weight_g_idx").reshape(-1)
+        if (order == -1).all():  # groups in the order of the inputs
+            return None
+        if len(order) != columns or not ((order >= 0) & (order < grid[1])).all():
+            raise parts.misfit("weight_g_idx", f"{columns} numbers of {grid[1]} groups")
+        return order

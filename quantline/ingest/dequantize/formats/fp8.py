@@ -5,7 +5,8 @@ most files, in spite of its name the factor itself. It may be a power of two in 
 experts may be 4-bit floats with scales of 32 columns. Scales of activations are left out.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,10 +18,13 @@ from quantline.ingest.dequantize.dequantizer import (
     Plan,
     register_dequantizer,
 )
+from quantline.ingest.dequantize.schemes import EXPONENTS
 from quantline.ingest.dequantize.stored import StoredTensors
 
 CODES = frozenset({"F8_E4M3", "F8_E5M2", "F4", "I8", "U8"})
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
+USUAL_BLOCK = (128, 128)  # where none is stated, as for transformers
+MICROSCALING = (1, 32)
 # How the scale of a tensor is called, behind the name of the tensor itself …
 SCALES = ("_scale_inv", "_scale")
 # … or in the place of "weight".
@@ -41,6 +45,7 @@ OF_ACTIVATIONS = (
 class Fp8(Dequantizer):
     """Codes of 8 bits beside their scales."""
 
+    SIGNS = (".weight_scale", ".weight_scale_inv")
     NEUTRAL = frozenset(
         {
             "activation_scale_ub",
@@ -56,6 +61,16 @@ class Fp8(Dequantizer):
         }
     )
     CODES: ClassVar[frozenset[str]] = CODES
+
+    def __init__(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Check the options."""
+        super().__init__(settings, config)
+        stated = settings.get("weight_block_size")
+        self.has_blocks = stated is not None
+        block = list(USUAL_BLOCK if stated is None else stated)
+        if len(block) != 2 or not all(type(side) is int and side > 0 for side in block):
+            raise self.refusal("a height and a width as weight_block_size", f"{stated!r:.80}")
+        self.stated_block = (block[0], block[1])
 
     def plan(self, stored: StoredTensors) -> Plan:
         """Pair every tensor of codes with its scale."""
@@ -102,17 +117,37 @@ class Fp8(Dequantizer):
         weight = codes.astype(np.float32) if is_float8 else e2m1(codes)
         if weight.ndim != 2:
             raise parts.misfit("weight", "a matrix")
-        block = self.settings.get("weight_block_size")
         shape = (weight.shape[0], weight.shape[1])
-        factors = blocks.spread(scales, shape, block)
-        # A grid that was cut may still divide the weight. Microscaling formats, whose scales are
-        # powers of two, have blocks of their own beside those that the options state.
-        is_stated = is_float8 and parts.dtype("scale") not in ("U8", "F8_E8M0")
-        if factors is None or (is_stated and not blocks.has_blocks(scales, shape, block)):
-            fits = f"one scale for each block {block or 'that divides them'} of {weight.shape}"
+        block = self._block_of(parts, scales, shape, is_float8)
+        factors = None if block is None else blocks.spread(scales, shape, block)
+        if factors is None:
+            fits = f"one scale for each block {list(self.stated_block)} of {weight.shape}"
             raise parts.misfit("scale", fits)
         weight *= factors
         return weight
+
+    def _block_of(
+        self, parts: Parts, scales: np.ndarray, shape: tuple[int, int], is_float8: bool
+    ) -> tuple[int, int] | None:
+        """Return the block that shares a scale; None for scales of no known form.
+
+        A grid that was cut may still divide the weight, so it has to be that of a block which is
+        stated, or which the formats have of themselves.
+        """
+        stated = self.stated_block
+        if parts.dtype("scale") in EXPONENTS or not is_float8:
+            known = [MICROSCALING, stated]
+        else:
+            known = [stated]
+        for block in known:
+            if scales.shape == blocks.grid_of(shape, block):
+                return block
+        rows_alone = self.method == "fbgemm_fp8"
+        if (self.has_blocks and not rows_alone) or not blocks.is_one_or_rows(scales, shape):
+            return None
+        if rows_alone and scales.size == 1 and shape[0] > 1:
+            return None
+        return shape if scales.size == 1 else (1, shape[1])
 
     @staticmethod
     def _scales(parts: Parts) -> np.ndarray:

@@ -19,8 +19,16 @@ from quantline.ingest.dequantize.dequantizer import (
     Plan,
     register_dequantizer,
 )
-from quantline.ingest.dequantize.linears import as_grouped, conv1d_names, is_conv1d, plan_parts
+from quantline.ingest.dequantize.linears import (
+    as_grouped,
+    conv1d_names,
+    group_size_of,
+    groups_of,
+    is_conv1d,
+    plan_parts,
+)
 from quantline.ingest.dequantize.stored import StoredTensors
+from quantline.model.configuration import CONFIG
 from quantline.quantized.tensors import GroupedLinear
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -53,6 +61,7 @@ class Layer(NamedTuple):
 class Gptq(Dequantizer):
     """Integers of 2, 3, 4 or 8 bits."""
 
+    SIGNS = (".qweight", ".qzeros")
     NEUTRAL = frozenset(
         {
             *("act_group_aware", "backend", "batch_size", "block_name_to_quantize", "damp_percent"),
@@ -92,12 +101,15 @@ class Gptq(Dequantizer):
         if len(named) > 1:
             raise self.refusal("one format", f"checkpoint_format and format, {sorted(named)}")
         self.less_one = AS_THEY_ARE not in named
+        # Layers of their own form: their width is read off their tensors.
+        self.mixed = bool(settings.get("dynamic") or settings.get("extra_config"))
+        self.group_size = group_size_of(self, "group_size")
         self.conv1d: frozenset[str] = frozenset()
 
     def plan(self, stored: StoredTensors) -> Plan:
         """Collect the parts of every layer."""
         self.conv1d = conv1d_names(self.config)
-        return plan_parts(stored, PARTS, roots=("qweight",))
+        return plan_parts(stored, PARTS, roots=("qweight", "qzeros", "g_idx"))
 
     def restore(self, parts: Parts) -> np.ndarray:
         """Return (codes - zeros) * scales of one layer."""
@@ -123,6 +135,8 @@ class Gptq(Dequantizer):
         zeros = parts["qzeros"]
         if packed.ndim != 2 or scales.ndim != 2 or parts.dtype("qweight") != "I32":
             raise parts.misfit("qweight", "an int32 matrix beside a matrix of scales")
+        if zeros.ndim != 2 or parts.dtype("qzeros") != "I32":
+            raise parts.misfit("qzeros", "an int32 matrix")
         groups, rows = scales.shape
         bits = self._bits(parts, zeros.shape, rows)
         columns = packed.shape[0] * WORD_BITS // bits
@@ -134,26 +148,41 @@ class Gptq(Dequantizer):
         order = self._groups(parts, columns, groups)
         if zero_points.shape != scales.shape or codes.shape[0] != rows:
             raise parts.misfit("scales", f"[groups, {codes.shape[0]}]")
+        self._check_symmetric(parts, zero_points, 2 ** (bits - 1))
         return Layer(codes, zero_points.T, np.ascontiguousarray(scales.T), order, bits)
 
     def _bits(self, parts: Parts, shape: tuple[int, ...], rows: int) -> int:
         """Return the width that the packed zeros show, which has to be the one in the options."""
-        bits = WORD_BITS * shape[-1] / rows
+        bits = WORD_BITS * shape[-1] / max(rows, 1)
         wanted = self.settings.get("bits")
-        mixed = self.settings.get("dynamic") or self.settings.get("extra_config")
-        if bits not in BITS or (wanted is not None and not mixed and bits != wanted):
+        if bits not in BITS or (wanted is not None and not self.mixed and bits != wanted):
             raise parts.misfit("qzeros", f"[groups, {rows} * {wanted} / {WORD_BITS}]")
         return int(bits)
 
+    def _check_symmetric(self, parts: Parts, zeros: np.ndarray, middle: int) -> None:
+        """Refuse zero points that the options deny; the format may be the other one in truth."""
+        if self.settings.get("sym") is True and not self.mixed and (zeros != middle).any():
+            named, other = LESS_ONE, AS_THEY_ARE
+            if not self.less_one:
+                named, other = other, named
+            raise self.refusal(
+                f"zero points of {middle}, as sym in {CONFIG} says, in {parts.names['qzeros']}",
+                f"others, read in the format {named}; if its checkpoint_format is {other} in "
+                f"truth, say so in {CONFIG}",
+            )
+
     def _groups(self, parts: Parts, columns: int, groups: int) -> np.ndarray:
         """Return the group of every input."""
-        if "g_idx" in parts:
-            order = parts["g_idx"].astype(np.int64).reshape(-1)
+        size = -1 if self.group_size is None else self.group_size
+        known = self.group_size is not None and not self.mixed
+        ordered = "g_idx" in parts
+        if (known or not ordered) and groups_of(columns, size) != groups:
+            raise parts.misfit("scales", f"one row for each {size} of {columns} inputs")
+        if ordered:
+            order = parts.whole_numbers("g_idx").reshape(-1)
             if len(order) != columns or not ((order >= 0) & (order < groups)).all():
                 raise parts.misfit("g_idx", f"{columns} numbers of {groups} groups")
             return order
-        size = self.settings.get("group_size") or -1
-        size = columns if size == -1 else int(size)
-        if -(-columns // size) != groups:
-            raise parts.misfit("scales", f"one row for each {size} of {columns} inputs")
-        return np.arange(columns) // size
+        if self.settings.get("desc_act") and groups > 1:
+            raise parts.missing("g_idx")
+        return np.arange(columns) // (columns if size == -1 else size)

@@ -53,7 +53,10 @@ class ModelOpt(Fp8):
         if parts.dtype("weight") != "U8":
             return super().restore(parts)
         values = e2m1(parts["weight"])
-        scales = parts.finite("scale") * parts.finite("second").reshape(-1)[:1]
+        second = parts.finite("second").reshape(-1)
+        if second.shape != (1,):
+            raise parts.misfit("second", "one number")
+        scales = parts.finite("scale") * second
         if values.ndim != 2 or scales.shape != (len(values), values.shape[1] / GROUP):
             raise parts.misfit("scale", f"one for each {GROUP} inputs of a row")
         factors = blocks.spread(scales, (values.shape[0], values.shape[1]))

@@ -23,6 +23,7 @@ ENDINGS = {"_blocks": "blocks", "_scales": "scales"}
 class Mxfp4(Dequantizer):
     """Blocks of 4-bit floats beside their scales."""
 
+    SIGNS = tuple(f"_proj{ending}" for ending in ENDINGS)
     NEUTRAL = frozenset({"modules_to_not_convert", "dequantize"})
 
     def plan(self, stored: StoredTensors) -> Plan:

@@ -23,7 +23,7 @@ def check_agreement(path: Path, checkpoint: Checkpoint) -> None:
         checkpoint: What was read from it, already found whole.
 
     Raises:
-        StageError: unsupported_architecture.
+        StageError: unsupported_architecture, non_finite.
     """
     import torch
 
@@ -36,6 +36,13 @@ def check_agreement(path: Path, checkpoint: Checkpoint) -> None:
     hidden = final_hidden_states(checkpoint, tokens[None], "comparing with llama.cpp")
     head = OutputHead.of(checkpoint).to_torch(torch.device("cpu"))
     ours = head.logits(torch.from_numpy(hidden)).numpy()[0]
+    for whose, logits in (("transformers", ours), ("llama.cpp", theirs)):
+        if not (np.isfinite(logits).all() and (np.ptp(logits, axis=-1) > 0).any()):
+            raise StageError(
+                Failure.NON_FINITE,
+                f"expected finite logits of the model in {path}, of which some are higher, found "
+                f"others in {whose}; the quantization broke, take another file",
+            )
     difference = relative_difference(ours, theirs)
     if not difference <= TOLERANCE:
         raise StageError(

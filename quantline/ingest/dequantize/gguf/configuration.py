@@ -73,9 +73,9 @@ def configuration_of(file: GgufFile) -> Any:
         config = AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name)
     except Exception as error:  # transformers raises what comes up, for unknown files and damaged
         raise_if_of_machine(error)
+        words = " ".join(f"{type(error).__name__}: {error}".split())
         raise file.refusal(
-            "an architecture that transformers reads from GGUF",
-            f"{file.architecture} ({type(error).__name__}: {error})",
+            "an architecture that transformers reads from GGUF", f"{file.architecture} ({words})"
         ) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise file.refusal("a causal language model", config.model_type)

@@ -1,5 +1,6 @@
 """A GGUF file: its metadata, and its tensors one at a time."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,33 @@ from quantline.errors import Failure, StageError
 
 FLOATS = ("F32", "F16", "BF16")
 SPLIT_COUNT = "split.count"
+MAGIC = b"GGUF"
+UNKNOWN_TYPE = re.compile(r"(\d+)\)? is not a valid GGMLQuantizationType")
 
 
 class GgufFile:
     """A file with a whole model in it.
 
     Raises:
-        StageError: missing_shard, for a file that is damaged, cut short or one of several.
+        StageError: missing_shard, for a file that is damaged, cut short or one of several;
+            unsupported_architecture, for a version or a type that gguf does not know.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the header."""
         self.path = path
+        self._check_start()
         try:
             self.reader = gguf.GGUFReader(path)
             self.architecture = str(self.reader.fields["general.architecture"].contents())
         except Exception as error:  # the reader fails in as many ways as a file can be damaged
             raise_if_of_machine(error)
+            unknown = UNKNOWN_TYPE.search(str(error))
+            if unknown is not None:
+                raise self.refusal(
+                    "types of tensors that gguf reads",
+                    f"one of type {unknown[1]}, which is newer than this release, or was given up",
+                ) from None
             raise StageError(
                 Failure.MISSING_SHARD,
                 f"expected a GGUF file at {path}, found one that is damaged or cut short "
@@ -41,6 +52,26 @@ class GgufFile:
                 Failure.MISSING_SHARD,
                 f"expected a whole model in {path}, found one of {parts} parts; join them with "
                 "`llama-gguf-split --merge`",
+            )
+
+    def _check_start(self) -> None:
+        """Refuse a file that is none of GGUF, or of a version that is not read here."""
+        with self.path.open("rb") as file:
+            start = file.read(8)
+        if len(start) < 8:
+            return  # cut short, as the reader says
+        if start[:4] != MAGIC:
+            raise StageError(
+                Failure.MISSING_SHARD,
+                f"expected a GGUF file at {self.path}, found one that begins with {start[:4]!r} "
+                f"instead of {MAGIC!r}; it is damaged or of another format, fetch it again",
+            )
+        version = int.from_bytes(start[4:], "little")
+        swapped = int.from_bytes(start[4:], "big")
+        known = gguf.gguf_reader.READER_SUPPORTED_VERSIONS
+        if not {version, swapped} & set(known):
+            raise self.refusal(
+                f"version {' or '.join(map(str, known))} of GGUF", f"version {version}"
             )
 
     def refusal(self, expected: str, found: str) -> StageError:
