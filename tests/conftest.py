@@ -14,6 +14,7 @@ os.environ.update(
 # Tests compare results with torch's on the CPU, often to the bit.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from hypothesis import settings
 
 from tests.helpers.models import sentences, write_model
 from tests.helpers.project import Project, begin_project
+
+# With torch and transformers in the process, each full collection looks at a million objects.
+gc.set_threshold(50_000, 20, 50)
 
 # No files, no clock, no luck.
 settings.register_profile("quantline", database=None, deadline=None, derandomize=True)

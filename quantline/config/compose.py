@@ -1,8 +1,10 @@
 """Composing conf/ into params.yaml with Hydra, and reading params.yaml."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,10 +162,16 @@ def as_yaml(composed: dict[str, Any]) -> str:
     )
 
 
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """Return what YAML says; a stage reads the same parameters before and after its work."""
+    return yaml.safe_load(text)
+
+
 def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check params.yaml. Raises ConfigError."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = copy.deepcopy(_parsed(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise_if_of_machine(error)
         raise ConfigError(f"cannot read {path}: {error}; {MEND}") from error

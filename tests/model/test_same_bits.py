@@ -234,3 +234,15 @@ def test_calibration_is_the_same_in_processes_of_other_threads(tiny_model, tmp_p
         )
         answers.add(done.stdout)
     assert len(answers) == 1
+
+
+@pytest.mark.slow
+def test_same_bits_does_without_torchs_compiler():
+    """It would take a second of every process that quantizes."""
+    code = (
+        "import sys, torch; from quantline.model.same_bits import same_bits\n"
+        "with same_bits(): torch.ones(2).exp()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
