@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SEQUENCES = 2
 LENGTH = 48
 SEED = 0
+# How the keys of config.json end that name tokens.
+TOKEN_KEYS = ("token_id", "token_ids", "token_index", "token_idx", "patch_id")
 # Type of the matrices that are compared → the mean KL divergence in nats, and the error as a share
 # of the logits' own spread, that rounding may make. float32 leaves a tenth of them at most, for
 # llama.cpp has tables of activation functions in float16.
@@ -187,7 +189,7 @@ def named_tokens(config: dict[str, Any]) -> set[int]:
     for key, value in config.items():
         if isinstance(value, dict):
             found |= named_tokens(value)
-        elif key.endswith(("token_id", "token_index", "token_ids")):
+        elif key.endswith(TOKEN_KEYS):
             found |= {one for one in (value if isinstance(value, list) else [value]) if one}
     return found
 

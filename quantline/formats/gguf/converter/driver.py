@@ -125,9 +125,12 @@ def completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
 
 
 def _count_dense_blocks(values: dict[str, Any]) -> None:
-    """Add how many blocks come before those with experts, which files say instead of a list."""
+    """Say how many blocks come before those with experts, which files say instead of a list.
+
+    Where both are there, transformers goes by the list.
+    """
     kinds = values.get("mlp_layer_types")
-    if not isinstance(kinds, list) or values.get("first_k_dense_replace") is not None:
+    if not isinstance(kinds, list):
         return
     dense = next((place for place, kind in enumerate(kinds) if kind != "dense"), len(kinds))
     if "dense" not in kinds[dense:]:
