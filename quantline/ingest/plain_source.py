@@ -1,5 +1,6 @@
 """The plain checkpoint behind what was fetched: itself, or what another form of it stands for."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from quantline.model.configuration import read_config
 from quantline.quantized.source_codes import FILE as CODES
 
 FOLDER = ".plain"  # in the model's folder while it is made
+SPLIT = ".split"  # the same, before it takes that name
 
 
 class PlainSource(NamedTuple):
@@ -25,7 +27,7 @@ class PlainSource(NamedTuple):
         folder: The checkpoint.
         files: What the source consists of, as `describe_files` says it; None for a plain one,
             whose files are those that are brought.
-        transforms: The step that made it, for the manifest.
+        transforms: The steps that made it, for the manifest.
         gguf: The GGUF file that it was read from.
         made_by: How the weights were made, if there was a step.
     """
@@ -103,5 +105,12 @@ def plain_source(origin: Path, folder: Path) -> PlainSource:
             return PlainSource(origin)
         files = describe_files(origin, names)
         return PlainSource(folder / FOLDER, files, (split,), made_by="splitting experts")
-    step = dequantize.dequantize(origin, folder / FOLDER)
-    return PlainSource(folder / FOLDER, describe_files(origin, names), (step,))
+    steps = [dequantize.dequantize(origin, folder / FOLDER)]
+    split = split_experts(folder / FOLDER, folder / SPLIT)
+    if split is not None:
+        steps.append(split)
+        if (folder / FOLDER / CODES).is_file():
+            (folder / FOLDER / CODES).rename(folder / SPLIT / CODES)
+        shutil.rmtree(folder / FOLDER)
+        (folder / SPLIT).rename(folder / FOLDER)
+    return PlainSource(folder / FOLDER, describe_files(origin, names), tuple(steps))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from quantline.errors import Failure, StageError
 from quantline.ingest.dequantize.plain_checkpoint import PlainWriter
 from quantline.model.checkpoint_files import inside, side_files, weight_map
 from quantline.model.configuration import read_config
@@ -101,6 +102,13 @@ def _published(
     from transformers.core_model_loading import revert_weight_conversion
 
     arrays = {key: stored.read(key) for key in keys}
+    dtypes = {stored.dtype(key) for key in keys}
+    if len(dtypes) > 1:
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected one dtype of {', '.join(keys)}, which are published in one tensor, found "
+            f"{' and '.join(sorted(dtypes))}; save the model again in one",
+        )
     dtype = next(iter(arrays.values())).dtype
     # Values are only moved, so whole numbers of their width stand for them.
     width = np.dtype(f"i{dtype.itemsize}")

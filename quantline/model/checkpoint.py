@@ -173,10 +173,15 @@ class Checkpoint:
         return shape[::-1] if self._is_transposed(name) else shape
 
     def stored_dtype(self, name: str) -> str:
-        """Return the dtype on disk as safetensors names it: F32, F16, BF16."""
+        """Return the dtype on disk as safetensors names it: F32, F16, BF16.
+
+        What is made of several stored tensors of several dtypes is in F32, as `raw` returns it.
+        """
         view = self._views.get(name)
         # A view's tensor may have its own name: one that is stored transposed.
-        return self._stored.dtype(view.keys[0] if view is not None else self.keys[name])
+        keys = view.keys if view is not None else (self.keys[name],)
+        dtypes = {self._stored.dtype(key) for key in keys}
+        return dtypes.pop() if len(dtypes) == 1 else "F32"
 
     def raw(self, name: str) -> np.ndarray:
         """Return a tensor in the dtype that it is stored in."""

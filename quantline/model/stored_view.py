@@ -72,7 +72,7 @@ class StoredView:
         return whole and len(self.strips) == 1 and self.step == 1 and rows
 
     def read(self, read_rows: ReadRows, shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
-        """Return the tensor in the type that it is stored in.
+        """Return the tensor in the type that it is stored in; in float32 where these are several.
 
         Only those rows of a stored tensor's first dimension are read that it has values in.
         """
@@ -86,6 +86,8 @@ class StoredView:
             stored = read_rows(strip.key, start, end).reshape(-1)
             part = self._strided(stored, strip, strip.first - start * width)
             parts.append(part)
+        if len({part.dtype for part in parts}) > 1:  # numpy knows none above float16 and bfloat16
+            parts = [part.astype(np.float32) for part in parts]
         joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return np.ascontiguousarray(joined).reshape(self.shape)
 

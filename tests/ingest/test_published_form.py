@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from quantline.ingest.published_form import JOINED, split_experts
+from quantline.errors import Failure, StageError
+from quantline.ingest.plain_source import plain_source
+from quantline.ingest.published_form import JOINED, _published, split_experts
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import weight_map
-from tests.helpers.quantized_sources import plain_tensors
+from tests.helpers.quantized_sources import plain_tensors, write_source
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
 EXPERTS = {**SIZES, "tie_word_embeddings": False, "num_experts_per_tok": 2}
@@ -59,3 +62,46 @@ def test_experts_that_are_published_in_one_tensor_stay_so(make_model, tmp_path):
     assert any(JOINED.search(key) for key in weight_map(folder))
     assert split_experts(folder, tmp_path / "split") is None
     assert not (tmp_path / "split").exists()
+
+
+def test_joined_experts_that_are_quantized_come_in_as_they_are_published(forms, tmp_path):
+    """Those of FP8 checkpoints that transformers 5 saved; each stands for what it is joined of."""
+    import torch
+
+    def halved(name, weight):
+        if ".experts." not in name:
+            return None
+        codes = (weight.to(torch.float32) / 2).to(torch.float8_e4m3fn)
+        return {name: codes, f"{name}_scale_inv": torch.full((len(weight), 1, 1), 2.0)}
+
+    _, joined = forms("qwen3_moe")
+    settings = {"quant_method": "fp8", "weight_block_size": None}
+    source = write_source(joined, tmp_path / "source", settings, halved)
+    (tmp_path / "model").mkdir()
+    plain = plain_source(source, tmp_path / "model")
+    assert [step["step"] for step in plain.transforms] == ["dequantize", "split_experts"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == [plain.folder.name]
+    wanted = plain_tensors(joined)
+    found = plain_tensors(plain.folder)
+    for number in range(FEW["num_experts"]):
+        name = "model.layers.0.mlp.experts"
+        whole = wanted[f"{name}.down_proj"][number].astype(np.float32) / 2
+        codes = torch.from_numpy(whole).to(torch.float8_e4m3fn).float().numpy()
+        down = found[f"{name}.{number}.down_proj.weight"]
+        assert np.array_equal(down.astype(np.float32), 2 * codes)
+    assert Checkpoint(plain.folder).family is not None
+
+
+def test_joined_experts_of_several_dtypes_are_refused(tmp_path):
+    """Values are moved as whole numbers of one width, so they would become others."""
+
+    class Stored:
+        def dtype(self, key):
+            return {"a": "F16", "b": "BF16"}[key]
+
+        def read(self, key):
+            return np.ones(2, np.float16)
+
+    with pytest.raises(StageError, match="found BF16 and F16") as caught:
+        list(_published(None, ["a", "b"], Stored()))
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE

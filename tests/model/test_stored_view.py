@@ -1,5 +1,6 @@
 """A view of stored tensors reads what moving their values makes, and writes it back."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,6 +57,18 @@ def test_view_reads_what_the_move_makes(name):
     assert np.array_equal(again, expected)
     untouched = sum(int((values == 0).sum()) for values in stored.values())
     assert untouched == sum(values.size for values in stored.values()) - expected.size
+
+
+def test_view_of_several_dtypes_is_in_float32():
+    """As of a mixture some of whose experts are in another half."""
+    large = np.full(SHAPES["a"], 60000, np.float16)
+    small = np.full(SHAPES["c"], 1e30, ml_dtypes.bfloat16)
+    stored = {"a": large, "b": VALUES["b"].astype(np.float16), "c": small}
+    view = view_of(MOVES["several, one after the other"])
+    found = view.read(lambda key, start, end: stored[key][start:end], SHAPES)
+    assert found.dtype == np.float32
+    parts = [stored["a"][0], stored["b"], stored["c"][1]]
+    assert np.array_equal(found, np.concatenate([part.astype(np.float32) for part in parts]))
 
 
 def test_view_of_one_expert_reads_no_other():

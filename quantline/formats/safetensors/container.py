@@ -18,6 +18,7 @@ from quantline.formats.container import StoredTensor
 from quantline.formats.safetensors.fused import fused_tensors, keys_as_stored
 from quantline.formats.safetensors.ignored import ignored_modules, module_names
 from quantline.formats.safetensors.layouts.layout import (
+    check_held,
     layout_of,
     load_layout,
     shared_group_size,
@@ -156,6 +157,7 @@ def _write_tensors(
             requested[name] = linear.kind
             if size is not None and isinstance(linear, GroupedLinear):
                 linear = linear.in_groups_of(size)
+            check_held(module, linear, dtype)
             shards.add(layout.tensors(module, linear, dtype))
             continue
         requested[name] = types[name]

@@ -47,10 +47,15 @@ def rounded(name: str, values: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         result = values.astype(PLAIN[STORED_NAMES[dtype]])
     if not np.isfinite(result).all():
+        found = "NaN or infinity after dequantizing it; the quantization broke, take another file"
+        if np.isfinite(values).all():
+            largest = float(np.abs(values).max())
+            found = (
+                f"values up to {largest:.3g}, which it does not hold; set the dtype in config.json "
+                "to one that does (bfloat16, float32) if the scales are right"
+            )
         raise StageError(
-            Failure.NON_FINITE,
-            f"expected {name} to be finite in {dtype}, found NaN or infinity after dequantizing "
-            "it; the quantization broke, take another file",
+            Failure.NON_FINITE, f"expected {name} to be finite in {dtype}, found {found}"
         )
     return result
 

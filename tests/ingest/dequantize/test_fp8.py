@@ -1,5 +1,7 @@
 """FP8: scales of blocks, rows and tensors, against transformers' own loading and the definition."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -169,6 +171,11 @@ BROKEN = {
     "scale NaN": (scale_of(torch.nan), Failure.NON_FINITE, "down_proj.weight_scale_inv"),
     "scale infinite": (scale_of(torch.inf), Failure.NON_FINITE, "down_proj.weight_scale_inv"),
     "scale too large": (scale_of(3e38), Failure.NON_FINITE, "down_proj.weight to be finite"),
+    "scale too large for a half": (
+        scale_of(1e5),
+        Failure.NON_FINITE,
+        r"float16, found values up to .*set the dtype",
+    ),
     "code NaN": (code_not_a_number, Failure.NON_FINITE, "down_proj.weight to be finite"),
     "left over": (left_over, Failure.UNSUPPORTED_ARCHITECTURE, "codebook in I16"),
 }
@@ -179,6 +186,9 @@ def test_fp8_refuses(case, make_source, tmp_path):
     spoil, failure, words = BROKEN[case]
     source = make_source(BLOCKS, in_blocks)
     edit_tensors(source, spoil)
+    if case.endswith("half"):
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     with pytest.raises(StageError, match=words) as caught:
         dequantize(source, tmp_path / "plain")
     assert caught.value.failure == failure

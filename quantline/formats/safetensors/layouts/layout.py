@@ -11,7 +11,7 @@ from quantline.config.recipes import GROUP_SIZES, WHOLE_ROW, largest_group
 from quantline.errors import Failure, StageError
 from quantline.formats.safetensors.layouts import LAYOUTS
 from quantline.model.checkpoint import Checkpoint
-from quantline.quantized.tensors import QuantizedTensor, Scheme
+from quantline.quantized.tensors import GroupedLinear, QuantizedTensor, Scheme
 from quantline.registry import load_object
 
 # The `format` of a quantization_config in which activations are rounded too.
@@ -179,3 +179,28 @@ def only_grid(schemes: Mapping[Scheme, Iterable[str]]) -> LayerGrid:
             "and without a budget, or use layout: compressed-tensors",
         )
     return grids[0]
+
+
+def check_held(module: str, linear: QuantizedTensor, dtype: npt.DTypeLike) -> None:
+    """Refuse a layer of which a runtime that computes in its scales' dtype would make infinity.
+
+    Args:
+        module: The layer.
+        linear: Its integers and scales.
+        dtype: That scales are written in, which the weights that they stand for are in too.
+
+    Raises:
+        StageError: non_finite.
+    """
+    if np.dtype(dtype) != np.float16 or not isinstance(linear, GroupedLinear):
+        return
+    highest = float(np.finfo(np.float16).max)
+    if float(np.abs(linear.scales).max(initial=0)) * 2**linear.bits <= highest:
+        return
+    largest = float(np.abs(linear.dequantize()).max())
+    if largest > highest:
+        raise StageError(
+            Failure.NON_FINITE,
+            f"expected weights of {module} that float16 holds, which this bundle is in, found "
+            f"{largest:.4g}; save the model in bfloat16 or float32 and load it again",
+        )

@@ -1,7 +1,9 @@
 """Layouts of quantized layers: read back to the bit, or refused by name."""
 
+import dataclasses
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -12,6 +14,7 @@ from quantline.formats.container import load_container
 from quantline.formats.safetensors.layouts import LAYOUTS
 from quantline.formats.safetensors.layouts.layout import (
     LayerGrid,
+    check_held,
     group_by_grid,
     layout_of,
     load_layout,
@@ -104,6 +107,23 @@ def test_tensors_refuses_what_a_layout_cannot_hold_and_names_another(layout, lay
         load_layout(layout).tensors("x", layer, np.float16)
     assert caught.value.failure == failure
     assert "layout: compressed-tensors" in str(caught.value)
+
+
+def test_check_held_refuses_weights_that_float16_does_not_hold():
+    """The scales alone fit; transformers would make infinity of the product."""
+    layer = GroupedLinear(
+        np.full((2, 32), 15, np.uint8),
+        np.full((2, 1), 8192.0),
+        np.zeros((2, 1), np.uint8),
+        4,
+        32,
+        False,
+    )
+    check_held("x", layer, ml_dtypes.bfloat16)
+    check_held("x", dataclasses.replace(layer, scales=layer.scales / 2), np.float16)
+    with pytest.raises(StageError, match="weights of x that float16 holds") as caught:
+        check_held("x", layer, np.float16)
+    assert caught.value.failure == Failure.NON_FINITE
 
 
 def test_load_layout_knows_every_layout_of_the_container():
