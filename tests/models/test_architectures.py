@@ -12,6 +12,7 @@ import pytest
 from benchmarks.models.architectures import architecture
 from benchmarks.models.journey import Journey
 from benchmarks.models.project import begin_template
+from benchmarks.models.tiny_sizes import OVERRIDES, TEXT
 
 # Architecture → the share of the blocks' weights that is at least rounded. The rest are norms,
 # routers, convolutions, and the parameters of state spaces and of inputs of each layer.
@@ -38,7 +39,19 @@ def template(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def travel(template, tmp_path, monkeypatch) -> Callable[[str], Journey]:
+def narrow(monkeypatch) -> None:
+    """Make the feed-forward layers, of which experts have many, narrower than `make models` does.
+
+    Nothing else of an architecture depends on their width, and rounding them takes the most time.
+    """
+    for sizes in (TEXT, OVERRIDES["falcon"], OVERRIDES["llama4_text"]):
+        for name in sizes:
+            if "intermediate_size" in name or name == "ffn_hidden_size":
+                monkeypatch.setitem(sizes, name, 128)
+
+
+@pytest.fixture
+def travel(template, tmp_path, monkeypatch, narrow) -> Callable[[str], Journey]:
     """travel(name) takes an architecture through the stages."""
     monkeypatch.chdir(tmp_path)  # the journey changes the folder
 
