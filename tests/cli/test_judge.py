@@ -14,7 +14,7 @@ from quantline.files import as_json, sha256_file, write_json, write_text
 from quantline.paths import EXPORTS, METRICS
 from tests.helpers.command_line import quantline
 from tests.helpers.lineage import vouch_for
-from tests.helpers.project import ROOT
+from tests.helpers.project import ROOT, Conf, composed
 from tests.helpers.report import MEASURED_FIGURES
 
 # Variant → its size in MiB, and its mean KL divergence.
@@ -65,7 +65,7 @@ def write_variant(name: str, size: float, kld: float) -> None:
 @pytest.fixture
 def measured(folder) -> Path:
     """A project whose variants are measured, but for one that failed."""
-    quantline("compose", "suite=quick")
+    (folder / "params.yaml").write_text(composed(Conf(folder), ("suite=quick",)))
     for name, (size, kld) in MEASURED.items():
         write_variant(name, size, kld)
     return folder

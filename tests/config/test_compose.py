@@ -1,6 +1,6 @@
 """conf/ composes to parameters that fit the schema, with every value written out."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,9 @@ from quantline.config.compose import as_yaml, compose, load_params, missing_inpu
 from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from tests.helpers.project import ROOT
+
+# One process, so that each choice is composed once.
+pytestmark = pytest.mark.xdist_group("compose")
 
 CONF = ROOT / "conf"
 # What a choice needs besides itself.
@@ -38,8 +41,10 @@ def composed(*overrides: str) -> dict:
 
 
 def choose(group: str, name: str) -> dict:
+    """Compose a choice, with the smallest suite if it is that of another group."""
     choice = f"{group}={name}"
-    return composed(choice, *NEEDED.get(choice, []))
+    suite = [] if group == "suite" else ["suite=quick"]
+    return composed(*suite, choice, *NEEDED.get(choice, []))
 
 
 @pytest.mark.parametrize("suite", names("suite"))
@@ -116,22 +121,27 @@ def test_compose_makes_the_committed_parameters():
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    "values",
     [
-        [],
-        ["suite=full"],
-        ["model=local", "model.path=m"],
-        ["model=qwen3-0.6b"],
-        ["calibration=hub"],
-        ["evaluation=hub"],
-        ["calibration=file", "calibration.path=t"],
-        ["evaluation=file", "evaluation.path=t"],
-        ["model.adapter=a"],
+        pytest.param(composed, id="default"),
+        pytest.param(partial(composed, "model.adapter=a"), id="adapter"),
+        *(
+            pytest.param(partial(choose, *choice), id="=".join(choice))
+            for choice in (
+                ("suite", "full"),
+                ("model", "local"),
+                ("model", "qwen3-0.6b"),
+                ("calibration", "hub"),
+                ("evaluation", "hub"),
+                ("calibration", "file"),
+                ("evaluation", "file"),
+            )
+        ),
     ],
 )
-def test_compose_has_all_that_dvc_yaml_refers_to(overrides):
+def test_compose_has_all_that_dvc_yaml_refers_to(values):
     """Parameters of stages and `${...}` in their dependencies exist and are not null."""
-    values = composed(*overrides)
+    values = values()
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     keys = []
     paths = []
@@ -151,6 +161,7 @@ def test_compose_has_all_that_dvc_yaml_refers_to(overrides):
 def test_compose_shares_one_text_between_calibration_and_evaluation():
     params = validate(
         composed(
+            "suite=quick",
             "calibration=file",
             "calibration.path=t.txt",
             "evaluation=file",
@@ -163,7 +174,7 @@ def test_compose_shares_one_text_between_calibration_and_evaluation():
 
 
 def test_compose_watches_gold_set_and_adapter_where_there_are_any():
-    params = validate(composed("evaluation.gold=g.jsonl", "model.adapter=lora"))
+    params = validate(composed("suite=quick", "evaluation.gold=g.jsonl", "model.adapter=lora"))
     assert params.evaluation.gold_watch == "g.jsonl"
     assert params.model.adapter_watch == "lora"
 
@@ -196,7 +207,7 @@ def test_compose_chooses_variants_by_overrides(overrides, variants):
 def test_compose_takes_a_plus_before_a_key_that_conf_has(override, keys, value):
     """Scripts say `+recipes.x.y=...` for options that conf/ once left to the schema."""
     recipe, option = keys
-    assert composed(override)["recipes"][recipe][option] == value
+    assert composed("suite=quick", override)["recipes"][recipe][option] == value
 
 
 def test_compose_derives_format_and_runtime_of_a_variant_from_its_recipe():
@@ -243,11 +254,12 @@ def test_a_text_of_params_yaml_is_one_to_every_reader(text):
 
 
 def test_missing_inputs_names_the_key_of_each_absent_path():
-    overrides = ["model=local", "model.path=no/model", "evaluation.gold=no/gold.jsonl"]
+    overrides = ["suite=quick", "model=local", "model.path=no/model"]
+    overrides += ["evaluation.gold=no/gold.jsonl"]
     problems = missing_inputs(validate(composed(*overrides)))
     assert f"model.path: there is no no/model in {Path.cwd()}; correct the path" in problems
     assert (
         f"evaluation.gold: there is no no/gold.jsonl in {Path.cwd()}; correct the path" in problems
     )
-    of_a_hub_model = missing_inputs(validate(composed("model=smollm2-135m")))
+    of_a_hub_model = missing_inputs(validate(choose("model", "smollm2-135m")))
     assert not [problem for problem in of_a_hub_model if problem.startswith("model")]
