@@ -1,5 +1,7 @@
 """Curvature rounding in ggml's blocks: scales leave the function as it is, also in the file."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +42,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SLOW = ("llama with heads of their own", "phi3", "gpt_neox")
 
+pytestmark = pytest.mark.xdist_group("ggml curvature")  # each family is rounded once for all
+
 
 class Rounded(NamedTuple):
     """A model rounded by kquant-curvature.
@@ -59,8 +63,7 @@ class Rounded(NamedTuple):
         return self.quantized.report["tensors"]
 
 
-def round_by_curvature(folder: Path, source: Path, mix: str, **options: Any) -> Rounded:
-    model = calibrated_model(folder, source, 8, 64, gradients=True)
+def round_by_curvature(folder: Path, model: CalibratedModel, mix: str, **options: Any) -> Rounded:
     recipe = kquant_curvature(mix, **options)
     quantized = quantize_by(recipe, model, folder / "quantized")
     transforms = quantized.report["transforms"]
@@ -75,14 +78,35 @@ def unquantized_logprobs(source: Checkpoint, folder: Path, tokens: np.ndarray) -
     return torch_logprobs(torch_model(source, QuantizedModel(folder)), tokens)
 
 
+@pytest.fixture(scope="module")
+def with_eight_bits(tmp_path_factory, make_model) -> Callable[[str], Rounded]:
+    """with_eight_bits(name) rounds a model of a family; no test may change it."""
+
+    @cache
+    def run(name: str) -> Rounded:
+        family, sizes = FAMILIES[name]
+        folder = tmp_path_factory.mktemp(family)
+        source = make_model(folder / "model", family, **sizes)
+        model = calibrated_model(folder, source, 8, 64, gradients=True)
+        return round_by_curvature(folder, model, "Q8_0", rounds=0)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_block(tmp_path_factory, make_model) -> CalibratedModel:
+    """A llama of one block; no test may change it."""
+    folder = tmp_path_factory.mktemp("one-block")
+    source = make_model(folder / "model", num_hidden_layers=1)
+    return calibrated_model(folder, source, 8, 64, gradients=True)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
 )
-def test_search_input_scaling_leaves_the_function_as_it_is(name, tmp_path, make_model):
+def test_search_input_scaling_leaves_the_function_as_it_is(name, tmp_path, with_eight_bits):
     """With eight bits nothing but a wrong folding could move the logits."""
-    family, sizes = FAMILIES[name]
-    source = make_model(tmp_path / "model", family, **sizes)
-    rounded = round_by_curvature(tmp_path, source, "Q8_0", rounds=0)
+    rounded = with_eight_bits(name)
     checkpoint = rounded.model.source
     modules = {step["into"] for step in rounded.folded if step["reach"] > 0}
     assert modules
@@ -100,11 +124,9 @@ def test_search_input_scaling_leaves_the_function_as_it_is(name, tmp_path, make_
     assert np.abs(logprobs - expected).mean() < 0.03
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_gguf_file_holds_the_norms_with_the_scales(family, tmp_path, make_model):
-    sizes = GEMMA if family == "gemma2" else {}
-    source = make_model(tmp_path / "model", family, **sizes)
-    rounded = round_by_curvature(tmp_path, source, "Q8_0", rounds=0)
+@pytest.mark.parametrize("family", ["llama with biases", "gemma2"])
+def test_gguf_file_holds_the_norms_with_the_scales(family, tmp_path, with_eight_bits):
+    rounded = with_eight_bits(family)
     checkpoint = rounded.model.source
     assert any(step["reach"] > 0 for step in rounded.folded)
     bundle = tmp_path / "bundle"
@@ -123,10 +145,9 @@ def test_gguf_file_holds_the_norms_with_the_scales(family, tmp_path, make_model)
     assert np.abs(logprobs - expected).mean() < 0.05  # attention rounds its inputs
 
 
-def test_reports_are_of_the_weights_as_they_act(tmp_path, make_model):
+def test_reports_are_of_the_weights_as_they_act(tmp_path, one_block):
     """In the source's own inputs and outputs: of the blocks with the scales taken out again."""
-    source = make_model(tmp_path / "model", num_hidden_layers=1)
-    rounded = round_by_curvature(tmp_path, source, "Q3_K_M", rounds=1)
+    rounded = round_by_curvature(tmp_path, one_block, "Q3_K_M", rounds=1)
     checkpoint, calibration, _ = rounded.model
     modules = [step["into"].removeprefix(PREFIX) for step in rounded.folded]
     assert modules == ["input_layernorm", "post_attention_layernorm", "mlp.up_proj"]
@@ -168,11 +189,10 @@ def test_reports_are_of_the_weights_as_they_act(tmp_path, make_model):
     ],
 )
 def test_search_input_scaling_leaves_what_stays_in_floats(
-    in_floats, folded_into, tmp_path, make_model
+    in_floats, folded_into, tmp_path, one_block
 ):
-    source = make_model(tmp_path / "model", num_hidden_layers=1)
     overrides = {in_floats: "F32"}
-    rounded = round_by_curvature(tmp_path, source, "Q4_K_M", rounds=0, overrides=overrides)
+    rounded = round_by_curvature(tmp_path, one_block, "Q4_K_M", rounds=0, overrides=overrides)
     assert {step["into"].removeprefix(PREFIX) for step in rounded.folded} == folded_into
     floats = [
         name
@@ -184,9 +204,8 @@ def test_search_input_scaling_leaves_what_stays_in_floats(
     assert np.array_equal(values, rounded.model.source.tensor(floats[0]))
 
 
-def test_quantize_block_without_scaling_leaves_the_norms(tmp_path, make_model):
-    source = make_model(tmp_path / "model", num_hidden_layers=1)
-    rounded = round_by_curvature(tmp_path, source, "Q4_K_M", rounds=0, scaling=False)
+def test_quantize_block_without_scaling_leaves_the_norms(tmp_path, one_block):
+    rounded = round_by_curvature(tmp_path, one_block, "Q4_K_M", rounds=0, scaling=False)
     assert rounded.folded == []
     checkpoint = rounded.model.source
     norms = [name for name in checkpoint.names if "norm" in name]
@@ -207,17 +226,15 @@ class ShuffledRows(Checkpoint):
         return super().raw(name)[self.row_order(name)]
 
 
-def test_curvature_rounding_of_a_converters_rows_is_that_of_the_checkpoints(tmp_path, make_model):
-    source = make_model(tmp_path / "model", num_hidden_layers=1)
-    model = calibrated_model(tmp_path, source, 8, 64, gradients=True)
+def test_curvature_rounding_of_a_converters_rows_is_that_of_the_checkpoints(tmp_path, one_block):
     recipe = kquant_curvature("Q4_K_M", rounds=1, scaling=False)
-    shuffled = ShuffledRows(source)
+    shuffled = ShuffledRows(one_block.source.folder)
     name = f"{PREFIX}mlp.up_proj.weight"
     roundings = []
-    for checkpoint in (model.source, shuffled):
-        ctx = context_of(recipe, checkpoint, model.calibration, tmp_path)
+    for checkpoint in (one_block.source, shuffled):
+        ctx = context_of(recipe, checkpoint, one_block.calibration, tmp_path)
         curvature = CurvatureRounding(ctx, load_method(ctx.recipe), 0)
-        importance = model.calibration.hessian_diagonal(name.removesuffix(".weight"))
+        importance = one_block.calibration.hessian_diagonal(name.removesuffix(".weight"))
         roundings.append(curvature.quantize(name, "Q4_K", importance))
     (in_order, report), (data, report_of_shuffled) = roundings
     assert np.array_equal(data, in_order[shuffled.row_order(name)])
@@ -225,11 +242,9 @@ def test_curvature_rounding_of_a_converters_rows_is_that_of_the_checkpoints(tmp_
     assert report_of_shuffled == report
 
 
-def test_curvature_rounding_of_a_converters_file_scales_nothing(tmp_path, make_model):
-    source = make_model(tmp_path / "model", num_hidden_layers=1)
-    model = calibrated_model(tmp_path, source, 8, 64, gradients=True)
+def test_curvature_rounding_of_a_converters_file_scales_nothing(tmp_path, one_block):
     recipe = kquant_curvature("Q4_K_M")
-    ctx = context_of(recipe, ShuffledRows(source), model.calibration, tmp_path)
+    ctx = context_of(recipe, ShuffledRows(one_block.source.folder), one_block.calibration, tmp_path)
     curvature = CurvatureRounding(ctx, load_method(ctx.recipe), 0)
     assert curvature.transforms == []
     assert curvature.replaced == {}

@@ -18,6 +18,8 @@ from quantline.run.lineage import LINEAGE
 from tests.helpers.quantized import tokens_of, torch_logprobs, torch_model
 from tests.helpers.recipes import RECIPES
 
+pytestmark = pytest.mark.xdist_group("quantize")  # each recipe's result once for all
+
 K_QUANTS = ("q4_k_m", "q4_k_m-curvature")
 SLOW = ("q4_k_m-curvature",)
 # Recipe → what it minimizes; all others the error of the layer's outputs.
@@ -48,8 +50,10 @@ def files_of(name: str) -> set[str]:
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RECIPES],
 )
-def test_quantize_twice_gives_the_same_bytes_and_a_report(calibrated_project, name, capsys):
-    calibrated_project.stage("quantize", name)
+def test_quantize_twice_gives_the_same_bytes_and_a_report(
+    calibrated_project, quantize_once, name, capsys
+):
+    quantize_once(name)
     first = files(name)
     calibrated_project.stage("quantize", name)
     assert files(name) == first
@@ -70,15 +74,15 @@ def test_quantize_twice_gives_the_same_bytes_and_a_report(calibrated_project, na
     assert f"quantize {name}: " in capsys.readouterr().out
 
 
-def test_quantize_by_gptq_has_less_error_than_round_to_nearest(calibrated_project):
-    calibrated_project.stage("quantize", "gptq-w4g128")
+def test_quantize_by_gptq_has_less_error_than_round_to_nearest(quantize_once):
+    quantize_once("gptq-w4g128")
     layers = quantized("gptq-w4g128").report["layers"].values()
     assert np.mean([entry["error"] / entry["rtn_error"] for entry in layers]) < 0.9
 
 
-def test_quantize_by_curvature_has_less_divergence_than_gptq(calibrated_project):
+def test_quantize_by_curvature_has_less_divergence_than_gptq(quantize_once):
     for name in ("gptq-w4g128", "gptq-w4g128-curvature"):
-        calibrated_project.stage("quantize", name)
+        quantize_once(name)
     with_curvature = quantized("gptq-w4g128-curvature").report["layers"]
     plain = divergences(quantized("gptq-w4g128"))
     assert mean_gain(with_curvature) < 0.95 * mean_gain(plain)
@@ -161,8 +165,8 @@ def test_quantize_by_awq_folds_its_scales_so_that_the_function_stays(
     assert np.abs(logprobs - unquantized).mean() < 0.02
 
 
-def test_quantize_by_a_k_quant_names_the_requested_and_the_actual_type(calibrated_project):
-    calibrated_project.stage("quantize", "q4_k_m")
+def test_quantize_by_a_k_quant_names_the_requested_and_the_actual_type(quantize_once):
+    quantize_once("q4_k_m")
     model = quantized("q4_k_m")
     tensors = model.report["tensors"]
     assert set(tensors) == set(model.ggml_names) == set(Checkpoint(MODEL).names)
@@ -180,10 +184,12 @@ def test_quantize_by_a_k_quant_names_the_requested_and_the_actual_type(calibrate
     assert tensors["model.norm.weight"]["actual"] == "F32"
 
 
-def test_quantize_by_k_quant_curvature_compares_with_ggmls_own_rounding(calibrated_project, capsys):
+def test_quantize_by_k_quant_curvature_compares_with_ggmls_own_rounding(
+    calibrated_project, quantize_once, capsys
+):
     calibrated_project.stage("quantize", "q4_k_m-curvature")
     assert "20 tensors rounded, divergence 0." in capsys.readouterr().out
-    calibrated_project.stage("quantize", "q4_k_m")
+    quantize_once("q4_k_m")
     plain = quantized("q4_k_m")
     model = quantized("q4_k_m-curvature")
     tensors = model.report["tensors"]

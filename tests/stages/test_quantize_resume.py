@@ -9,6 +9,8 @@ from quantline.quantized.store import QuantizedModel, QuantizedWriter
 from tests.helpers.injection import kill_after_calls
 from tests.helpers.project import Project
 
+pytestmark = pytest.mark.xdist_group("quantize")  # each recipe's result once for all
+
 
 def files(name: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (QUANTIZED / name).iterdir()}
@@ -28,9 +30,9 @@ def kill_after(project: Project, name: str, count: int) -> None:
     [("awq-w4g128", ["block-001"]), ("q4_k_m", ["block-001", "rest"])],
 )
 def test_quantize_resumes_at_the_block_where_it_was_killed(
-    calibrated_project, name, remaining, capsys, monkeypatch
+    calibrated_project, quantize_once, name, remaining, capsys, monkeypatch
 ):
-    calibrated_project.stage("quantize", name)
+    quantize_once(name)
     expected = files(name)
     shutil.rmtree(QUANTIZED)
     kill_after(calibrated_project, name, 1)
