@@ -29,7 +29,13 @@ def in_threads(parts: Iterable[Part], run: Callable[[Part], None]) -> None:
     """
     import torch
 
-    list(_pool(torch.get_num_threads()).map(run, parts))
+    threads = torch.get_num_threads()
+    if threads > 1:
+        list(_pool(threads).map(run, parts))
+        return
+    # Handing a small layer's parts to another thread costs more than computing them.
+    for part in parts:
+        run(part)
 
 
 def run_over_rows(count: int, run: Callable[[slice], None]) -> None:
