@@ -7,7 +7,7 @@ Tables of families, llama.cpp's converter and servers know the published form al
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ def split_experts(origin: Path, target: Path) -> dict[str, Any] | None:
     groups = _joined(model, files)
     if not groups:
         return None
+    _check_shapes(origin, model, chain(*groups), stored)
     target.mkdir()
     for name in side_files(origin):
         copy = target / name
@@ -92,6 +93,26 @@ def _joined(model: "PreTrainedModel", keys: Any) -> list[list[str]]:
         if source is None:
             groups.setdefault(published, []).append(key)
     return list(groups.values())
+
+
+def _check_shapes(
+    origin: Path, model: "PreTrainedModel", keys: Iterable[str], stored: StoredTensors
+) -> None:
+    """Refuse joined tensors that are not those of config.json, before they are taken apart.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    state = model.state_dict()
+    for key in keys:
+        wanted = tuple(state[key].shape)
+        if stored.shape(key) != wanted:
+            raise StageError(
+                Failure.UNSUPPORTED_ARCHITECTURE,
+                f"expected {key} in {origin} to be {wanted} as config.json asks, found "
+                f"{stored.shape(key)}; take the config.json that the weights were saved with, or "
+                "fetch the checkpoint again",
+            )
 
 
 def _published(

@@ -102,6 +102,27 @@ def check_shapes(views: dict[str, StoredView], wanted: Shapes) -> None:
             )
 
 
+def check_surplus(views: dict[str, StoredView], wanted: Shapes) -> None:
+    """Refuse parts of the model that config.json has no place for, such as experts beyond its own.
+
+    Args:
+        views: Path → where its values are stored.
+        wanted: The paths that there are.
+
+    Raises:
+        StageError: unsupported_architecture.
+    """
+    strange = sorted(
+        {key for path, view in views.items() if path not in wanted for key in view.keys}
+    )
+    if strange:
+        raise StageError(
+            Failure.UNSUPPORTED_ARCHITECTURE,
+            f"expected only tensors that {CONFIG} asks for, found {_list(strange)}, which it has "
+            "too many of; take the config.json that the weights were saved with",
+        )
+
+
 def check_missing(
     model: PreTrainedModel,
     views: dict[str, StoredView],

@@ -12,6 +12,7 @@ from quantline.model.check_binding import (
     check_missing,
     check_prefix,
     check_shapes,
+    check_surplus,
     check_towers,
     check_unused,
     ignored_tensors,
@@ -76,6 +77,7 @@ def find_structure(config: dict[str, Any], stored: Shapes) -> Structure:
         check_prefix(binding.unused, blocks)
     check_unused(model, stored, binding.unused, passed)
     check_shapes(views, wanted)
+    check_surplus(views, wanted)
     check_missing(model, views, wanted, aliases)
     check_towers(model, binding.views, wanted, aliases)
     names = _names(views, stored, blocks)

@@ -1,6 +1,7 @@
 """Mixtures that were saved as transformers has them in memory, with experts in one tensor."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from quantline.ingest.plain_source import plain_source
 from quantline.ingest.published_form import JOINED, _published, split_experts
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import weight_map
-from tests.helpers.quantized_sources import plain_tensors, write_source
+from tests.helpers.quantized_sources import edit_tensors, plain_tensors, write_source
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
 EXPERTS = {**SIZES, "tie_word_embeddings": False, "num_experts_per_tok": 2}
@@ -90,6 +91,23 @@ def test_joined_experts_that_are_quantized_come_in_as_they_are_published(forms, 
         down = found[f"{name}.{number}.down_proj.weight"]
         assert np.array_equal(down.astype(np.float32), 2 * codes)
     assert Checkpoint(plain.folder).family is not None
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "olmoe"])
+@pytest.mark.parametrize("form", [(-1,), (8, -1, 64)], ids=["flat", "twice the experts"])
+def test_joined_experts_of_another_shape_are_refused_by_their_name(kind, form, forms, tmp_path):
+    _, joined = forms(kind)
+    source = Path(shutil.copytree(joined, tmp_path / "source"))
+
+    def change(tensors):
+        name = next(name for name in tensors if name.endswith("experts.gate_up_proj"))
+        tensors[name] = tensors[name].repeat(2, 1, 1).reshape(form)
+
+    edit_tensors(source, change)
+    with pytest.raises(StageError, match=r"experts\.gate_up_proj in .* to be \(4,") as caught:
+        split_experts(source, tmp_path / "split")
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
+    assert not (tmp_path / "split").exists()
 
 
 def test_joined_experts_of_several_dtypes_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """The structure of models without a table, found in what transformers builds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -199,3 +200,13 @@ def test_experts_that_nobody_takes_apart_are_not_passed_over(folders, monkeypatc
     assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
     check_taken_apart(parse_recipe({"method": "none"}), checkpoint.arch)
     assert not Checkpoint(folders("granite")).structure.unsplit
+
+
+def test_experts_beyond_those_of_config_json_are_refused(folders, tmp_path):
+    """transformers joins all that it finds; its model would end while it runs."""
+    folder = shutil.copytree(folders("olmoe"), tmp_path / "more")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts": 3}))
+    with pytest.raises(StageError, match=r"found .*experts\.3\.down_proj") as caught:
+        Checkpoint(folder)
+    assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
