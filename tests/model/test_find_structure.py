@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from quantline.errors import Failure, StageError
@@ -205,8 +206,10 @@ def test_experts_that_nobody_takes_apart_are_not_passed_over(folders, monkeypatc
 def test_experts_beyond_those_of_config_json_are_refused(folders, tmp_path):
     """transformers joins all that it finds; its model would end while it runs."""
     folder = shutil.copytree(folders("olmoe"), tmp_path / "more")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_experts": 3}))
-    with pytest.raises(StageError, match=r"found .*experts\.3\.down_proj") as caught:
+    tensors = load_file(folder / "model.safetensors")
+    for name in list(tensors):
+        tensors[name.replace("layers.0.mlp.experts.3.", "layers.0.mlp.experts.4.")] = tensors[name]
+    write_tensors(folder / "model.safetensors", tensors)
+    with pytest.raises(StageError, match=r"found .*experts\.4\.down_proj") as caught:
         Checkpoint(folder)
     assert caught.value.failure == Failure.UNSUPPORTED_ARCHITECTURE
