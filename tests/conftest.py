@@ -17,13 +17,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.helpers.models import sentences, write_model
+from tests.helpers.plots import drawn_once
 from tests.helpers.project import Project, begin_project
 
 # With torch and transformers in the process, each full collection looks at a million objects.
@@ -32,6 +33,14 @@ gc.set_threshold(50_000, 20, 50)
 # No files, no clock, no luck.
 settings.register_profile("quantline", database=None, deadline=None, derandomize=True)
 settings.load_profile("quantline")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plots_drawn_once() -> Iterator[None]:
+    """Pages with the same plot share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantline.report.page.pareto_svg", drawn_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -88,9 +88,10 @@ def test_stages_do_not_depend_on_the_clock(fresh, usual, when):
 
 
 @pytest.mark.parametrize("locale", ["C", pytest.param("tr_TR.ISO-8859-9", marks=pytest.mark.slow)])
-def test_a_stage_works_in_an_odd_locale(fresh, locale):
+def test_a_stage_works_in_an_odd_locale(fresh, empty_database, locale):
     root = fresh.parent / locale
     shutil.copytree(fresh, root)
+    shutil.copy(empty_database, root / "mlflow.db")
     odd = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "stages.check"],

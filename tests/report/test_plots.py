@@ -4,7 +4,7 @@ import json
 import re
 
 from quantline.report.page import render_page
-from quantline.report.plots import DIVERGENCE, FLOOR, GOLD, plot_data
+from quantline.report.plots import DIVERGENCE, FLOOR, GOLD, pareto_svg, plot_data
 from tests.helpers.project import ROOT
 from tests.helpers.report import make_report, make_row, without_gold
 
@@ -49,6 +49,11 @@ def test_plot_data_has_what_the_templates_of_dvc_plots_ask_for():
         text = text.replace("<DVC_METRIC_Y>", metric).replace("<DVC_METRIC_X>", "size_mib")
         used = re.findall(r"datum\['(\w+)'\]", text) + re.findall(r'"field": "(\w+)"', text)
         assert used and set(used) <= fields
+
+
+def test_pareto_svg_is_the_same_each_time():
+    rows = [make_row("a", 2, 0.01), make_row("b", 3, 0.001)]
+    assert pareto_svg(rows, DIVERGENCE, "a") == pareto_svg(rows, DIVERGENCE, "a")
 
 
 def test_page_without_a_gold_set_has_one_plot():

@@ -10,6 +10,7 @@ import pytest
 
 from quantline.paths import ANSWERS, EXPORTS, MODEL, REFERENCE
 from quantline.runtimes.smoke.answers import read_answers
+from tests.helpers.children import fork_children
 from tests.helpers.project import ROOT, Project
 
 HEAVY = {
@@ -88,8 +89,9 @@ def quantized(project) -> Project:
     return project
 
 
-def test_gguf_is_exported_and_measured_without_torch_numba_and_transformers(quantized, tmp_path):
-    """Both stages, and the processes that they start, up to their last line."""
+@pytest.mark.slow
+def test_gguf_is_exported_and_measured_without_torch_numba_and_transformers(quantized):
+    """Both stages, up to their last line."""
     root = quantized.root
     tracked = {"mlflow", "pandas", "scipy"}  # MLflow imports the other two
     assert imported("-m", "stages.export", GGUF, folder=root) - tracked <= {
@@ -97,6 +99,16 @@ def test_gguf_is_exported_and_measured_without_torch_numba_and_transformers(quan
         "tokenizers",
     }
     assert imported("-m", "stages.evaluate", GGUF, folder=root) - tracked == set()
+
+
+def test_processes_of_a_gguf_bundle_do_without_torch_numba_and_transformers(
+    quantized, tmp_path, monkeypatch
+):
+    """Those that the stages start."""
+    root = quantized.root
+    with monkeypatch.context() as patch:
+        fork_children(patch)
+        quantized.stage("export", GGUF)
     smoke = {
         "bundle": str(EXPORTS / GGUF),
         "model": str(MODEL),
