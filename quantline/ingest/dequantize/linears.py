@@ -1,7 +1,7 @@
 """What formats that replace whole linear layers share: their parts, and layers of GPT-2's kind."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -90,21 +90,40 @@ def as_grouped(
     return GroupedLinear(whole, scales, zeros.astype(np.uint8), bits, columns // groups, symmetric)
 
 
-def conv1d_names(config: Mapping[str, Any]) -> frozenset[str]:
-    """Return the modules whose plain weights are [in, out], as transformers' Conv1D holds them.
+class ModelNames(NamedTuple):
+    """What formats that replace whole linear layers have to know of the plain model.
 
-    Libraries that replace linear layers store those of such modules as [out, in] too.
+    Attributes:
+        conv1d: The modules whose plain weights are [in, out], as transformers' Conv1D holds them.
+            Libraries that replace linear layers store those of such modules as [out, in] too.
+        tensors: The names of all tensors.
     """
+
+    conv1d: frozenset[str] = frozenset()
+    tensors: frozenset[str] = frozenset()
+
+    def is_conv1d(self, tensor: str) -> bool:
+        """Whether a checkpoint's weight is that of a Conv1D."""
+        return _is_among(tensor.removesuffix(".weight"), self.conv1d)
+
+    def has(self, tensor: str) -> bool:
+        """Whether the model has a tensor of a checkpoint's name."""
+        return _is_among(tensor, self.tensors)
+
+
+def _is_among(name: str, names: Collection[str]) -> bool:
+    """Whether a name is among those of a model; files may lack the first parts."""
+    return name in names or any(other.endswith(f".{name}") for other in names)
+
+
+def names_of_model(config: Mapping[str, Any]) -> ModelNames:
+    """Build the plain model of a config.json, and return what its parts are called."""
     from transformers.pytorch_utils import Conv1D
 
     from quantline.ingest.dequantize.plain_checkpoint import without_settings
     from quantline.model.meta_model import meta_model
 
     model = meta_model(without_settings(config))
-    return frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
-
-
-def is_conv1d(tensor: str, names: Collection[str]) -> bool:
-    """Whether a checkpoint's weight is that of such a module; files may lack the first parts."""
-    module = tensor.removesuffix(".weight")
-    return any(name == module or name.endswith(f".{module}") for name in names)
+    modules = model.named_modules()
+    conv1d = frozenset(name for name, module in modules if isinstance(module, Conv1D))
+    return ModelNames(conv1d, frozenset(model.state_dict()))

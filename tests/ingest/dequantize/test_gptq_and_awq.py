@@ -6,7 +6,7 @@ import torch
 
 from quantline.errors import Failure, StageError
 from quantline.ingest.dequantize import dequantize
-from tests.helpers.quantized_sources import edit_settings, edit_tensors
+from tests.helpers.quantized_sources import edit_settings, edit_tensors, plain_tensors
 
 MODULE = "model.layers.0.mlp.down_proj"
 NAME = f"{MODULE}.weight"
@@ -90,6 +90,18 @@ def test_gptq_v2_stores_zeros_as_they_are(make_source, dequantized):
     assert np.array_equal(dequantized(made)[NAME].astype(np.float32), as_bfloat16(wanted))
 
 
+def test_gptq_leaves_out_biases_of_zeros_that_the_model_does_not_have(make_source, tmp_path):
+    """As AutoGPTQ stored them, with every layer; transformers and vLLM pass over them."""
+    stored, _ = gptq_parts(4)
+    stored[f"{MODULE}.bias"] = torch.zeros(ROWS, dtype=torch.float16)
+    source = make_source(settings(), only_down(stored))
+    assert dequantize(source, tmp_path / "plain")["left_out"] == ["bias"]
+    assert f"{MODULE}.bias" not in plain_tensors(tmp_path / "plain")
+    edit_tensors(source, lambda tensors: tensors[f"{MODULE}.bias"][3:].fill_(0.5))
+    dequantize(source, tmp_path / "other")  # one that says something is for `verify` to refuse
+    assert f"{MODULE}.bias" in plain_tensors(tmp_path / "other")
+
+
 def test_gptq_without_the_group_of_each_input_counts_them(make_source, dequantized):
     stored, wanted = gptq_parts(4, symmetric=True)
     del stored[f"{MODULE}.g_idx"]
@@ -105,7 +117,7 @@ def test_gptq_widths_of_their_own_are_read_where_the_options_say_so(make_source,
 
 
 def test_gptq_of_gpt2_is_turned_to_how_its_checkpoints_lie(make_model, tmp_path):
-    from tests.helpers.quantized_sources import plain_tensors, write_source
+    from tests.helpers.quantized_sources import write_source
 
     name = "transformer.h.0.attn.c_proj"
     plain = make_model(
@@ -282,6 +294,10 @@ def test_gptq_refuses_symmetric_zeros_that_are_not_the_middle(less_one, make_sou
 
 OPTIONS = {
     "groups of another size": ({"group_size": 64}, "one row for each 64 of 160 inputs"),
+    "layers that are left plain": (
+        {"dynamic": {"-:.*gate.*": {}}, "bits": 8},
+        "qzeros to be",
+    ),
     "groups of no size": ({"group_size": 0}, "a number of inputs, or -1, as group_size"),
     "no method": ({"quant_method": None}, "names no quant_method"),
     "marlin": ({"checkpoint_format": "marlin"}, "marlin"),

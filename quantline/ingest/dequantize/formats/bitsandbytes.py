@@ -21,7 +21,7 @@ from quantline.ingest.dequantize.dequantizer import (
     Plan,
     register_dequantizer,
 )
-from quantline.ingest.dequantize.linears import conv1d_names, is_conv1d
+from quantline.ingest.dequantize.linears import ModelNames, names_of_model
 from quantline.ingest.dequantize.stored import StoredTensors
 
 STATE = ".quant_state.bitsandbytes__"
@@ -63,11 +63,11 @@ class BitsAndBytes(Dequantizer):
     def __init__(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Check the options."""
         super().__init__(settings, config)
-        self.conv1d: frozenset[str] = frozenset()
+        self.model = ModelNames()
 
     def plan(self, stored: StoredTensors) -> Plan:
         """Collect what belongs to each weight."""
-        self.conv1d = conv1d_names(self.config)
+        self.model = names_of_model(self.config)
         restored: dict[str, dict[str, str]] = {}
         for name in stored.names:
             base, found, _ = name.partition(STATE)
@@ -92,7 +92,7 @@ class BitsAndBytes(Dequantizer):
     def restore(self, parts: Parts) -> np.ndarray:
         """Return what a layer's codes stand for."""
         weight = self._four_bits(parts) if "state" in parts else self._eight_bits(parts)
-        return weight.T if is_conv1d(parts.name, self.conv1d) else weight
+        return weight.T if self.model.is_conv1d(parts.name) else weight
 
     def _eight_bits(self, parts: Parts) -> np.ndarray:
         """Return codes * SCB / 127."""

@@ -20,11 +20,11 @@ from quantline.ingest.dequantize.dequantizer import (
     register_dequantizer,
 )
 from quantline.ingest.dequantize.linears import (
+    ModelNames,
     as_grouped,
-    conv1d_names,
     group_size_of,
     groups_of,
-    is_conv1d,
+    names_of_model,
     plan_parts,
 )
 from quantline.ingest.dequantize.stored import StoredTensors
@@ -101,15 +101,28 @@ class Gptq(Dequantizer):
         if len(named) > 1:
             raise self.refusal("one format", f"checkpoint_format and format, {sorted(named)}")
         self.less_one = AS_THEY_ARE not in named
-        # Layers of their own form: their width is read off their tensors.
-        self.mixed = bool(settings.get("dynamic") or settings.get("extra_config"))
+        # Layers of their own form: their width is read off their tensors. A rule that begins with a
+        # minus leaves layers plain.
+        rules = settings.get("dynamic") or ()
+        self.mixed = any(not str(rule).startswith("-:") for rule in rules)
         self.group_size = group_size_of(self, "group_size")
-        self.conv1d: frozenset[str] = frozenset()
+        self.model = ModelNames()
 
     def plan(self, stored: StoredTensors) -> Plan:
-        """Collect the parts of every layer."""
-        self.conv1d = conv1d_names(self.config)
-        return plan_parts(stored, PARTS, roots=("qweight", "qzeros", "g_idx"))
+        """Collect the parts of every layer.
+
+        AutoGPTQ gave every layer a bias, zeros where the model has none.
+        """
+        self.model = names_of_model(self.config)
+        plan = plan_parts(stored, PARTS, roots=("qweight", "qzeros", "g_idx"))
+        empty = []
+        for name in plan.kept:
+            module, _, last = name.rpartition(".")
+            is_of_layer = last == "bias" and f"{module}.weight" in plan.restored
+            if is_of_layer and not self.model.has(name) and not stored.read(name).any():
+                empty.append(name)
+        kept = [name for name in plan.kept if name not in empty]
+        return plan._replace(dropped=[*plan.dropped, *empty], kept=kept)
 
     def restore(self, parts: Parts) -> np.ndarray:
         """Return (codes - zeros) * scales of one layer."""
@@ -117,14 +130,14 @@ class Gptq(Dequantizer):
         weight = layer.codes.astype(np.float32)
         weight -= layer.zeros[:, layer.order]
         weight *= layer.scales[:, layer.order]
-        return weight.T if is_conv1d(parts.name, self.conv1d) else weight
+        return weight.T if self.model.is_conv1d(parts.name) else weight
 
     def grouped(self, parts: Parts) -> GroupedLinear | None:
         """Return the integers of a layer whose groups are neighbouring inputs."""
         layer = self._layer(parts)
         size = len(layer.order) // layer.scales.shape[1]
         in_order = np.array_equal(layer.order, np.arange(len(layer.order)) // size)
-        if not in_order or is_conv1d(parts.name, self.conv1d):
+        if not in_order or self.model.is_conv1d(parts.name):
             return None
         return as_grouped(layer.codes, layer.zeros, layer.scales, layer.bits)
 
