@@ -148,6 +148,8 @@ def _write_tensors(
     size = shared_group_size(schemes) if layout.one_grid and schemes else None
     shards = ShardWriter(folder)
     requested = {}
+    # As config.json says below: the embedding's type is that of the model, whatever a layer's is.
+    computed_in = NUMPY_DTYPES[types[source.arch.embedding]]
     as_stored = keys_as_stored(source, quantized)
     for name in source.names:
         module = name.removesuffix(".weight")
@@ -157,7 +159,7 @@ def _write_tensors(
             requested[name] = linear.kind
             if size is not None and isinstance(linear, GroupedLinear):
                 linear = linear.in_groups_of(size)
-            check_held(module, linear, dtype)
+            check_held(module, linear, computed_in)
             shards.add(layout.tensors(module, linear, dtype))
             continue
         requested[name] = types[name]

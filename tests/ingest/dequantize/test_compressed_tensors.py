@@ -247,6 +247,16 @@ def test_compressed_tensors_of_several_schemes_are_read_by_the_one_that_fits(
     assert np.array_equal(found, wanted.to(torch.bfloat16).float().numpy())
 
 
+def test_a_layer_that_is_quantized_is_read_also_where_the_options_ignore_it(
+    make_source, dequantized
+):
+    settings, stored, wanted = stored_and_wanted("w8a8")
+    settings["ignore"] = ["re:.*down_proj"]
+    source = make_source(settings, lambda name, _: stored if name == f"{NAME}.weight" else None)
+    found = dequantized(source)[f"{NAME}.weight"].astype(np.float32)
+    assert np.array_equal(found, wanted.to(torch.bfloat16).float().numpy())
+
+
 BROKEN = {
     "scale missing": (drop("weight_scale"), Failure.MISSING_SHARD, "weight_scale of"),
     "codes missing": (drop("weight_packed"), Failure.MISSING_SHARD, "weight of"),

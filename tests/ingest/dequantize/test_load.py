@@ -13,7 +13,7 @@ from quantline.errors import Failure, StageError
 from quantline.files import sha256_file
 from quantline.ingest.load import load
 from quantline.model.checkpoint import Checkpoint
-from tests.helpers.quantized_sources import edit_settings, is_linear, write_source
+from tests.helpers.quantized_sources import edit_settings, edit_tensors, is_linear, write_source
 
 MODEL = Path("artifacts/model")
 SETTINGS = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
@@ -105,6 +105,23 @@ def test_errors_name_the_source_and_not_its_plain_copy(source, tmp_path):
         load(Model(source="local", path=str(other), watch="x"), tmp_path / "model")
     assert f"the plain copy of {other}" in str(caught.value)
     assert ".plain" not in str(caught.value)
+
+
+def test_a_source_that_breaks_off_halfway_leaves_nothing(project, source, tmp_path, capsys):
+    other = Path(shutil.copytree(source, tmp_path / "other"))
+
+    def spoil(tensors):
+        last = max(name for name in tensors if name.endswith("_scale_inv"))
+        tensors[last].fill_(torch.nan)
+
+    edit_tensors(other, spoil)
+    project.compose(f"model.path={other}")
+    with pytest.raises(SystemExit) as stopped:
+        project.stage("load")
+    assert stopped.value.code == 1
+    assert "load_rejected (non_finite): expected finite numbers in" in capsys.readouterr().err
+    artifacts = project.root / "artifacts"
+    assert not artifacts.exists() or list(artifacts.iterdir()) == []
 
 
 def test_load_refuses_an_unknown_method_by_name(project, source, tmp_path, capsys):

@@ -182,12 +182,12 @@ def only_grid(schemes: Mapping[Scheme, Iterable[str]]) -> LayerGrid:
 
 
 def check_held(module: str, linear: QuantizedTensor, dtype: npt.DTypeLike) -> None:
-    """Refuse a layer of which a runtime that computes in its scales' dtype would make infinity.
+    """Refuse a layer of which a runtime that computes in a dtype would make infinity.
 
     Args:
         module: The layer.
         linear: Its integers and scales.
-        dtype: That scales are written in, which the weights that they stand for are in too.
+        dtype: Of the bundle, which the weights are in that integers and scales stand for.
 
     Raises:
         StageError: non_finite.
