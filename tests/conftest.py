@@ -35,6 +35,18 @@ settings.register_profile("quantline", database=None, deadline=None, derandomize
 settings.load_profile("quantline")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, which makes what they share once.
+
+    The models of tests/families are shared by the files of that folder.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            folder = item.path.parent
+            name = folder.name if folder.name == "families" else f"{folder.name}/{item.path.stem}"
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def plots_drawn_once() -> Iterator[None]:
     """Pages with the same plot share it."""

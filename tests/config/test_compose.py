@@ -13,9 +13,6 @@ from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from tests.helpers.project import ROOT
 
-# One process, so that each choice is composed once.
-pytestmark = pytest.mark.xdist_group("compose")
-
 CONF = ROOT / "conf"
 # What a choice needs besides itself.
 NEEDED = {

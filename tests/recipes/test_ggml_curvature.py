@@ -42,8 +42,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SLOW = ("llama with heads of their own", "phi3", "gpt_neox")
 
-pytestmark = pytest.mark.xdist_group("ggml curvature")  # each family is rounded once for all
-
 
 class Rounded(NamedTuple):
     """A model rounded by kquant-curvature.
