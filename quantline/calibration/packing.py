@@ -8,6 +8,7 @@ would not be.
 
 import numpy as np
 
+COLUMNS = 512  # of the factor that are multiplied at once
 FIRST_DAMPING = 1e-7  # of a correlation of 1; about what float32 sums leave of a singular matrix
 
 
@@ -49,7 +50,12 @@ def unpack(diagonal: np.ndarray, triangle: np.ndarray) -> np.ndarray:
     lower = torch.from_numpy(factor)
     size = torch.from_numpy(diagonal).clamp(min=0).sqrt()
     lower *= size[..., None] / lower.norm(dim=-1, keepdim=True)
-    matrix = (lower @ lower.mT).numpy()
+    product = torch.zeros_like(lower)
+    for start in range(0, width, COLUMNS):
+        # Rows above have zeros in these columns: a third of the whole product's work is left.
+        part = lower[..., start:, start : start + COLUMNS]
+        product[..., start:, start:] += part @ part.mT
+    matrix = product.numpy()
     index = np.arange(width)
     matrix[..., index, index] = diagonal
     return matrix

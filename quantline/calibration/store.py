@@ -98,6 +98,9 @@ class CalibrationStore:
         self.folder = Path(folder)
         self.info = read_json(self.folder / INFO)
         self.layers = sorted(self.info["layers"])
+        # H that was read last: unpacking a wide one costs as much as rounding a narrow layer, and
+        # every step of a method asks for it.
+        self._last_read: tuple[str, np.ndarray] | None = None
 
     @property
     def has_gradients(self) -> bool:
@@ -160,11 +163,17 @@ class CalibrationStore:
     def hessian(self, layer: str) -> np.ndarray:
         """Return H = XᵀX / n of the layer's inputs, float32 [in, in] (see `problems`).
 
+        Callers share it, and leave it as it is.
+
         Raises:
             StageError: calibration_empty, if the layer saw nothing.
         """
         self._check_coverage(layer)
-        return self._read_moments(layer, INPUTS, self.info["layers"][layer]["moments"])
+        key = self.info["layers"][layer]["moments"]
+        if self._last_read is None or self._last_read[0] != key:
+            self._last_read = None  # before the next one takes memory
+            self._last_read = (key, self._read_moments(layer, INPUTS, key))
+        return self._last_read[1]
 
     def hessian_diagonal(self, layer: str) -> np.ndarray:
         """Return the diagonal of H, float32 [in], without reading the rest.

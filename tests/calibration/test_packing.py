@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantline.calibration import packing
 from quantline.calibration.packing import pack, unpack
 
 
@@ -25,6 +26,14 @@ def test_unpack_gives_entries_within_half_precision_of_their_channels(seed, widt
     assert np.array_equal(np.diagonal(unpacked), np.diagonal(moments))
     # The product of two factors, each off by half of that.
     assert np.abs((unpacked - moments) / np.outer(size, size)).max() <= 2**-10
+
+
+def test_unpack_multiplies_some_columns_at_once(monkeypatch):
+    packed = pack(np.stack([correlated_moments(seed, 23, 40) for seed in range(2)]))
+    whole = unpack(*packed)
+    monkeypatch.setattr(packing, "COLUMNS", 5)
+    assert np.allclose(unpack(*packed), whole, rtol=1e-4, atol=0)
+    assert not np.array_equal(unpack(*packed), whole)
 
 
 def test_pack_takes_blocks_one_by_one():

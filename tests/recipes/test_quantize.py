@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import parse_recipe
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel
@@ -91,6 +93,25 @@ def test_quantize_model_without_quantization_has_no_layers(model, tmp_path):
     report = quantize_model("none", NONE, *model, tmp_path)
     assert report["layers"] == {} and report["transforms"] == []
     assert set(contents(tmp_path)) == {"quantized.json"}
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "awq-gptq", "smoothquant", "curvature"])
+def test_methods_leave_the_second_moments_as_they_are(model, tmp_path, method):
+    """They are read once for all who ask for them."""
+    grid = {"bits": 4, "group_size": -1, "symmetric": False}
+    recipes = {
+        "rtn": {"method": "rtn", "curvature": True, **grid},
+        "gptq": {"method": "gptq", "curvature": True, **grid},
+        "awq": {"method": "awq", **grid},
+        "awq-gptq": {"method": "awq", "rounding": "gptq", **grid},
+        "smoothquant": {"method": "smoothquant"},
+        "curvature": {"method": "kquant-curvature", "mix": "Q4_K_M"},
+    }
+    checkpoint, calibration = model
+    store = CalibrationStore(calibration.folder)
+    quantize_model("t", parse_recipe(recipes[method]), checkpoint, store, tmp_path)
+    key, kept = store._last_read
+    assert np.array_equal(kept, CalibrationStore(calibration.folder).hessian(key))
 
 
 def test_layer_gain_is_the_mean_share_of_the_baseline():

@@ -16,8 +16,8 @@ from quantline.methods.ggml.blocks import Blocks, BlockType
 from quantline.methods.ggml.error_feedback import quantize_with_feedback
 from quantline.methods.ggml.method import BlockMethod
 from quantline.methods.ggml.quantize import quantize_blocks
-from quantline.methods.ggml.scale_refit import refit_scales
-from quantline.methods.integer.curvature import DAMPING_OUT, add_damping, divergence
+from quantline.methods.ggml.scale_refit import difference_of, refit_scales
+from quantline.methods.integer.curvature import DAMPING_OUT, add_damping
 from quantline.methods.integer.curvature_descent import descend
 from quantline.methods.kquant_curvature import KQuantCurvatureRecipe
 from quantline.methods.method import LayerStatistics
@@ -90,6 +90,7 @@ def descend_codes(
     blocks: Blocks,
     hessian: torch.Tensor,
     fisher_out: torch.Tensor,
+    product: torch.Tensor | None = None,
 ) -> Blocks:
     """Move codes to where tr(G Δ H Δᵀ) is less, in one pass of `curvature_descent.descend`.
 
@@ -101,14 +102,13 @@ def descend_codes(
         blocks: Those of the weight, row by row.
         hessian: H [in, in].
         fisher_out: G in diagonal blocks [blocks, n, n].
+        product: Δ H [out, in], if it is known; it is changed to that of the new blocks.
 
     Returns:
         The blocks with the new codes.
     """
-    scale_of_sub_block, minimum_of_sub_block = blocks.grid
     size = block_type.sub_block_size
-    scale = torch.from_numpy(scale_of_sub_block.repeat(size, 1)).reshape(weight.shape)
-    minimum = torch.from_numpy(minimum_of_sub_block.repeat(size, 1)).reshape(weight.shape)
+    scale = torch.from_numpy(blocks.grid[0].repeat(size, 1)).reshape(weight.shape)
     levels = torch.from_numpy(block_type.levels)
     codes = torch.from_numpy(blocks.codes).reshape(weight.shape)
     has_no_scale = scale == 0
@@ -117,13 +117,14 @@ def descend_codes(
     low = torch.where(has_no_scale, 0, levels[block_type.lowest_code].expand_as(scale))
     high = torch.where(has_no_scale, 0, levels[-1].expand_as(scale))
     step_size = torch.where(has_no_scale, 1, scale)
-    hessian_product = (steps * step_size - minimum - weight) @ hessian
+    if product is None:
+        product = difference_of(weight, block_type, blocks) @ hessian
     moved = descend(
         steps,
         low,
         high,
         step_size,
-        hessian_product,
+        product,
         hessian,
         fisher_out,
         None if block_type.is_uniform else levels,
@@ -137,6 +138,13 @@ def descend_codes(
         blocks.d,
         blocks.dmin,
     )
+
+
+def _cost(difference: torch.Tensor, product: torch.Tensor, fisher_out: torch.Tensor) -> float:
+    """Return tr(G Δ H Δᵀ) from Δ and Δ H [out, in], with G in diagonal blocks."""
+    rows = (len(fisher_out), -1, difference.shape[1])
+    weighted = fisher_out @ product.reshape(rows)
+    return float((weighted * difference.reshape(rows)).sum(dtype=torch.float64))
 
 
 def quantize_by_curvature(
@@ -171,17 +179,17 @@ def quantize_by_curvature(
     damped_inputs = add_damping(inputs, DAMPING_IN)
     damped_outputs = add_damping(outputs, DAMPING_OUT)
 
-    def cost(blocks: Blocks) -> float:
-        rounded = torch.from_numpy(known.dequantize(blocks)).reshape(matrix.shape)
-        return divergence(rounded - matrix, damped_inputs, damped_outputs)
-
     blocks, damping = quantize_with_feedback(matrix, known, inputs, damping)
+    if not rounds:
+        return known.pack(blocks).reshape(len(weight), -1), damping
     best = blocks
-    least = cost(blocks)
+    difference = difference_of(matrix, known, blocks)
+    product = difference @ damped_inputs  # renewed by each step; three quarters of the work else
+    least = _cost(difference, product, damped_outputs)
     for _ in range(rounds):
-        blocks = refit_scales(matrix, known, blocks, damped_inputs, damped_outputs)
-        blocks = descend_codes(matrix, known, blocks, damped_inputs, damped_outputs)
-        value = cost(blocks)
+        blocks = refit_scales(matrix, known, blocks, damped_inputs, damped_outputs, product)
+        blocks = descend_codes(matrix, known, blocks, damped_inputs, damped_outputs, product)
+        value = _cost(difference_of(matrix, known, blocks), product, damped_outputs)
         if value < least:
             best = blocks
             least = value

@@ -122,14 +122,14 @@ class _RowDescent:
             self.scale_range = (np.float32(least), np.float32(most))
         self.minimum_range = (np.float32(0), np.float32(block_type.largest_minimum or 0))
 
-    def run(self, difference: torch.Tensor) -> None:
-        """Move all fields once, from a Δ [rows, in]."""
+    def run(self, product: torch.Tensor) -> None:
+        """Move all fields once, from Δ H [rows, in], which is changed to that of the new fields."""
         size = self.block_type.block_size
-        gradient = self.fisher @ difference @ self.hessian
-        for block in range(difference.shape[1] // size):
+        for block in range(product.shape[1] // size):
             columns = slice(block * size, (block + 1) * size)
-            change = self._move_block(block, self.hessian[columns, columns], gradient[:, columns])
-            gradient += self.fisher @ change @ self.hessian[columns]
+            gradient = self.fisher @ product[:, columns]
+            change = self._move_block(block, self.hessian[columns, columns], gradient)
+            product += change @ self.hessian[columns]
 
     def _move_block(
         self, block: int, hessian: torch.Tensor, gradient: torch.Tensor
@@ -195,12 +195,18 @@ class _RowDescent:
         )
 
 
+def difference_of(weight: torch.Tensor, block_type: BlockType, blocks: Blocks) -> torch.Tensor:
+    """Return Δ, what blocks stand for less the weight, float32 [out, in]."""
+    return torch.from_numpy(block_type.dequantize(blocks)).reshape(weight.shape) - weight
+
+
 def refit_scales(
     weight: torch.Tensor,
     block_type: BlockType,
     blocks: Blocks,
     hessian: torch.Tensor,
     fisher_out: torch.Tensor,
+    product: torch.Tensor | None = None,
 ) -> Blocks:
     """Move scales, minima, d and dmin in one pass; the codes stay.
 
@@ -213,18 +219,20 @@ def refit_scales(
         blocks: Those of the weight, row by row.
         hessian: H [in, in].
         fisher_out: G in diagonal blocks [blocks, n, n].
+        product: Δ H [out, in], if it is known; it is changed to that of the new blocks.
 
     Returns:
         The blocks with the new scales, minima, d and dmin.
     """
     fields = _Fields.of(block_type, blocks, len(weight))
-    difference = torch.from_numpy(block_type.dequantize(blocks)).reshape(weight.shape) - weight
+    if product is None:
+        product = difference_of(weight, block_type, blocks) @ hessian
     rows_of_block = len(weight) // len(fisher_out)
 
     def run(number: int) -> None:
         rows = slice(number * rows_of_block, (number + 1) * rows_of_block)
         fisher = fisher_out[number].contiguous()
-        _RowDescent(block_type, fields.rows(rows), hessian, fisher).run(difference[rows])
+        _RowDescent(block_type, fields.rows(rows), hessian, fisher).run(product[rows])
 
     in_threads(range(len(fisher_out)), run)
     return fields.stored(blocks)
