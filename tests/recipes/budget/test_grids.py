@@ -126,10 +126,11 @@ def test_grid_plan_refuses_group_sizes_that_no_row_allows(ready, capsys, make_mo
 def test_recipe_of_a_layer_without_a_choice_is_the_recipe(ready):
     stated = {"group_size": 128, "symmetric": False}
     recipe = load_params().recipes["gptq-w4g128"].model_copy(update=stated)
-    grids = {"a": {"bits": 2, "group_size": 32}}
-    ctx = replace(context_in(ready.root / "artifacts"), recipe=recipe, grids=grids)
-    assert ctx.recipe_of("b") == recipe
-    assert (ctx.recipe_of("a").bits, ctx.recipe_of("a").group_size) == (2, 32)
+    ctx = replace(context_in(ready.root / "artifacts"), recipe=recipe)
+    chosen, other, *_ = ctx.arch.linears()
+    ctx = replace(ctx, grids={chosen: {"bits": 2, "group_size": 32}})
+    assert ctx.recipe_of(other) == recipe
+    assert (ctx.recipe_of(chosen).bits, ctx.recipe_of(chosen).group_size) == (2, 32)
 
 
 @pytest.mark.slow
