@@ -14,7 +14,13 @@ from quantline.model.checkpoint import Checkpoint
 SEED = 0  # of the labels that gradients are taken with
 
 
-def calibrate(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, gradients: bool) -> None:
+def calibrate(
+    checkpoint: Checkpoint,
+    tokens: np.ndarray,
+    folder: Path,
+    gradients: bool,
+    weighted: bool = True,
+) -> None:
     """Write a folder of statistics that CalibrationStore reads.
 
     Args:
@@ -22,17 +28,20 @@ def calibrate(checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, gradient
         tokens: int32 [sequences, length].
         folder: It is made.
         gradients: Whether to collect the second moments of output gradients too.
+        weighted: Whether tokens count by them in the moments of the inputs.
 
     Raises:
         StageError: non_finite, calibration_empty.
     """
     folder.mkdir()
-    layers = collect_statistics(checkpoint, tokens, folder, SEED if gradients else None)
+    weighted = weighted and gradients
+    layers = collect_statistics(checkpoint, tokens, folder, SEED if gradients else None, weighted)
     remove_progress(folder)
     save_file({"tokens": np.ascontiguousarray(tokens)}, folder / TOKENS)
     info = {
         "layers": layers,
         "curvature": gradients,
+        "weights": "gradient" if weighted else "equal",
         "tokens": int(tokens.size),
         "seed": SEED,
         "sequences": len(tokens),

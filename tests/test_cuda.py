@@ -40,7 +40,6 @@ RECIPES = {
     "fp8": {"method": "fp8"},
 }
 NO_CHOICE = ("rtn", "int8", "fp8")  # recipes in which rounding has no choice to make
-# What a calibration holds of a layer → the share by which the devices may differ.
 # Models whose structure is found: routed experts, latent attention, states of convolutions.
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 FOUND = {
@@ -54,7 +53,9 @@ FOUND = {
     },
     "lfm2": {**SIZES, "layer_types": ["conv", "full_attention"]},
 }
-STATISTICS = {"hessian": 1e-3, "input_peak": 1e-4, "fisher_out": 0.02}  # labels may be others
+# What a calibration holds of a layer → the share by which the devices may differ: labels that are
+# drawn may be others.
+STATISTICS = {"hessian": 0.02, "input_peak": 1e-4, "fisher_out": 0.02}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 from quantline.calibration.embedding_and_head import TOKENS
 from quantline.calibration.expert_coverage import coverage_figures, expert_coverage
-from quantline.calibration.store import INFO
+from quantline.calibration.store import INFO, effective_tokens
 from quantline.config.texts import Calibration
 from quantline.files import read_json, versions, write_json, write_tensors
 from quantline.model.checkpoint import Checkpoint
@@ -68,7 +68,8 @@ class CalibrationRun:
             remove_progress(folder)
             return read_json(folder / INFO)
         seed = self.seed if self.text.curvature else None
-        layers = collect_statistics(self.checkpoint, self.tokens, folder, seed)
+        weighted = self.text.by_gradient
+        layers = collect_statistics(self.checkpoint, self.tokens, folder, seed, weighted)
         info = {
             "text_sha256": self.text_sha256,
             "text": self.text.path or self.text.dataset,
@@ -78,6 +79,8 @@ class CalibrationRun:
             "length": self.text.length,
             "seed": self.seed,
             "curvature": self.text.curvature,
+            "weights": "gradient" if weighted else "equal",
+            "effective_tokens": effective_tokens(folder, layers) if weighted else None,
             "layers": layers,
             "experts": expert_coverage(self.checkpoint.arch, layers),
             "versions": versions(*PACKAGES),
@@ -102,6 +105,12 @@ class CalibrationRun:
             )
         inputs = {entry["moments"] for entry in layers.values()}
         gradients = " and of their output gradients" if info["curvature"] else ""
+        if info["effective_tokens"]:
+            counted = info["effective_tokens"]
+            parts[0] += (
+                f" (counted by their gradients, they are as good as {counted['median']} alike, in "
+                f"one layer {counted['fewest']})"
+            )
         parts.append(f"second moments of {len(inputs)} inputs of {len(layers)} layers{gradients}")
         parts.append(f"{size_bytes / 2**20:.1f} MiB")
         return ", ".join(parts)

@@ -13,7 +13,8 @@ from quantline.calibration.output_moments import (
     backward,
     last_block_gradients,
 )
-from quantline.calibration.store import INPUTS, OUTPUTS, BlockWriter
+from quantline.calibration.store import INPUTS, OUTPUTS, WEIGHTED, BlockWriter
+from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json
 from quantline.model.activation_store import ActivationBatches, ActivationStore
@@ -33,7 +34,11 @@ GRADIENTS = "gradients"
 
 @same_bits()
 def collect_statistics(
-    checkpoint: Checkpoint, tokens: np.ndarray, folder: Path, seed: int | None = None
+    checkpoint: Checkpoint,
+    tokens: np.ndarray,
+    folder: Path,
+    seed: int | None = None,
+    weighted: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Run the model over a text and write the statistics of every linear layer.
 
@@ -46,6 +51,7 @@ def collect_statistics(
         folder: Where to write.
         seed: With it a backward pass follows, with labels drawn by it, and the moments of the
             output gradients are written too.
+        weighted: Whether tokens count by their gradients in the inputs' moments. That takes a seed.
 
     Returns:
         {linear layer: {moments: the layer whose input it shares, tokens: how many it saw, block}},
@@ -57,7 +63,7 @@ def collect_statistics(
     arch = checkpoint.arch
     run = BlockRun(checkpoint, tokens)
     writer = BlockWriter(folder, INPUTS)
-    inputs = InputMoments(tokens.size, writer.add)
+    inputs = InputMoments(tokens.size, writer.add, products=not weighted)
     slots = 2 if seed is None else arch.layers + 1
     states = ActivationStore(folder / STATES, slots, run.hidden)
     progress = folder / PROGRESS
@@ -86,7 +92,7 @@ def collect_statistics(
     check_finite_states(run, inputs.layers)
     keep_final_states(run, tokens.size, folder)
     if seed is not None:
-        _collect_gradients(run, states, folder, seed, inputs.layers)
+        _collect_gradients(run, states, folder, seed, inputs.layers, weighted)
     return {
         name: entry | {"block": arch.layer_index(name)}
         for name, entry in sorted(inputs.layers.items())
@@ -183,16 +189,20 @@ def _collect_gradients(
     folder: Path,
     seed: int,
     layers: dict[str, dict[str, Any]],
+    weighted: bool,
 ) -> None:
     """Do the backward pass, from the block where an earlier run stopped."""
     arch = run.arch
     writer = BlockWriter(folder, OUTPUTS)
+    of_inputs = BlockWriter(folder, WEIGHTED)
     gradients = ActivationStore(folder / GRADIENTS, 2, run.hidden)
     for index in range(arch.layers):  # also of blocks that an earlier run has seen
         _restore_undercalibrated(run, index, layers)
 
     def after(block: int, entering: ActivationBatches) -> None:
         gradients.put(block, entering)
+        if weighted:
+            of_inputs.close(block)
         writer.close(block)
 
     missing = [block for block in range(arch.layers) if not writer.has(block)]
@@ -205,7 +215,9 @@ def _collect_gradients(
     else:
         leaving = run.hidden.like()
         leaving.fill(gradients.get(last + 1))
-    backward(run, states, leaving, OutputMoments(FISHER_BLOCK, writer.add), last, after)
+    of_outputs = OutputMoments(FISHER_BLOCK, writer.add)
+    by_gradients = WeightedMoments(of_inputs.add) if weighted else None
+    backward(run, states, leaving, of_outputs, last, after, by_gradients)
     keep_embedding_moments(leaving, FISHER_BLOCK, folder)
 
 

@@ -24,7 +24,7 @@ class InputMoments:
             with {not_finite: how many} of them whose inputs are NaN or infinite, and do not count.
     """
 
-    def __init__(self, tokens: int, keep: Callable[..., None]) -> None:
+    def __init__(self, tokens: int, keep: Callable[..., None], products: bool = True) -> None:
         """Make empty sums.
 
         Args:
@@ -32,8 +32,10 @@ class InputMoments:
             keep: Called as keep(layer, hessian, peak=, sample=) with each finished XᵀX / n
                 float32 [in, in], the largest |x| per channel float32 [in], and some rows of X as
                 shares of that, float16 [sampled, in].
+            products: Whether to sum XᵀX; `keep` gets None for it otherwise.
         """
         self.keep = keep
+        self.products = products
         self.stride = max(1, tokens // SAMPLE_TOKENS)
         self.layers: dict[str, dict[str, Any]] = {}
         # Of the block that runs now, by the first layer that reads an input:
@@ -69,22 +71,24 @@ class InputMoments:
             for hook in hooks:
                 hook.remove()
             self._seen.clear()
-        while self._sums:
-            self._hand_over(next(iter(self._sums)))
+        while self._peaks:
+            self._hand_over(next(iter(self._peaks)))
 
     def _hand_over(self, layer: str) -> None:
         """Finish the sum of an input and drop it."""
-        total = symmetric_from_upper(self._sums.pop(layer))
         dropped = self._dropped.pop(layer)
         if dropped:
             self._note_dropped(layer, dropped)
-        counted = self.layers[layer]["tokens"] - dropped
-        hessian = total.div_(max(counted, 1)).float()
+        hessian = None
+        if self.products:
+            counted = self.layers[layer]["tokens"] - dropped
+            total = symmetric_from_upper(self._sums.pop(layer))
+            hessian = total.div_(max(counted, 1)).float().cpu().numpy()
         peak = self._peaks.pop(layer)
         shares = torch.cat(self._samples.pop(layer)) / peak.clamp(min=SMALLEST_PEAK)
         self.keep(
             layer,
-            hessian.cpu().numpy(),
+            hessian,
             peak=peak.cpu().numpy(),
             sample=shares.half().cpu().numpy(),
         )
@@ -116,11 +120,13 @@ class InputMoments:
             rows = rows[finite]
             peak = rows.abs().amax(0) if len(rows) else torch.zeros_like(peak)
         self._dropped[layer] = self._dropped.get(layer, 0) + dropped
-        if layer not in self._sums:
-            self._sums[layer] = rows.new_zeros((width, width), dtype=torch.float64)
+        if layer not in self._peaks:
             self._peaks[layer] = peak
             self._samples[layer] = []
-        add_products(self._sums[layer], rows)
+        if self.products:
+            if layer not in self._sums:
+                self._sums[layer] = rows.new_zeros((width, width), dtype=torch.float64)
+            add_products(self._sums[layer], rows)
         self._peaks[layer] = torch.maximum(self._peaks[layer], peak)
         self._samples[layer].append(rows[:: self.stride].clone())
 

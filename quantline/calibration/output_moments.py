@@ -7,12 +7,13 @@ it is taken as the product of an input factor H and an output factor G (K-FAC: M
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.model.activation_store import ActivationBatches, ActivationStore
 from quantline.model.block_runner import BlockRun
 from quantline.model.device import device
@@ -177,6 +178,7 @@ def backward(
     moments: OutputMoments,
     last: int,
     after: Callable[[int, ActivationBatches], None] | None = None,
+    weighted: WeightedMoments | None = None,
 ) -> None:
     """Take gradients back to the first block.
 
@@ -189,9 +191,13 @@ def backward(
         moments: Its hooks are on each block while that runs.
         last: The block to begin with.
         after: after(index, gradients) is called when a block is done.
+        weighted: Its hooks are there as well.
     """
     for index in tqdm(range(last, -1, -1), desc="gradients", unit="block", disable=None):
-        with run.loaded(index) as (linears, _), moments.watch(linears):
+        with run.loaded(index) as (linears, _), ExitStack() as watching:
+            watching.enter_context(moments.watch(linears))
+            if weighted:
+                watching.enter_context(weighted.watch(linears))
             for number, batch in enumerate(inputs.get(index)):
                 states = batch.to(device()).requires_grad_(True)
                 with torch.enable_grad():
@@ -199,6 +205,8 @@ def backward(
                     _go_back(run.shared(number), out, gradients[number].to(device()))
                 assert states.grad is not None
                 gradients[number] = states.grad.cpu()
+                if weighted:
+                    weighted.end_batch()
         if after:
             after(index, gradients)
 

@@ -13,7 +13,8 @@ from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_tensors
 
 INFO = "calibration.json"
-INPUTS = "inputs"  # second moments of the layers' inputs
+INPUTS = "inputs"  # second moments of the layers' inputs, and more about them
+WEIGHTED = "weighted"  # the same moments with each token counted by its gradient
 OUTPUTS = "outputs"  # second moments of the gradients at the layers' outputs
 # Of the mean diagonal of second moments that methods compute with.
 SMALLEST = 1e-30
@@ -23,13 +24,15 @@ Problem = Literal["zero", "not finite"]
 PROBLEMS: dict[tuple[str, str], str] = {
     (INPUTS, "zero"): "no input reached it",
     (INPUTS, "not finite"): "its inputs are not finite",
+    (WEIGHTED, "zero"): "no gradient reached it",  # unless its inputs are zero themselves
+    (WEIGHTED, "not finite"): "its inputs are not finite",
     (OUTPUTS, "zero"): "no gradient reached it",
     (OUTPUTS, "not finite"): "the gradients at its outputs are not finite",
 }
 
 
 def block_file(kind: str, block: int) -> str:
-    """Return the file of a block's `inputs` or `outputs`."""
+    """Return the file of a block's statistics of a kind."""
     return f"{kind}-{block:03d}.safetensors"
 
 
@@ -46,31 +49,51 @@ def problem_of(diagonal: np.ndarray) -> Problem | None:
     return None if mean <= LARGEST else "not finite"
 
 
+def effective_tokens(folder: Path, layers: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Return how many tokens that count alike would be as many as those counted by gradients.
+
+    Args:
+        folder: Of a calibration with weighted moments.
+        layers: What calibration.json says of each layer.
+
+    Returns:
+        {fewest: of all inputs, median}, (Σ w)² / Σ w² each.
+    """
+    counts = []
+    for layer, entry in sorted(layers.items()):
+        if entry["moments"] == layer:
+            with safe_open(folder / block_file(WEIGHTED, entry["block"]), "np") as file:
+                counts.append(float(file.get_tensor(f"{layer}.effective_tokens")[0]))
+    return {"fewest": round(min(counts)), "median": round(float(np.median(counts)))}
+
+
 class BlockWriter:
     """Collects the statistics of one block at a time; a block's file that exists is complete."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        """Write files of a kind, INPUTS or OUTPUTS, into a folder."""
+        """Write files of a kind, INPUTS, WEIGHTED or OUTPUTS, into a folder."""
         self.folder = folder
         self.kind = kind
         self.tensors: dict[str, np.ndarray] = {}
 
-    def add(self, layer: str, moments: np.ndarray, **more: np.ndarray) -> None:
+    def add(self, layer: str, moments: np.ndarray | None, **more: np.ndarray) -> None:
         """Add the second moments of a layer of the present block.
 
         Args:
             layer: The module's name.
-            moments: float32 [..., n, n].
+            moments: float32 [..., n, n]; None where they are in a file of another kind.
             more: Other tensors of the layer, stored as they are.
 
         Moments that are not finite are stored as NaN: one layer does not stop the others.
         """
-        if np.isfinite(moments).all():
-            diagonal, triangle = packing.pack(moments)
-        else:
-            diagonal, triangle = packing.pack(np.zeros_like(moments))
-            diagonal = np.full_like(diagonal, np.nan)
-        for part, values in (more | {"diagonal": diagonal, "triangle": triangle}).items():
+        if moments is not None:
+            if np.isfinite(moments).all():
+                diagonal, triangle = packing.pack(moments)
+            else:
+                diagonal, triangle = packing.pack(np.zeros_like(moments))
+                diagonal = np.full_like(diagonal, np.nan)
+            more |= {"diagonal": diagonal, "triangle": triangle}
+        for part, values in more.items():
             self.tensors[f"{layer}.{part}"] = values
 
     def close(self, block: int) -> None:
@@ -107,6 +130,11 @@ class CalibrationStore:
         """Whether output gradients were collected."""
         return bool(self.info["curvature"])
 
+    @property
+    def moments_kind(self) -> str:
+        """The kind of file that has the second moments of the inputs."""
+        return WEIGHTED if self.info.get("weights") == "gradient" else INPUTS
+
     def tokens(self, layer: str) -> int:
         """Return how many tokens the layer saw."""
         return self.info["layers"][layer]["tokens"]
@@ -134,15 +162,17 @@ class CalibrationStore:
         """
         if layer not in self.info["layers"]:
             return []
-        kinds = [(INPUTS, self.info["layers"][layer]["moments"])]
+        kinds = [(self.moments_kind, self._moments_key(layer))]
         if gradients and self.has_gradients:
             kinds.append((OUTPUTS, layer))
         found = []
         for kind, key in kinds:
             problem = problem_of(self._read_part(layer, kind, key, "diagonal"))
-            if problem:
-                found.append(PROBLEMS[kind, problem])
-        return found
+            if not problem:
+                continue
+            dead = kind == WEIGHTED and not self._read_input_part(layer, "peak").any()
+            found.append(PROBLEMS[INPUTS if dead else kind, problem])
+        return list(dict.fromkeys(found))  # a gradient that is lacking is so on both sides
 
     def usual_level(self, kind: str) -> float:
         """Return the median over the layers of the mean diagonal; 1 if none is of use."""
@@ -161,7 +191,9 @@ class CalibrationStore:
             )
 
     def hessian(self, layer: str) -> np.ndarray:
-        """Return H = XᵀX / n of the layer's inputs, float32 [in, in] (see `problems`).
+        """Return H, the second moments of the layer's inputs, float32 [in, in] (see `problems`).
+
+        It is XᵀX / n, or with each token counted by its gradient (weighted_moments.py).
 
         Callers share it, and leave it as it is.
 
@@ -169,10 +201,10 @@ class CalibrationStore:
             StageError: calibration_empty, if the layer saw nothing.
         """
         self._check_coverage(layer)
-        key = self.info["layers"][layer]["moments"]
+        key = self._moments_key(layer)
         if self._last_read is None or self._last_read[0] != key:
             self._last_read = None  # before the next one takes memory
-            self._last_read = (key, self._read_moments(layer, INPUTS, key))
+            self._last_read = (key, self._read_moments(layer, self.moments_kind, key))
         return self._last_read[1]
 
     def hessian_diagonal(self, layer: str) -> np.ndarray:
@@ -182,9 +214,10 @@ class CalibrationStore:
             StageError: As `hessian` does.
         """
         self._check_coverage(layer)
-        diagonal = self._read_input_part(layer, "diagonal")
+        kind = self.moments_kind
+        diagonal = self._read_part(layer, kind, self._moments_key(layer), "diagonal")
         if problem_of(diagonal):
-            return np.full_like(diagonal, self.usual_level(INPUTS))
+            return np.full_like(diagonal, self.usual_level(kind))
         return diagonal
 
     def input_peak(self, layer: str) -> np.ndarray:
@@ -200,7 +233,10 @@ class CalibrationStore:
         return shares * self.input_peak(layer)
 
     def _read_input_part(self, layer: str, part: str) -> np.ndarray:
-        return self._read_part(layer, INPUTS, self.info["layers"][layer]["moments"], part)
+        return self._read_part(layer, INPUTS, self._moments_key(layer), part)
+
+    def _moments_key(self, layer: str) -> str:
+        return self.info["layers"][layer]["moments"]
 
     def _read_part(self, layer: str, kind: str, key: str, part: str) -> np.ndarray:
         block = self.info["layers"][layer]["block"]
@@ -254,7 +290,7 @@ class CalibrationStore:
 def _usual_level(store: CalibrationStore, kind: str) -> float:
     levels = []
     for layer, entry in store.info["layers"].items():
-        key = entry["moments"] if kind == INPUTS else layer
+        key = layer if kind == OUTPUTS else entry["moments"]
         if key != layer:
             continue
         diagonal = store._read_part(layer, kind, key, "diagonal")

@@ -58,6 +58,16 @@ class Calibration(Text):
         default=True,
         description="Also collect second moments of the output gradients, in a backward pass.",
     )
+    weights: Literal["gradient", "equal"] = Field(
+        default="gradient",
+        description="How much a token counts in the second moments of the inputs: as much as its "
+        "gradient is large, if there is a backward pass, or all alike.",
+    )
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether tokens count by their gradients."""
+        return self.curvature and self.weights == "gradient"
 
 
 class Speed(Section):

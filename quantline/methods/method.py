@@ -35,7 +35,7 @@ class LayerStatistics:
 
     Attributes:
         layer: The module's name, for messages.
-        hessian: H = XᵀX / n of the inputs, float32 [in, in].
+        hessian: H, the second moments of the inputs, float32 [in, in].
         fisher_out: G, the diagonal blocks of the second moments of the output gradient, float32
             [blocks, n, n]; None where the recipe does not use them.
         read_input_peak: Reads the largest |x| per input, float32 [in].
@@ -147,8 +147,8 @@ class Method(ABC, Generic[RecipeType, PreparedType]):
         """Compute what all layers with this Hessian share.
 
         Args:
-            hessian: H = XᵀX / n of their inputs, float32 [in, in]; divided by the input's scales
-                if there are any (`scale_hessian`).
+            hessian: H, the second moments of their inputs, float32 [in, in]; divided by the input's
+                scales if there are any (`scale_hessian`).
 
         Returns:
             What `quantize` gets as `prepared`; None if the method has nothing to share.

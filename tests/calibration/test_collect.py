@@ -20,7 +20,7 @@ def test_collect_statistics_is_the_same_from_memory_and_from_a_file(
         monkeypatch.setattr(activation_store, "RESIDENT_BYTES", resident_bytes)
         folder = tmp_path / str(resident_bytes)
         folder.mkdir()
-        collect_statistics(checkpoint, tokens, folder, seed=0)
+        collect_statistics(checkpoint, tokens, folder, seed=0, weighted=True)
         remove_progress(folder)
         files.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert files[0] == files[1]
@@ -31,6 +31,8 @@ def test_collect_statistics_is_the_same_from_memory_and_from_a_file(
         "inputs-001.safetensors",
         "outputs-000.safetensors",
         "outputs-001.safetensors",
+        "weighted-000.safetensors",
+        "weighted-001.safetensors",
     ]
 
 
@@ -42,7 +44,7 @@ def test_collect_statistics_does_not_run_blocks_again_whose_files_are_there(
     tokens = tokens_of(checkpoint, 6, 32)
     complete = tmp_path / "complete"
     complete.mkdir()
-    layers = collect_statistics(checkpoint, tokens, complete, seed=0)
+    layers = collect_statistics(checkpoint, tokens, complete, seed=0, weighted=True)
 
     class Killed(BaseException):
         """Ends the run without tidying up."""
@@ -55,7 +57,7 @@ def test_collect_statistics_does_not_run_blocks_again_whose_files_are_there(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quantline.calibration.collect.last_block_gradients", kill)
         with pytest.raises(Killed):
-            collect_statistics(checkpoint, tokens, folder, seed=0)
+            collect_statistics(checkpoint, tokens, folder, seed=0, weighted=True)
     written = []
     close = BlockWriter.close
 
@@ -64,8 +66,8 @@ def test_collect_statistics_does_not_run_blocks_again_whose_files_are_there(
         close(self, block)
 
     monkeypatch.setattr(BlockWriter, "close", close_and_note)
-    assert collect_statistics(checkpoint, tokens, folder, seed=0) == layers
-    assert written == [("outputs", 1), ("outputs", 0)]
+    assert collect_statistics(checkpoint, tokens, folder, seed=0, weighted=True) == layers
+    assert written == [("weighted", 1), ("outputs", 1), ("weighted", 0), ("outputs", 0)]
     remove_progress(complete)
     for path in complete.iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name

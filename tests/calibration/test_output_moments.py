@@ -21,7 +21,7 @@ from quantline.model.block_runner import BlockRun
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
-from tests.helpers.models import transformers_model
+from tests.helpers.gradients import gradient_for_label_one, seen_in_transformers
 from tests.helpers.quantized import tokens_of
 
 
@@ -97,40 +97,6 @@ def test_shrink_is_ledoit_and_wolfs(spread):
         assert (intensity > 0.3) == (spread > 0)
 
 
-def gradient_for_label_one(hidden, head, generator):
-    """Return the gradient for the label 1, so that no draw stands between the two sides."""
-    logits, slope = head.logits_and_slope(hidden)
-    probabilities = torch.softmax(logits, -1)
-    probabilities[:, 1] -= 1
-    return (probabilities * slope) @ head.weight
-
-
-def gradients_in_transformers(folder, tokens) -> dict[str, np.ndarray]:
-    """Return the gradients at all linear layers' outputs, float64 [tokens, out]."""
-    from transformers.pytorch_utils import Conv1D
-
-    model = transformers_model(folder)
-    gradients = {}
-
-    def listen(name):
-        def after(module, by_inputs, by_outputs):
-            gradients[name] = by_outputs[0]
-
-        return after
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and name != "lm_head":
-            module.register_full_backward_hook(listen(name))
-    logits = model(torch.from_numpy(tokens).long()).logits
-    labels = torch.ones(tokens.size, dtype=torch.long)
-    flat = logits.reshape(-1, logits.shape[-1])
-    functional.cross_entropy(flat, labels, reduction="sum").backward()
-    return {
-        name: gradient.reshape(tokens.size, -1).double().numpy()
-        for name, gradient in gradients.items()
-    }
-
-
 SIZES = {
     "mixtral": {"num_local_experts": 3},
     "phi": {"num_key_value_heads": 4, "tie_word_embeddings": False},
@@ -164,7 +130,7 @@ def test_backward_gives_the_moments_of_the_gradients_in_transformers(
 
     backward(run, states, gradients, OutputMoments(limit, keep), 2)
 
-    expected = gradients_in_transformers(folder, tokens)
+    expected = {name: seen.gradients for name, seen in seen_in_transformers(folder, tokens).items()}
     assert sorted(statistics) == sorted(checkpoint.arch.linears())
     # transformers' experts are fused.
     assert sorted(expected) == sorted(name for name in statistics if ".experts." not in name)

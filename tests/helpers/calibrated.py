@@ -15,10 +15,12 @@ def calibrate_into(
 ) -> CalibrationStore:
     """Collect the statistics of a model on tokens int32 [sequences, length] in a new folder."""
     folder.mkdir()
-    layers = collect_statistics(checkpoint, tokens, folder, seed)
+    weighted = seed is not None
+    layers = collect_statistics(checkpoint, tokens, folder, seed, weighted)
     info = {
         "layers": layers,
         "curvature": seed is not None,
+        "weights": "gradient" if weighted else "equal",
         "text_sha256": "",
         "tokens": tokens.size,
         "seed": seed or 0,

@@ -46,7 +46,7 @@ def at_shifted_address(tensor: torch.Tensor, elements: int) -> torch.Tensor:
 def statistics(checkpoint: Checkpoint, tokens: np.ndarray, folder) -> Bits:
     """Return the files of a calibration."""
     folder.mkdir()
-    collect_statistics(checkpoint, tokens, folder, seed=0)
+    collect_statistics(checkpoint, tokens, folder, seed=0, weighted=True)
     remove_progress(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -59,7 +59,7 @@ def test_calibration_is_the_same_for_any_number_of_threads(tiny_model, tmp_path,
     for number in (*THREADS, THREADS[0]):
         torch.set_num_threads(number)
         found.append(statistics(checkpoint, tokens, tmp_path / f"{len(found)}"))
-    assert len(found[0]) == 6
+    assert len(found[0]) == 8
     for other in found[1:]:
         assert other == found[0]
 

@@ -66,8 +66,23 @@ def test_calibrate_writes_tokens_and_statistics(loaded, tiny_model, texts, capsy
         assert (np.diagonal(hessian) >= 0).all()
     assert store.hessian("model.layers.0.mlp.down_proj").shape == (512, 512)
     assert set(store.provenance()) == {"text_sha256", "tokens", "seed"}
+    counted = info["effective_tokens"]
+    assert 1 < counted["fewest"] <= counted["median"] <= 512
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "calibrate: 512 tokens (counted by their gradients, they are as good as "
+    )
+    assert "second moments of 8 inputs of 14 layers" in said
+
+
+def test_calibrate_counts_tokens_alike_on_request(loaded, capsys):
+    loaded.compose("calibration.weights=equal")
+    loaded.stage("calibrate")
+    assert json.loads((CALIBRATION / "calibration.json").read_text())["effective_tokens"] is None
+    assert not list(CALIBRATION.glob("weighted-*"))
     summary = "calibrate: 512 tokens, second moments of 8 inputs of 14 layers"
     assert capsys.readouterr().out.startswith(summary)
+    assert CalibrationStore(CALIBRATION).hessian("model.layers.0.mlp.down_proj").any()
 
 
 def test_calibrate_twice_gives_the_same_bytes(loaded):

@@ -111,7 +111,7 @@ def test_quantize_refuses_weights_that_are_not_finite(calibrated_project, capsys
 def change_diagonal(layer: str, change) -> None:
     """Change the diagonal of one H of the stored calibration."""
     entry = CalibrationStore(CALIBRATION).info["layers"][layer]
-    path = CALIBRATION / f"inputs-{entry['block']:03d}.safetensors"
+    path = CALIBRATION / f"weighted-{entry['block']:03d}.safetensors"
     key = f"{entry['moments']}.diagonal"
     tensors = load_file(path)
     tensors[key] = change(tensors[key])

@@ -160,7 +160,7 @@ def quantize_by_curvature(
     Args:
         weight: float32 [out, in].
         ggml_type: One of BLOCK_TYPES.
-        hessian: H = XᵀX / n, float32 [in, in].
+        hessian: H, float32 [in, in].
         fisher_out: G, the diagonal blocks of the second moments of the output gradient, float32
             [blocks, n, n].
         damping: Share of the mean diagonal that the error feedback adds to H.

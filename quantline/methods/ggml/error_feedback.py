@@ -105,7 +105,7 @@ def quantize_with_feedback(
     Args:
         weight: float32 [out, in].
         block_type: The blocks' type.
-        hessian: H = XᵀX / n, float32 [in, in].
+        hessian: H, float32 [in, in].
         damping: Share of the mean diagonal that is added to H.
 
     Returns:

@@ -86,7 +86,7 @@ def search_scales(
     Args:
         weights: The weights that read the input, float32 [out, in] each.
         ggml_types: The type that each is to have.
-        hessian: H = XᵀX / n of the input [in, in].
+        hessian: H of the input [in, in].
         fisher_out: G of each weight's outputs in diagonal blocks [blocks, n, n].
         divisors: Scales of the next layer's input, folded into these rows as divisors [out].
 

@@ -19,7 +19,7 @@ def row_errors(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tenso
     Args:
         weight: float32 [out, in].
         rounded: What stands in its place, float32 [out, in]; Δ is the difference.
-        hessian: H = XᵀX / n, float32 [in, in].
+        hessian: H, float32 [in, in].
 
     Returns:
         float64 [out].
