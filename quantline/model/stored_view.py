@@ -39,7 +39,8 @@ class StoredView:
 
     Attributes:
         shape: Of the tensor.
-        strips: Its rows, in their order, which are what its last dimension spans.
+        strips: Its rows, in their order: what its last dimension spans, or single values of a
+            vector.
         step: Positions from one column to the next.
     """
 
@@ -55,7 +56,7 @@ class StoredView:
     @property
     def columns(self) -> int:
         """How many values a row has."""
-        return self.shape[-1] if self.shape else 1
+        return prod(self.shape) // sum(strip.rows for strip in self.strips)
 
     def is_whole(self, shapes: dict[str, tuple[int, ...]]) -> bool:
         """Whether it has all values of one stored tensor, in any order.
@@ -149,7 +150,10 @@ def view_of_positions(positions: np.ndarray, starts: dict[str, int]) -> StoredVi
         None if the columns of all rows do not have the same step.
     """
     width = positions.shape[-1] if positions.ndim else 1
-    return _view_of_rows(positions.reshape(-1, width), positions.shape, starts)
+    view = _view_of_rows(positions.reshape(-1, width), positions.shape, starts)
+    if view is None and positions.ndim == 1:
+        return _view_of_rows(positions.reshape(-1, 1), positions.shape, starts)
+    return view
 
 
 def _view_of_rows(

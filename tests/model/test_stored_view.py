@@ -24,6 +24,8 @@ MOVES = {
     "stacked": lambda a, b, c: np.stack([a[n] for n in range(4)] + [c[0]]),
     "rows by heads": lambda a, b, c: b.reshape(5, 2, 8).swapaxes(0, 1).reshape(10, 8),
     "one dimension": lambda a, b, c: b.reshape(-1)[3:50],
+    "one dimension by heads": lambda a, b, c: b[:, 0].reshape(5, 2).T.reshape(10),
+    "one dimension of several": lambda a, b, c: np.concatenate([b[:, 1], a[0, 0, ::3]]),
     "three dimensions": lambda a, b, c: np.concatenate([a, c])[1:7],
 }
 

@@ -103,7 +103,8 @@ class _Initializers:
 
     def add(self, name: str, array: np.ndarray) -> None:
         """Append a tensor."""
-        contiguous = np.ascontiguousarray(array)
+        # numpy would make a vector of a scalar.
+        contiguous = np.ascontiguousarray(array).reshape(array.shape)
         if self.data is None:
             self.tensors.append(numpy_helper.from_array(contiguous, name))
             return

@@ -125,3 +125,13 @@ def test_put_integers_gives_a_weight_that_is_used_otherwise_its_values():
     assert np.array_equal(values["layer.weight"], layer.dequantize())
     x = random_inputs()
     assert np.allclose(run(model, x), layer.dequantize() @ x.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in the graph", "in a file beside it"])
+def test_a_scalar_stays_one(inside, tmp_path):
+    """Activation functions have some (Apertus)."""
+    with _Initializers(tmp_path, inside) as initializers:
+        initializers.add("beta", np.array(0.5, np.float32))
+    (tensor,) = initializers.tensors
+    assert list(tensor.dims) == []
+    assert numpy_helper.to_array(tensor, base_dir=str(tmp_path)) == np.float32(0.5)
