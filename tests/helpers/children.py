@@ -51,6 +51,7 @@ def begin_fork() -> None:
     """
     signal.alarm(LONGEST)
     threads._pool.cache_clear()
+    os.cpu_count = lambda: 1  # what llama.cpp and onnxruntime go by
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
         torch.set_num_threads = lambda _: None
