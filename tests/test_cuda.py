@@ -78,7 +78,7 @@ def random_tokens(sequences: int, length: int) -> np.ndarray:
 
 
 def calibrate(model: Path, folder: Path) -> CalibrationStore:
-    return calibrate_into(folder, Checkpoint(model), random_tokens(8, 64))
+    return calibrate_into(folder, Checkpoint(model), random_tokens(8, 64), weighted=True)
 
 
 def quantize(

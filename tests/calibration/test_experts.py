@@ -147,7 +147,7 @@ def lonely(tmp_path) -> Checkpoint:
 def test_quantize_block_reports_an_expert_that_no_token_comes_to(lonely, tmp_path):
     tokens = tokens_of(lonely, 16, 40)
     arch = lonely.arch
-    store = calibrate_into(tmp_path / "calibration", lonely, tokens)
+    store = calibrate_into(tmp_path / "calibration", lonely, tokens, weighted=True)
     undercalibrated = {name for name in arch.linears() if store.coverage(name).get("starved")}
     of_the_last = {name for name in arch.linears() if ".experts.3." in name}
     assert of_the_last
@@ -172,7 +172,7 @@ def test_quantize_block_reports_an_expert_that_no_token_comes_to(lonely, tmp_pat
 def test_collect_statistics_resumes_with_the_same_experts_undercalibrated(lonely, tmp_path):
     """A new process learns from the forward pass of the killed one which experts see all tokens."""
     tokens = tokens_of(lonely, 16, 40)
-    complete = calibrate_into(tmp_path / "complete", lonely, tokens)
+    complete = calibrate_into(tmp_path / "complete", lonely, tokens, weighted=True)
     folder = tmp_path / "killed"
     folder.mkdir()
 
@@ -185,11 +185,11 @@ def test_collect_statistics_resumes_with_the_same_experts_undercalibrated(lonely
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quantline.calibration.collect.last_block_gradients", kill)
         with pytest.raises(Killed):
-            collect_statistics(lonely, tokens, folder, seed=0)
-    layers = collect_statistics(lonely, tokens, folder, seed=0)
+            collect_statistics(lonely, tokens, folder, seed=0, weighted=True)
+    layers = collect_statistics(lonely, tokens, folder, seed=0, weighted=True)
     assert layers == complete.info["layers"]
     files = sorted(folder.glob("*.safetensors"))
-    assert len(files) == 6
+    assert len(files) == 8
     for path in files:
         assert path.read_bytes() == (complete.folder / path.name).read_bytes()
 

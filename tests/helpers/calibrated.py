@@ -11,11 +11,14 @@ from quantline.model.checkpoint import Checkpoint
 
 
 def calibrate_into(
-    folder: Path, checkpoint: Checkpoint, tokens: np.ndarray, seed: int | None = 0
+    folder: Path,
+    checkpoint: Checkpoint,
+    tokens: np.ndarray,
+    seed: int | None = 0,
+    weighted: bool = False,
 ) -> CalibrationStore:
     """Collect the statistics of a model on tokens int32 [sequences, length] in a new folder."""
     folder.mkdir()
-    weighted = seed is not None
     layers = collect_statistics(checkpoint, tokens, folder, seed, weighted)
     info = {
         "layers": layers,
