@@ -6,6 +6,7 @@ the other or interleaved, whether there are biases and a gate, and what is betwe
 Modules that are not in the protocol are known by their parameters.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,7 +79,8 @@ def _by_parameters(
 ) -> Replacement | None:
     """Return what stands in for experts that are not in transformers' protocol."""
     if set(shapes) == {"gate_up_proj", "down_proj"}:
-        return _sorted_and_gated(module, shapes, names)
+        routed = _routed_and_gated(module, shapes, names)
+        return routed or _sorted_and_gated(module, shapes, names)
     if not hasattr(module, "num_experts"):
         return None
     if set(shapes) == {"weight"} and len(shapes["weight"]) == 3:
@@ -202,6 +204,33 @@ def _gate_and_up(names: tuple[str, str], kind: str, turn: bool, concatenated: bo
         return result
 
     return parts
+
+
+def _routed_and_gated(
+    fused: Any, shapes: dict[str, tuple[int, ...]], names: tuple[str, ...]
+) -> Replacement | None:
+    """Take apart experts in the protocol's usual form that do not say so, such as Step 3.7's."""
+    count, width, inner = shapes["down_proj"]
+    is_usual = shapes["gate_up_proj"] == (count, 2 * inner, width)
+    if not is_usual or len(inspect.signature(fused.forward).parameters) != 3:
+        return None
+    gate, up, down = names
+    own = getattr(fused, "_apply_gate", None)
+
+    def hidden(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return own(torch.cat((gate, up), -1)) if own else fused.act_fn(gate) * up
+
+    experts: list[nn.Module] = [_gated(names, width, inner, hidden) for _ in range(count)]
+    module = RoutedExperts(experts, max(width, inner))
+    _keep_rest(fused, module, {"gate_up_proj", "down_proj"})
+    return Replacement(
+        module,
+        {
+            "gate_up_proj": _gate_and_up((gate, up), "weight", turn=False, concatenated=True),
+            "down_proj": _each(down, "weight", turn=False),
+        },
+        {"gate_up_proj": Join((gate, up)), "down_proj": Join((down,))},
+    )
 
 
 def _sorted_and_gated(

@@ -78,7 +78,7 @@ def _needed(folder: Path) -> tuple[str, list[WeightTransform]]:
     made = {
         target
         for entry in known
-        if isinstance(entry, WeightConverter)
+        if isinstance(entry, WeightConverter) and _has_sources(entry, names)
         for target in entry.target_patterns
     }
     new: dict[str, WeightConverter] = {}
@@ -104,6 +104,15 @@ def _as_it_is(entry: WeightTransform, names: set[str]) -> WeightTransform:
         return entry
     ends = [source if source.endswith("$") else f"{source}$" for source in sources]
     return entry.copy(ends, entry._original_target_patterns, operations=list(entry.operations))
+
+
+def _has_sources(entry: WeightConverter, names: set[str]) -> bool:
+    """Whether a folder has tensors that a conversion takes, as they are or quantized."""
+    for source in entry._original_source_patterns:
+        pattern = re.compile(source.removesuffix("$").replace("*", r"\d+"))
+        if any(pattern.search(name) for name in names):
+            return True
+    return False
 
 
 def _own_conversions(model: PreTrainedModel) -> tuple[str, list[WeightTransform]]:

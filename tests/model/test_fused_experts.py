@@ -63,6 +63,12 @@ FORMS = {
         {"n_routed_experts": COUNT, "moe_intermediate_size": INNER},
         routed,
     ),
+    "concatenated with clamps, not in the protocol": (
+        "step3p7.modeling_step3p7.Step3p7Experts",
+        "Step3p7TextConfig",
+        {"num_local_experts": COUNT, "moe_intermediate_size": INNER},
+        routed,
+    ),
     "on sorted rows": (
         "llama4.modeling_llama4.Llama4TextExperts",
         "Llama4TextConfig",
@@ -90,6 +96,8 @@ def split(fused: nn.Module) -> Experts:
 def test_replacement_computes_what_the_fused_module_does(form, undercalibrated):
     path, config, sizes, inputs = FORMS[form]
     fused = module_of(path, config, **sizes)
+    if hasattr(fused, "limit"):
+        fused.limit = 0.5  # so that clamps do something
     ours = split(fused)
     ours.undercalibrated = frozenset(undercalibrated)
     results = []
