@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from quantline.calibration.hooks import after_each
 from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.model.activation_store import ActivationBatches, ActivationStore
 from quantline.model.block_runner import BlockRun
@@ -100,19 +101,12 @@ class OutputMoments:
     def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
         """Register hooks on the linear layers, by name, of a block that runs both ways."""
 
-        def hook_of(name: str) -> Callable[..., None]:
-            def after(module: nn.Module, args: object, out: torch.Tensor) -> None:
-                if out.requires_grad:  # not of what reads what no block has made
-                    out.register_hook(lambda gradient: self.add(name, gradient))
+        def note(name: str, inputs: torch.Tensor, out: torch.Tensor) -> None:
+            if out.requires_grad:  # not of what reads what no block has made
+                out.register_hook(lambda gradient: self.add(name, gradient))
 
-            return after
-
-        hooks = [module.register_forward_hook(hook_of(name)) for name, module in linears.items()]
-        try:
+        with after_each(linears, note):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
         self.close()
 
     def add(self, layer: str, gradient: torch.Tensor) -> None:

@@ -49,7 +49,7 @@ def problem_of(diagonal: np.ndarray) -> Problem | None:
     return None if mean <= LARGEST else "not finite"
 
 
-def effective_tokens(folder: Path, layers: dict[str, dict[str, Any]]) -> dict[str, int]:
+def effective_tokens(folder: Path, layers: dict[str, dict[str, Any]]) -> dict[str, int] | None:
     """Return how many tokens that count alike would be as many as those counted by gradients.
 
     Args:
@@ -57,13 +57,15 @@ def effective_tokens(folder: Path, layers: dict[str, dict[str, Any]]) -> dict[st
         layers: What calibration.json says of each layer.
 
     Returns:
-        {fewest: of all inputs, median}, (Σ w)² / Σ w² each.
+        {fewest: of all inputs, median}, (Σ w)² / Σ w² each; None without layers.
     """
     counts = []
     for layer, entry in sorted(layers.items()):
         if entry["moments"] == layer:
             with safe_open(folder / block_file(WEIGHTED, entry["block"]), "np") as file:
                 counts.append(float(file.get_tensor(f"{layer}.effective_tokens")[0]))
+    if not counts:
+        return None
     return {"fewest": round(min(counts)), "median": round(float(np.median(counts)))}
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
+from quantline.calibration.hooks import after_each
 from quantline.calibration.input_moments import add_products, symmetric_from_upper
 
 
@@ -85,19 +85,10 @@ class WeightedMoments:
     @contextmanager
     def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
         """Register hooks on the linear layers, by name, of a block that runs both ways."""
-
-        def hook_of(name: str) -> Callable[..., None]:
-            def after(module: nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
-                self._note(name, args[0], out)
-
-            return after
-
-        hooks = [module.register_forward_hook(hook_of(name)) for name, module in linears.items()]
         try:
-            yield
+            with after_each(linears, self._note):
+                yield
         finally:
-            for hook in hooks:
-                hook.remove()
             self._readings.clear()
             self._usual.clear()
         for layer in sorted(self._sums):

@@ -214,23 +214,13 @@ def _routed_and_gated(
     is_usual = shapes["gate_up_proj"] == (count, 2 * inner, width)
     if not is_usual or len(inspect.signature(fused.forward).parameters) != 3:
         return None
-    gate, up, down = names
     own = getattr(fused, "_apply_gate", None)
 
     def hidden(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return own(torch.cat((gate, up), -1)) if own else fused.act_fn(gate) * up
 
     experts: list[nn.Module] = [_gated(names, width, inner, hidden) for _ in range(count)]
-    module = RoutedExperts(experts, max(width, inner))
-    _keep_rest(fused, module, {"gate_up_proj", "down_proj"})
-    return Replacement(
-        module,
-        {
-            "gate_up_proj": _gate_and_up((gate, up), "weight", turn=False, concatenated=True),
-            "down_proj": _each(down, "weight", turn=False),
-        },
-        {"gate_up_proj": Join((gate, up)), "down_proj": Join((down,))},
-    )
+    return _of_gated(fused, RoutedExperts(experts, max(width, inner)), names, turn=False)
 
 
 def _sorted_and_gated(
@@ -240,21 +230,27 @@ def _sorted_and_gated(
     count, inner, width = shapes["down_proj"]
     if shapes["gate_up_proj"] != (count, width, 2 * inner):
         return None
-    gate, up, down = names
     experts: list[nn.Module] = [
         _gated(names, width, inner, lambda gate, up: up * fused.act_fn(gate)) for _ in range(count)
     ]
-    module = SortedExperts(experts, max(width, inner))
+    return _of_gated(fused, SortedExperts(experts, max(width, inner)), names, turn=True)
+
+
+def _of_gated(
+    fused: nn.Module, module: nn.Module, names: tuple[str, ...], turn: bool
+) -> Replacement:
+    """Return experts whose gates lie before their ups, transposed if `turn`, in one parameter."""
+    gate, up, down = names
     _keep_rest(fused, module, {"gate_up_proj", "down_proj"})
     return Replacement(
         module,
         {
-            "gate_up_proj": _gate_and_up((gate, up), "weight", turn=True, concatenated=True),
-            "down_proj": _each(down, "weight", turn=True),
+            "gate_up_proj": _gate_and_up((gate, up), "weight", turn, concatenated=True),
+            "down_proj": _each(down, "weight", turn),
         },
         {
-            "gate_up_proj": Join((gate, up), transposed=True),
-            "down_proj": Join((down,), transposed=True),
+            "gate_up_proj": Join((gate, up), transposed=turn),
+            "down_proj": Join((down,), transposed=turn),
         },
     )
 

@@ -190,7 +190,9 @@ def named_tokens(config: dict[str, Any]) -> set[int]:
         if isinstance(value, dict):
             found |= named_tokens(value)
         elif key.endswith(TOKEN_KEYS):
-            found |= {one for one in (value if isinstance(value, list) else [value]) if one}
+            found |= {
+                one for one in (value if isinstance(value, list) else [value]) if one is not None
+            }
     return found
 
 

@@ -9,6 +9,7 @@ from quantline.calibration.store import (
     OUTPUTS,
     BlockWriter,
     CalibrationStore,
+    effective_tokens,
     problem_of,
 )
 from quantline.errors import Failure, StageError
@@ -161,3 +162,7 @@ def test_fisher_out_needs_a_calibration_with_gradients(written):
     with pytest.raises(StageError, match=r"set calibration\.curvature=true") as error:
         store.fisher_out(LAYER)
     assert error.value.failure == Failure.CALIBRATION_EMPTY
+
+
+def test_effective_tokens_of_a_model_whose_layers_are_all_too_narrow_are_none(tmp_path):
+    assert effective_tokens(tmp_path, {}) is None

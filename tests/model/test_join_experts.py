@@ -50,3 +50,17 @@ def test_each_conversion_is_applied_once_and_taken_back(model_type, class_name, 
     renamed = [entry for entry in joined if entry[0] is WeightRenaming]
     assert renamed == [entry for entry in before if entry[0] is WeightRenaming]
     assert (get_checkpoint_conversion_mapping(model_type) is None) == (kept is None)
+
+
+def test_layers_join_where_the_conversion_of_the_published_form_has_no_tensors(tmp_path):
+    """Step 3.7's experts are published stacked: a bundle's, which lie apart, are none of those."""
+    class_name = "Step3p7ForConditionalGeneration"
+    config = AutoConfig.for_model("step3p7", architectures=[class_name])
+    config.save_pretrained(tmp_path)
+    apart = [f"model.language_model.layers.3.mlp.experts.0.{part}_proj" for part in ("gate", "up")]
+    tensors = {f"{layer}.weight_scale": np.zeros((1, 1), np.float32) for layer in apart}
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    sources = ("mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight")
+    assert not any(entry[1:] == sources for entry in names_of(tmp_path))
+    with experts_joined(tmp_path):
+        assert any(entry[1:] == sources for entry in names_of(tmp_path))

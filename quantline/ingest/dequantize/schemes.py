@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quantline.ingest.dequantize.blocks import grid_of
+
 WHOLE = 0  # of a block's side: as long as the weight's
 # Scales that are powers of two, one byte each (E8M0).
 EXPONENTS = ("U8", "F8_E8M0")
@@ -39,9 +41,7 @@ class Scheme(NamedTuple):
 
     def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return how many scales a weight [out, in] has, along each side."""
-        rows, columns = shape
-        height, width = self.block_in(shape)
-        return -(-rows // height), -(-columns // width)
+        return grid_of(shape, self.block_in(shape))
 
     def block_in(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Return height and width of a block of a weight."""
