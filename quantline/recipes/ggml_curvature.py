@@ -16,8 +16,7 @@ from quantline.methods.ggml.input_scales import search_scales
 from quantline.methods.ggml.method import BlockMethod
 from quantline.methods.ggml.mixes import FLOAT_TYPES
 from quantline.methods.ggml.quantize import LARGEST_WEIGHT, quantize_blocks
-from quantline.methods.integer.curvature import divergence
-from quantline.methods.integer.output_error import output_error
+from quantline.methods.integer.curvature import error_and_divergence
 from quantline.methods.method import LayerStatistics
 from quantline.model.same_bits import same_bits
 from quantline.recipes.context import QuantizationContext
@@ -198,17 +197,18 @@ class CurvatureRounding:
         diagonal = statistics.hessian.diagonal().numpy()
         plain = quantize_blocks(weight, ggml_type, diagonal, kernel="numba")
         baseline = torch.from_numpy(dequantize_blocks(plain, ggml_type))
-        hessian = statistics.hessian
-        fisher_out = statistics.fisher_out
+        moments = (statistics.hessian, statistics.fisher_out)
+        ggml_error, ggml_divergence = error_and_divergence(baseline - matrix, *moments)
 
         def figures(data: np.ndarray) -> dict[str, Any]:
             rounded = torch.from_numpy(dequantize_blocks(data, ggml_type))
             stored = rounded * divisors[:, None] / scales
+            error, divergence = error_and_divergence(stored - matrix, *moments)
             return {
-                "error": output_error(matrix, stored, hessian),
-                "divergence": divergence(stored - matrix, hessian, fisher_out),
-                "ggml_error": output_error(matrix, baseline, hessian),
-                "ggml_divergence": divergence(baseline - matrix, hessian, fisher_out),
+                "error": error,
+                "divergence": divergence,
+                "ggml_error": ggml_error,
+                "ggml_divergence": ggml_divergence,
             }
 
         if done is not None:

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from quantline.errors import Failure, StageError
-from quantline.methods.integer.curvature import divergence
-from quantline.methods.integer.output_error import output_error
+from quantline.methods.integer.curvature import error_and_divergence
 from quantline.methods.method import LayerStatistics, Prepared
 from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.baseline import BASELINES
@@ -41,17 +40,19 @@ def layer_report(
     """
     hessian = statistics.hessian
     fisher_out = statistics.fisher_out
+    error, divergence = error_and_divergence(stored - weight, hessian, fisher_out)
+    rtn_error, rtn_divergence = error_and_divergence(baseline - weight, hessian, fisher_out)
     report = {
         **linear.describe(),
         "shape": list(weight.shape),
         **coverage,
         "damping": None if prepared is None else prepared.damping,
-        "error": output_error(weight, stored, hessian),
-        "rtn_error": output_error(weight, baseline, hessian),
+        "error": error,
+        "rtn_error": rtn_error,
     }
     if fisher_out is not None:
-        report["divergence"] = divergence(stored - weight, hessian, fisher_out)
-        report["rtn_divergence"] = divergence(baseline - weight, hessian, fisher_out)
+        report["divergence"] = divergence
+        report["rtn_divergence"] = rtn_divergence
     return report
 
 

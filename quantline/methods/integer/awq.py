@@ -29,6 +29,8 @@ from quantline.quantized.tensors import GroupedLinear
 
 # Shares of the way to the scales with the least expected error, in their logarithms.
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Of a layer, whose errors tell the strengths apart. All of them would cost more than the rounding.
+JUDGED_ROWS = 512
 
 
 def scaled_error(
@@ -71,7 +73,8 @@ def search_scales(
     """Search the scales of an input.
 
     On the way from no scaling to the scales with the least expected error, those are taken where
-    rounding to nearest leaves the least Σ importance · Δ H Δᵀ over all outputs.
+    rounding to nearest leaves the least Σ importance · Δ H Δᵀ over the outputs, of which
+    JUDGED_ROWS of a layer are looked at, evenly spread.
 
     Args:
         weights: Of the layers that read the input, float32 [out, in] each.
@@ -83,21 +86,21 @@ def search_scales(
         importance: Of the outputs, float32 [out] each. None: 1.
 
     Returns:
-        The scales with their strength, from 0 for none to 1 for the whole way. None if no layer may
-        have a larger error than rounding to nearest gives it, and not even strength 0 can keep
-        that.
+        The scales with their strength, from 0 for none to 1 for the whole way. None if not even
+        strength 0 leaves every layer at most the error that rounding to nearest gives it.
     """
     ones = [torch.ones_like(weight[:, 0]) for weight in weights]
     if divisors is None:
         divisors = ones
     if importance is None:
         importance = ones
+    judged = [slice(None, None, -(-len(weight) // JUDGED_ROWS)) for weight in weights]
 
     def errors(scales: torch.Tensor, divisors: list[torch.Tensor]) -> list[float]:
-        of_layers = zip(weights, importance, divisors, strict=True)
+        of_layers = zip(weights, importance, divisors, judged, strict=True)
         return [
-            scaled_error(weight, scales, hessian, outputs, grid, divisor)
-            for weight, outputs, divisor in of_layers
+            scaled_error(weight[rows], scales, hessian, outputs[rows], grid, divisor[rows])
+            for weight, outputs, divisor, rows in of_layers
         ]
 
     direction = search_expected_scales(weights, hessian, grid.group_size, steps, importance).log()

@@ -18,7 +18,7 @@ from quantline.methods.integer.grid import (
     nearest_integers,
     split_groups,
 )
-from quantline.methods.integer.output_error import choose_rows
+from quantline.methods.integer.output_error import replace_rows
 from quantline.methods.threads import run_over_rows
 from quantline.quantized.tensors import GroupedLinear
 
@@ -140,8 +140,8 @@ def clip_ratio_pairs(grid: Grid, device: torch.device) -> tuple[torch.Tensor, to
 def quantize_clipped(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> GroupedLinear:
     """Round a weight to nearest on clipped ranges.
 
-    Each row starts on its min-max grids. In the end it goes back to its first integers and zero
-    points if they leave the smaller Δ H Δᵀ, on the CPU with the scales of the end.
+    Each row starts on its min-max grids, and goes back to them in the end if they leave the smaller
+    Δ H Δᵀ.
 
     Args:
         weight: float32 [out, in].
@@ -157,12 +157,19 @@ def quantize_clipped(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) ->
     integers = nearest_integers(groups, scales, zeros, grid)
 
     def linear() -> GroupedLinear:
-        return grouped_linear(integers.reshape(weight.shape), scales[..., 0], zeros[..., 0], grid)
+        # The search changes the scales where they lie.
+        own_scales = scales[..., 0].clone()
+        return grouped_linear(integers.reshape(weight.shape), own_scales, zeros[..., 0], grid)
 
-    # On the CPU this shares memory with `scales`, which the search changes. A copy would change the
-    # results in a few rows of a hundred.
+    def difference() -> torch.Tensor:
+        return ((integers - zeros) * scales - groups).reshape(weight.shape)
+
+    def errors() -> torch.Tensor:
+        return (gradients * difference()).sum(1, dtype=torch.float64)
+
     unclipped = linear()
-    gradients = ((integers - zeros) * scales - groups).reshape(weight.shape) @ hessian
+    gradients = difference() @ hessian
+    unclipped_errors = errors()
     low_ratios, high_ratios = clip_ratio_pairs(grid, weight.device)
     for _ in range(SWEEPS):
         for group in range(groups.shape[1]):
@@ -190,4 +197,4 @@ def quantize_clipped(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) ->
             scales[:, group] = torch.where(stays, scales[:, group], scale)
             zeros[:, group] = torch.where(stays, zeros[:, group], zero)
             integers[:, group] = torch.where(stays, integers[:, group], rounded)
-    return choose_rows(weight, hessian, unclipped, linear())
+    return replace_rows(unclipped, linear(), errors() < unclipped_errors)

@@ -44,6 +44,26 @@ def divergence(difference: torch.Tensor, hessian: torch.Tensor, fisher_out: torc
     return float(((fisher_out @ rows @ hessian) * rows).sum(dtype=torch.float64))
 
 
+def error_and_divergence(
+    difference: torch.Tensor, hessian: torch.Tensor, fisher_out: torch.Tensor | None
+) -> tuple[float, float | None]:
+    """Return tr(Δ H Δᵀ) and tr(G Δ H Δᵀ), which share the product Δ H.
+
+    Args:
+        difference: Δ, float32 [out, in].
+        hessian: H, float32 [in, in].
+        fisher_out: The diagonal blocks of G, float32 [blocks, n, n]; None where there is no G, and
+            then there is no divergence.
+    """
+    product = difference @ hessian
+    error = float((product * difference).sum(dtype=torch.float64))
+    if fisher_out is None:
+        return error, None
+    shape = (len(fisher_out), -1, difference.shape[1])
+    of_rows = (fisher_out @ product.reshape(shape)) * difference.reshape(shape)
+    return error, float(of_rows.sum(dtype=torch.float64))
+
+
 def refit_scales(
     steps: torch.Tensor,
     scales: torch.Tensor,
