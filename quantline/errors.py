@@ -65,6 +65,7 @@ class Failure(StrEnum):
     RUNTIME_CRASHED = "runtime_crashed"
     NETWORK_UNAVAILABLE = "network_unavailable"
     TRACKING_REFUSED = "tracking_refused"
+    PROMOTION_REFUSED = "promotion_refused"
     CONFIG_STALE = "config_stale"
     CONFIG_INVALID = "config_invalid"
     PROJECT_BUSY = "project_busy"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from quantline.files import read_json, sha256_json
 from quantline.paths import EXPORTS, REFERENCE, REPORTS
 from quantline.report.build import collect_report
-from quantline.report.promotion import log_variants, promote
+from quantline.report.promotion import after_comparison, log_variants
 from quantline.report.write import PAGE, write_report
 from quantline.run.stage import StageRun, stage_run
 from quantline.tracking.mlflow_runs import evaluation_datasets
@@ -37,7 +37,7 @@ def compare(run: StageRun, refused: Sequence[str] = ()) -> None:
         datasets=datasets,
     )
     run_ids = log_variants(run, report, EXPORTS, datasets)
-    promoted = promote(run, report, EXPORTS, run_ids)
+    promoted = after_comparison(run, report, EXPORTS, run_ids, datasets)
     run.set_summary(
         f"{measured} variants measured, {failed} failed{_and_refused(refused)}; "
         f"for {report.target['name']} ship "

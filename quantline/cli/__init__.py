@@ -6,6 +6,7 @@ quantline repro   [OVERRIDES...]     compose, `dvc repro --keep-going`, then the
 quantline pick    [target=... ...]   which variant to ship for a target, from what was measured
 quantline gate    [VARIANT]          exit code 1 unless the pick, or the variant, meets the target
 quantline verify  [VARIANT|BUNDLE]   whether files and figures are what was exported and measured
+quantline promote [VARIANT]          the pick, or the variant, becomes the registered champion
 quantline track                      deliver the runs that MLflow did not take when they were made
 quantline grid    METHOD --OPTION    recipe, variant and suite files for a grid of options
 quantline lm-eval VARIANTS... --tasks ...    tasks of lm-evaluation-harness on built variants
@@ -16,7 +17,18 @@ Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`,
 an earlier call are not remembered, unless `quantline init` has kept them.
 """
 
-from quantline.cli import compose, grid, init, judge, lm_eval, repro, track, verify
+from quantline.cli import compose, grid, init, judge, lm_eval, promote, repro, track, verify
 from quantline.cli.program import app
 
-__all__ = ["app", "compose", "grid", "init", "judge", "lm_eval", "repro", "track", "verify"]
+__all__ = [
+    "app",
+    "compose",
+    "grid",
+    "init",
+    "judge",
+    "lm_eval",
+    "promote",
+    "repro",
+    "track",
+    "verify",
+]

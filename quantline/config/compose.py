@@ -12,6 +12,7 @@ import yaml
 
 from quantline.causes import raise_if_of_machine
 from quantline.config.containers import CONTAINERS
+from quantline.config.model_name import model_name
 from quantline.config.overrides import for_hydra
 from quantline.config.params import Params
 from quantline.config.recipes import RECIPES
@@ -49,7 +50,7 @@ def register_resolvers(root: Path | None = None) -> None:
 
     `${conf_sha256:}` is the digest of conf/; `${first:a,b}` the first value that is not null;
     `${format_of:recipe}` the container of a variant that names none, and `${runtime_of:format}`
-    its runtime.
+    its runtime; `${model_name:}` what the model is called.
     """
     from omegaconf import DictConfig, OmegaConf
 
@@ -70,8 +71,19 @@ def register_resolvers(root: Path | None = None) -> None:
     def runtime_of(container: str) -> str:
         return CONTAINERS[container if container in CONTAINERS else "safetensors"].runtime
 
+    def name_of_model(*, _root_: Any) -> str:
+        section = _root_.get("model")
+        if not isinstance(section, DictConfig):
+            return model_name({})
+        # What has no value yet is refused by its own key.
+        named = ("source", "id", "path", "adapter")
+        return model_name(
+            {key: section.get(key) for key in named if not OmegaConf.is_missing(section, key)}
+        )
+
     OmegaConf.register_new_resolver("conf_sha256", digest, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)
+    OmegaConf.register_new_resolver("model_name", name_of_model, replace=True)
     OmegaConf.register_new_resolver("format_of", format_of, replace=True)
     OmegaConf.register_new_resolver("runtime_of", runtime_of, replace=True)
 

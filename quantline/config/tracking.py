@@ -1,9 +1,9 @@
 """The section `tracking`: where runs are logged and models registered."""
 
 import re
-from typing import Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from quantline.config.section import Section
 from quantline.messages import without_secrets
@@ -14,18 +14,20 @@ SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 
 
 class Registry(Section):
-    """Where the picked variant becomes a version of a registered model."""
+    """Where a variant becomes a version of a registered model."""
 
-    name: str = Field(pattern=r"^[^/:]+$", description="Name of the registered model.")
+    name: str = Field(
+        pattern=r"^[^/:'\"`]+$", max_length=256, description="Name of the registered model."
+    )
     alias: str = Field(
         default="champion",
         pattern=r"^[A-Za-z0-9_-]+$",
         max_length=255,
-        description="Alias that points to the newest version.",
+        description="Alias of the version that was promoted last.",
     )
-    upload: bool = Field(
-        default=False,
-        description="Whether a version keeps a copy of the bundle, or points to artifacts/exports.",
+    promote: Literal["explicit", "auto"] = Field(
+        default="explicit",
+        description="Who makes a variant a version: `quantline promote`, or every comparison.",
     )
 
     @field_validator("alias")
@@ -56,12 +58,3 @@ class Tracking(Section):
                 f"{without_secrets(uri)}"
             )
         return uri
-
-    @model_validator(mode="after")
-    def _reachable(self) -> Self:
-        if self.uri.startswith("http") and self.registry and not self.registry.upload:
-            raise ValueError(
-                "registry.upload: a server takes no path of this machine as the source of a "
-                "version; set it to true, or registry to null"
-            )
-        return self

@@ -1,36 +1,77 @@
-"""MLflow's model registry: the picked variant as a version of a registered model, with an alias.
+"""MLflow's model registry: a promoted variant as a version of a registered model, with an alias.
 
 A version is known by the hash of its bundle, so the same bytes are one version however often they
-are compared.
+are promoted. It keeps a copy of the bundle, which nothing changes later.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantline.config.compose import project_root
 from quantline.config.tracking import Registry, Tracking
 from quantline.messages import without_secrets
-from quantline.tracking.store import RUN_S, main_root, with_client
+from quantline.tracking.store import main_root, with_client
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
 SHA256 = "artifact_sha256"
-MISSING = "RESOURCE_DOES_NOT_EXIST"
+# What MLflow answers where there is no model of a name, and no version with an alias.
+MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED")
-UPLOADED = "bundle"  # the folder of an uploaded bundle among its run's artifacts
+UPLOADED = "bundle"  # the folder of a bundle among its run's artifacts
 
 
 class NoRegistryError(Exception):
     """The tracking store keeps runs, but no models."""
 
 
+class NotPromotedError(Exception):
+    """The version that has the alias is to keep it; the message says why."""
+
+
+class Champion(NamedTuple):
+    """The version that has the alias.
+
+    Attributes:
+        number: Of the version.
+        tags: Of the version, as it was promoted.
+    """
+
+    number: str
+    tags: Mapping[str, str]
+
+
 class Version(NamedTuple):
-    """A version of a registered model, and whether it is new."""
+    """A version of a registered model.
+
+    Attributes:
+        number: Of the version.
+        is_new: Whether it was made now.
+        replaced: Number of the version that had the alias before; None if none had, or this one.
+    """
 
     number: str
     is_new: bool
+    replaced: str | None
+
+
+class Candidate(NamedTuple):
+    """A bundle that is to be promoted.
+
+    Attributes:
+        run_id: MLflow's id of the variant's run.
+        bundle: The folder in artifacts/exports.
+        tags: Of a new version; `artifact_sha256` names the bytes.
+        description: Of a new version.
+    """
+
+    run_id: str
+    bundle: Path
+    tags: dict[str, str]
+    description: str
 
 
 def in_queued_copy() -> bool:
@@ -42,18 +83,20 @@ def in_queued_copy() -> bool:
 
 
 def register(
-    tracking: Tracking, run_id: str, bundle: Path, tags: dict[str, str], description: str
+    tracking: Tracking,
+    candidate: Candidate,
+    objections: Callable[[Champion], Sequence[str]],
 ) -> Version:
-    """Register a bundle, unless its bytes are a version already, and point the alias to it.
+    """Register a bundle, unless its bytes are a version already, and give it the alias.
 
     Args:
         tracking: The section of params.yaml, with a registry.
-        run_id: MLflow's id of the variant's run.
-        bundle: The folder in artifacts/exports.
-        tags: Of a new version; `artifact_sha256` names the bytes.
-        description: Of a new version.
+        candidate: What is promoted.
+        objections: Says of the version that has the alias, if that has other bytes, why it is to
+            keep it.
 
     Raises:
+        NotPromotedError: If there are objections; nothing is registered then.
         NoRegistryError: If the store keeps no models.
         TrackingError: As `with_client` does.
     """
@@ -64,14 +107,13 @@ def register(
 
     def use(client: "MlflowClient") -> Version:
         try:
-            return _register(client, registry, run_id, bundle, tags, description)
+            return _register(client, registry, candidate, objections)
         except MlflowException as error:
             if _has_no_registry(error):
                 raise NoRegistryError(without_secrets(error)) from None
             raise
 
-    # A bundle may take long to upload.
-    return with_client(tracking, use, None if registry.upload else RUN_S)
+    return with_client(tracking, use, None)  # a bundle may take long to upload
 
 
 def _has_no_registry(error: "MlflowException") -> bool:
@@ -83,33 +125,51 @@ def _has_no_registry(error: "MlflowException") -> bool:
 def _register(
     client: "MlflowClient",
     registry: Registry,
-    run_id: str,
-    bundle: Path,
-    tags: dict[str, str],
-    description: str,
+    candidate: Candidate,
+    objections: Callable[[Champion], Sequence[str]],
 ) -> Version:
+    exists, champion = _champion(client, registry)
+    wanted = candidate.tags[SHA256]
+    if champion is not None and champion.tags.get(SHA256) == wanted:
+        return Version(champion.number, False, None)
+    if champion is not None and (reasons := objections(champion)):
+        raise NotPromotedError("; ".join(reasons))
+    if not exists:
+        client.create_registered_model(registry.name)
+    query = f"name = '{registry.name}' and tags.`{SHA256}` = '{wanted}'"
+    known = sorted(int(version.version) for version in client.search_model_versions(query))
+    number = str(known[-1]) if known else _make_version(client, registry.name, candidate)
+    client.set_registered_model_alias(registry.name, registry.alias, number)
+    return Version(number, not known, champion.number if champion else None)
+
+
+def _champion(client: "MlflowClient", registry: Registry) -> tuple[bool, Champion | None]:
+    """Return whether the registered model exists, and its version that has the alias."""
     from mlflow.exceptions import MlflowException
 
     try:
         aliases = client.get_registered_model(registry.name).aliases
     except MlflowException as error:
-        if error.error_code != MISSING:
+        if error.error_code not in MISSING:
             raise
-        client.create_registered_model(registry.name)
-        aliases = {}
-    query = f"name = '{registry.name}' and tags.`{SHA256}` = '{tags[SHA256]}'"
-    known = sorted(int(version.version) for version in client.search_model_versions(query))
-    if known:
-        number = str(known[-1])
-    else:
-        source = bundle.resolve().as_uri()
-        if registry.upload:
-            client.log_artifacts(run_id, str(bundle), UPLOADED)
-            source = f"{client.get_run(run_id).info.artifact_uri}/{UPLOADED}"
-        version = client.create_model_version(
-            registry.name, source, run_id, tags=tags, description=description
-        )
-        number = str(version.version)
-    if str(aliases.get(registry.alias)) != number:
-        client.set_registered_model_alias(registry.name, registry.alias, number)
-    return Version(number, not known)
+        return False, None
+    if registry.alias not in aliases:
+        return True, None
+    number = str(aliases[registry.alias])
+    try:
+        version = client.get_model_version(registry.name, number)
+    except MlflowException as error:  # the version was deleted, and the alias left
+        if error.error_code not in MISSING:
+            raise
+        return True, None
+    return True, Champion(number, dict(version.tags))
+
+
+def _make_version(client: "MlflowClient", name: str, candidate: Candidate) -> str:
+    """Copy the bundle to the artifacts of its run, make a version of it, and return its number."""
+    client.log_artifacts(candidate.run_id, str(candidate.bundle), UPLOADED)
+    source = f"{client.get_run(candidate.run_id).info.artifact_uri}/{UPLOADED}"
+    version = client.create_model_version(
+        name, source, candidate.run_id, tags=candidate.tags, description=candidate.description
+    )
+    return str(version.version)

@@ -9,7 +9,7 @@ from quantline.config.targets import Gate, Optimize, Target
 from quantline.files import sha256_file, write_json, write_text
 from quantline.model.family import FAMILIES
 from quantline.model.read_architecture import architecture_of
-from quantline.paths import EVENTS, EXPORTS, METRICS
+from quantline.paths import EVENTS, EXPORTS, METRICS, REFERENCE
 from quantline.report.build import Report
 from quantline.report.gates import check_gate
 from quantline.report.memory import memory_use
@@ -31,6 +31,15 @@ CONFIG = {
     "rms_norm_eps": 1e-6,
 }
 ARCH = architecture_of(CONFIG, FAMILIES["llama"])
+# Answers to a gold set that is large enough to decide the gates of every target.
+DECIDED = {
+    "gold_accuracy_delta": 0.0,
+    "gold_accuracy_delta_interval": [0.0, 0.0],
+    "gold_flips": 0,
+    "gold_lost": 0,
+    "gold_won": 0,
+    "gold_items": 1000,
+}
 # Of a variant, as the table shows them.
 MEASURED_FIGURES = {
     "size_bytes": 2**21,
@@ -251,3 +260,9 @@ def write_measured(
     write_json(bundle / "manifest.json", manifest)
     write_text(bundle / "README.md", "# A bundle\n\n## Serve it\n\nllama-server\n")
     write_json(bundle / "smoke.json", {"prompts": [{"prompt": "One", "output": " day"}]})
+
+
+def write_truth(sha256: str = "e" * 64) -> None:
+    """Write what `reference` leaves of the evaluation text, whose hash is given."""
+    truth = {"text_sha256": sha256, "tokens": 100, "gold_sha256": "a" * 64, "gold_items": 1000}
+    write_json(REFERENCE / "reference.json", truth)

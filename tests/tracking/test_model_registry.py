@@ -1,4 +1,4 @@
-"""The pick becomes one model version for its bytes, with the alias, and only when it may."""
+"""A variant becomes one model version for its bytes, with the alias, and only when it may."""
 
 import json
 import shutil
@@ -11,23 +11,29 @@ from quantline.config.tracking import Tracking
 from quantline.errors import ConfigError, Failure, StageError
 from quantline.paths import EXPORTS, METRICS, REPORTS
 from quantline.tracking import model_registry
-from quantline.tracking.model_registry import NoRegistryError, register
+from quantline.tracking.model_registry import Candidate, NoRegistryError, register
 from tests.helpers.attacks import tree
 from tests.helpers.lineage import vouch_for
 from tests.helpers.project import Project
-from tests.helpers.report import event, write_events, write_measured
+from tests.helpers.report import DECIDED, event, write_events, write_measured, write_truth
 
-NAME = "quantline-laptop-cpu"
-CHOICE = ["suite=default", "variant=[bf16,gguf-q8_0]", "recipe=[none,q8_0]"]
+NAME = "quantline-model-laptop-cpu"
+CHOICE = [
+    "suite=default",
+    "variant=[bf16,gguf-q8_0]",
+    "recipe=[none,q8_0]",
+    "tracking.registry.promote=auto",
+]
 OTHER_BYTES = "cd" * 32
 
 
 @pytest.fixture
 def compared(project) -> Project:
-    """A project with bf16, and with gguf-q8_0, which is the pick."""
+    """A project with bf16, and with gguf-q8_0, which is the pick, whose comparison promotes it."""
     project.compose(*CHOICE)
-    write_measured("bf16", 10, 0)
-    write_measured("gguf-q8_0", 5, 0.001)
+    write_truth()
+    write_measured("bf16", 10, 0, **DECIDED)
+    write_measured("gguf-q8_0", 5, 0.001, **DECIDED)
     return project
 
 
@@ -63,17 +69,17 @@ def test_register_makes_one_version_for_the_same_bytes_and_the_alias_follows_the
     assert version.tags["artifact_sha256"] == "ab" * 32
     assert version.tags["variant"] == "gguf-q8_0"
     assert "mean_kld <= 0.1 passes" in version.tags["gates"]
-    assert version.source == (Path.cwd() / "artifacts/exports/gguf-q8_0").as_uri()
+    assert (Path(version.source.removeprefix("file://")) / "manifest.json").is_file()
     run = client().get_run(version.run_id)
     assert run.data.tags["target.laptop-cpu"] == "pick"
     assert run.data.params["recipe"] == "q8_0"
     assert champion() == version.version
-    write_measured("gguf-q8_0", 5, 0.002, OTHER_BYTES)
+    write_measured("gguf-q8_0", 4, 0.002, OTHER_BYTES, **DECIDED)
     compared.stage("compare")
     hashes = [version.tags["artifact_sha256"] for version in versions()]
     assert hashes == ["ab" * 32, OTHER_BYTES]
     assert champion() == versions()[-1].version
-    write_measured("gguf-q8_0", 5, 0.001)  # the first bytes again: the alias goes back
+    write_measured("gguf-q8_0", 3, 0.001, **DECIDED)  # the first bytes again: the alias goes back
     compared.stage("compare")
     assert len(versions()) == 2
     assert champion() == version.version
@@ -93,25 +99,21 @@ def test_a_copy_of_a_project_leaves_the_runs_and_the_champion_of_the_original_al
     compared.stage("compare")
     assert tree(original) == before
     (version,) = versions()
-    assert version.source == (copy / "artifacts/exports/gguf-q8_0").as_uri()
+    assert version.source.startswith((copy / "mlartifacts").as_uri())
     for run in client().search_runs(["1"]):
         assert run.info.artifact_uri == (copy / "mlartifacts" / run.info.run_id).as_uri() + (
             "/artifacts"
         )
 
 
-def test_register_uploads_the_bundle_among_its_runs_artifacts(compared):
-    compared.compose(
-        *CHOICE,
-        "tracking.registry.upload=true",
-        "tracking.registry.name=mine",
-        "tracking.registry.alias=staging",
-    )
+def test_a_version_keeps_its_bytes_when_the_variant_is_made_again(compared):
+    readme = EXPORTS / "gguf-q8_0/README.md"
+    first = readme.read_bytes()
     compared.stage("compare")
-    (version,) = versions("mine")
-    assert version.source.endswith("/artifacts/bundle")
-    assert "mlartifacts" in version.source
-    assert (Path(version.source.removeprefix("file://")) / "manifest.json").is_file()
+    (version,) = versions()
+    readme.write_text("of another export")
+    kept = Path(version.source.removeprefix("file://")) / "README.md"
+    assert kept.read_bytes() == first
 
 
 def test_promote_registers_nothing_without_a_pick(compared):
@@ -156,13 +158,11 @@ def test_promote_registers_nothing_of_failures_alone(project):
     assert last_event(project)["reason_code"] == "model_not_registered"
 
 
-TRACKING = Tracking(
-    uri="http://127.0.0.1:9", experiment="x", registry={"name": "n", "upload": True}
-)
+TRACKING = Tracking(uri="http://127.0.0.1:9", experiment="x", registry={"name": "n"})
 
 
 def register_anything() -> model_registry.Version:
-    return register(TRACKING, "run", EXPORTS, {}, "")
+    return register(TRACKING, Candidate("run", EXPORTS, {}, ""), lambda _: [])
 
 
 def refuse(code: int):
@@ -210,7 +210,6 @@ def test_register_tells_a_server_without_a_registry_from_one_that_refuses(compar
         ("tracking.registry.alias=latest", "keeps latest for itself"),
         ("tracking.registry.alias=v1", "keeps v1 for itself"),
         ("tracking.registry.name=a/b", r"tracking\.registry\.name"),
-        ("tracking.uri=http://here", "takes no path of this machine"),
         ("tracking.registry.nam=x", "did you mean name"),
     ],
 )

@@ -147,12 +147,13 @@ def test_quantline_track_delivers_all_and_registers(down, monkeypatch):
 
 
 def test_promote_waits_for_mlflow(down):
-    from tests.helpers.report import write_measured
+    from tests.helpers.report import DECIDED, write_measured
 
-    down.compose(*DOWN, "suite=default", "variant=[gguf-q8_0]", "recipe=[q8_0]")
-    write_measured("gguf-q8_0", 5, 0.001)
+    choice = ["suite=default", "variant=[gguf-q8_0]", "recipe=[q8_0]"]
+    down.compose(*DOWN, *choice, "tracking.registry.promote=auto")
+    write_measured("gguf-q8_0", 5, 0.001, **DECIDED)
     down.stage("compare")
     line = [line for line in down.events() if line["reason_code"] == "model_not_registered"][-1]
-    assert "`quantline track` delivers them and registers the pick" in line["summary"]
+    assert "`quantline track` delivers the runs, and promotes the pick" in line["summary"]
     assert json.loads(Path("reports/compression.json").read_text())["pick"] == "gguf-q8_0"
     assert {run.tags["stage"] for _, run in kept()} == {"compare", "evaluate"}
