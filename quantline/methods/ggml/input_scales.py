@@ -17,6 +17,8 @@ from quantline.methods.method import InputScales
 # How far to go to the scales with the least expected error, in their logarithms.
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SEARCH_STEPS = 20  # exponents that the search of the direction starts from
+# Of a weight, whose divergences tell the strengths apart; but all that one block of G spans.
+JUDGED_ROWS = 512
 
 
 def search_direction(
@@ -71,6 +73,19 @@ def remaining_divergences(
     return divergences
 
 
+def judged_rows(
+    weight: torch.Tensor, fisher: torch.Tensor, divisor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the part of a weight, of G and of the divisors by which strengths are told apart.
+
+    It is of about JUDGED_ROWS outputs: whole blocks of G, evenly spread.
+    """
+    every = -(-len(weight) // JUDGED_ROWS)
+    rows = weight.reshape(len(fisher), -1, weight.shape[1])[::every]
+    divisors = divisor.reshape(len(fisher), -1)[::every]
+    return rows.flatten(0, 1), fisher[::every], divisors.flatten()
+
+
 def search_scales(
     weights: list[torch.Tensor],
     ggml_types: list[str],
@@ -81,7 +96,7 @@ def search_scales(
     """Search the scales of an input; a strength of 0 is no scaling at all.
 
     With scales no layer is left with a larger tr(G Δ H Δᵀ) than ggml's rounding of the weight as it
-    is leaves.
+    is leaves, by the outputs that are looked at (`judged_rows`).
 
     Args:
         weights: The weights that read the input, float32 [out, in] each.
@@ -97,10 +112,14 @@ def search_scales(
         StageError: non_finite, as quantize_blocks does.
     """
     no_scales = torch.ones_like(hessian[0])
-    no_divisors = [torch.ones_like(divisor) for divisor in divisors]
+    judged = [judged_rows(*parts) for parts in zip(weights, fisher_out, divisors, strict=True)]
+    judged_weights, judged_fisher, judged_divisors = map(list, zip(*judged, strict=True))
+    no_divisors = [torch.ones_like(divisor) for divisor in judged_divisors]
 
     def divergences(scales: torch.Tensor, row_divisors: list[torch.Tensor]) -> list[float]:
-        return remaining_divergences(weights, ggml_types, hessian, fisher_out, scales, row_divisors)
+        return remaining_divergences(
+            judged_weights, ggml_types, hessian, judged_fisher, scales, row_divisors
+        )
 
     limits = divergences(no_scales, no_divisors)
     direction = search_direction(weights, ggml_types, hessian, fisher_out)
@@ -109,7 +128,7 @@ def search_scales(
     for strength in STRENGTHS:
         scales = (direction * strength).exp()
         scales = scales / (scales.max() * scales.min()).sqrt()
-        values = divergences(scales, divisors)
+        values = divergences(scales, judged_divisors)
         within = [value <= limit for value, limit in zip(values, limits, strict=True)]
         if (strength == 0 or all(within)) and sum(values) < least:
             least = sum(values)
