@@ -87,7 +87,8 @@ def collect_statistics(
             run.hidden.fill(states.get(start))
     else:
         states.put(0, run.hidden)
-    run.forward("calibrating", inputs.watch, after, start, find_undercalibrated=True)
+    label = "calibrating" if seed is None else "forward pass (1 of 2)"
+    run.forward(label, inputs.watch, after, start, find_undercalibrated=True)
     check_coverage(arch, inputs.layers, tokens.size)
     check_finite_states(run, inputs.layers)
     keep_final_states(run, tokens.size, folder)

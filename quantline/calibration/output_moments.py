@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from quantline.calibration.hooks import after_each
 from quantline.calibration.weighted_moments import WeightedMoments
@@ -20,6 +19,7 @@ from quantline.model.block_runner import BlockRun
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
 from quantline.model.shared_state import SharedState
+from quantline.run.progress import progress
 
 CHUNK_VALUES = 1 << 24  # logits held at once
 
@@ -187,7 +187,7 @@ def backward(
         after: after(index, gradients) is called when a block is done.
         weighted: Its hooks are there as well.
     """
-    for index in tqdm(range(last, -1, -1), desc="gradients", unit="block", disable=None):
+    for index in progress(range(last, -1, -1), "backward pass (2 of 2)", "block"):
         with run.loaded(index) as (linears, _), ExitStack() as watching:
             watching.enter_context(moments.watch(linears))
             if weighted:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from quantline.causes import reading_foreign
 from quantline.errors import Failure, StageError
@@ -22,6 +21,7 @@ from quantline.ingest.adapter_config import CONFIG, NAME_BASE
 from quantline.ingest.adapter_tensors import WEIGHTS, AdapterTensors
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.safetensors_writer import SafetensorsWriter
+from quantline.run.progress import progress
 
 __all__ = ["CONFIG", "WEIGHTS", "Adapter", "merge"]
 
@@ -140,7 +140,7 @@ def merge(base: Checkpoint, folder: Path, target: Path) -> dict[str, Any]:
     copies = {base.tied_head: embedding} if base.tied_head and embedding in changed else {}
     written_names = changed | (set(copies) & set(base.files))
     paths = sorted({base.files[name] for name in written_names})
-    for path in tqdm(paths, desc="merging the adapter", unit="file", disable=None):
+    for path in progress(paths, "merging the adapter", "file"):
         names = sorted(name for name, file in base.files.items() if file == path)
         written = target / path.relative_to(base.folder)
         written.unlink(missing_ok=True)  # the link; otherwise the source itself would change

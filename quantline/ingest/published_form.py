@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from quantline.errors import Failure, StageError
 from quantline.ingest.dequantize.plain_checkpoint import PlainWriter
 from quantline.model.checkpoint_files import inside, side_files, weight_map
 from quantline.model.configuration import read_config
 from quantline.model.stored_tensors import StoredTensors
+from quantline.run.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +60,7 @@ def split_experts(origin: Path, target: Path) -> dict[str, Any] | None:
         shutil.copyfile(inside(origin, name), copy)
     rest = [[key] for key in sorted(set(files) - set(chain(*groups)))]
     with PlainWriter(target, sorted(files)) as writer:
-        for keys in tqdm([*groups, *rest], desc="splitting experts", unit="tensor", disable=None):
+        for keys in progress([*groups, *rest], "splitting experts", "tensor"):
             for name, values in _published(model, keys, stored):
                 writer.add(name, values)
     return {"step": "split_experts", "tensors": sum(map(len, groups))}

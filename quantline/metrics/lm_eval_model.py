@@ -18,6 +18,7 @@ from quantline.metrics.scoring import (
     first_stop,
     score_continuations,
 )
+from quantline.run.progress import progress
 from quantline.text.join import encode_join
 from quantline.text.tokenizer import Tokenizer
 
@@ -97,7 +98,9 @@ class RuntimeLM:
         Raises:
             StageError: dataset_invalid, if a task samples or wants too many tokens.
         """
-        return [self._generate(*request.args) for request in requests]
+        listed = list(requests)
+        told = progress(listed, "answers", "question")
+        return [self._generate(*request.args) for request in told]
 
     def _encode(self, text: str) -> list[int]:
         """Encode a text as the model expects it.

@@ -1,5 +1,6 @@
 """All quality figures of one bundle in its runtime, against the stored reference."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from quantline.metrics.gold_set import GoldResult, accuracy, read_tokenized
 from quantline.metrics.scoring import score_items
 from quantline.metrics.significance import compare_gold, compare_tasks
 from quantline.model.output_head import open_head
+from quantline.run.progress import counting
 from quantline.runtimes.runtime import Runtime, logit_chunks
 
 
@@ -28,10 +30,15 @@ def measure_divergence(runtime: Runtime, reference: Path, first: int = 0) -> Div
     """
     collector = DivergenceCollector(open_head(reference, read_json(reference / "reference.json")))
     vocabulary = len(collector.head)
-    with safe_open(reference / "hidden.safetensors", "np") as file:
+    with safe_open(reference / "hidden.safetensors", "np") as file, ExitStack() as watching:
         tokens = file.get_tensor("tokens")
         hidden = file.get_slice("hidden")
-        for rows, positions, logits in logit_chunks(runtime, tokens, first, tokens.shape[1] - 1):
+        end = tokens.shape[1] - 1
+        chunks = logit_chunks(runtime, tokens, first, end)
+        advance = watching.enter_context(
+            counting("divergence", "token", len(tokens) * (end - first))
+        )
+        for rows, positions, logits in chunks:
             if logits.shape[-1] < vocabulary:
                 raise StageError(
                     Failure.TOKENIZER_MISMATCH,
@@ -44,6 +51,7 @@ def measure_divergence(runtime: Runtime, reference: Path, first: int = 0) -> Div
             collector.add(
                 states.reshape(count, -1), logits.reshape(count, -1), following.reshape(-1)
             )
+            advance(count)
     return collector
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from quantline.errors import Failure, StageError
 from quantline.metrics.gold_set import GoldResult, TokenizedItem
 from quantline.run.bounded_call import pattern_in
+from quantline.run.progress import counting, progress
 
 BATCH_TOKENS = 4096
 BATCH_VALUES = 1 << 27  # log-probabilities of a batch: half a gigabyte
@@ -55,7 +56,8 @@ def score_items(model: ScoringModel, items: list[TokenizedItem]) -> list[GoldRes
         _check_finite(item, own)
         scores.append(own)
     results = []
-    for item, own in zip(items, scores, strict=True):
+    own_scores = zip(items, scores, strict=True)
+    for item, own in progress(own_scores, "answers", "question", len(items)):
         if item.kind == "generated":
             results.append(_score_generated(model, item))
         elif item.kind == "choices":
@@ -78,23 +80,25 @@ def score_continuations(model: ScoringModel, pairs: list[Pair]) -> list[Continua
     start = 0
     # Tokens run at once: the first batch, of one sequence, shows how large the vocabulary is.
     most_tokens = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and lengths[order[end]] * (end + 1 - start) <= most_tokens:
-            end += 1
-        batch = order[start:end]
-        tokens = np.zeros((len(batch), lengths[batch[-1]]), np.int32)
-        for row, index in zip(tokens, batch, strict=True):
-            context, continuation = pairs[index]
-            row[: lengths[index]] = (context + continuation)[: lengths[index]]
-        logprobs = model.logprobs(tokens)
-        for row, index in zip(logprobs, batch, strict=True):
-            context, continuation = pairs[index]
-            after = row[len(context) - 1 : lengths[index]]
-            likelihoods = after[np.arange(len(continuation)), continuation]
-            scores[index] = ContinuationScore(likelihoods, after.argmax(-1).tolist())
-        start = end
-        most_tokens = min(BATCH_TOKENS, BATCH_VALUES // logprobs.shape[-1])
+    with counting("questions", "answer", len(pairs)) as advance:
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and lengths[order[end]] * (end + 1 - start) <= most_tokens:
+                end += 1
+            batch = order[start:end]
+            tokens = np.zeros((len(batch), lengths[batch[-1]]), np.int32)
+            for row, index in zip(tokens, batch, strict=True):
+                context, continuation = pairs[index]
+                row[: lengths[index]] = (context + continuation)[: lengths[index]]
+            logprobs = model.logprobs(tokens)
+            for row, index in zip(logprobs, batch, strict=True):
+                context, continuation = pairs[index]
+                after = row[len(context) - 1 : lengths[index]]
+                likelihoods = after[np.arange(len(continuation)), continuation]
+                scores[index] = ContinuationScore(likelihoods, after.argmax(-1).tolist())
+            advance(end - start)
+            start = end
+            most_tokens = min(BATCH_TOKENS, BATCH_VALUES // logprobs.shape[-1])
     return [scores[index] for index in range(len(pairs))]
 
 

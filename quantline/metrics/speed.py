@@ -17,6 +17,7 @@ from quantline.metrics.machine import (
     peak_memory_mib,
     read_processors,
 )
+from quantline.run.progress import progress
 from quantline.runtimes.runtime import Runtime
 
 PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on which
@@ -72,7 +73,7 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
     prompt = [index % PROMPT_IDS for index in range(settings.prompt_tokens)]
     prefill = []
     decode = []
-    for _ in range(settings.repetitions + 1):
+    for _ in progress(range(settings.repetitions + 1), "speed", "repetition"):
         seconds = _seconds_to_generate(runtime, prompt, 1)
         prefill.append(settings.prompt_tokens / seconds)
         seconds = _seconds_to_generate(runtime, prompt[:1], settings.new_tokens)

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from quantline.model.activation_store import ActivationBatches
 from quantline.model.block_calls import (
@@ -23,6 +22,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.same_bits import same_bits
 from quantline.model.shared_state import SharedState
+from quantline.run.progress import progress
 
 BATCH_TOKENS = 4096
 Linears = dict[str, nn.Linear]  # of a block, by their names
@@ -160,7 +160,7 @@ class BlockRun:
         first = 0 if self.shares_state else start
         with torch.no_grad():
             indices = range(first, len(self.blocks))
-            for index in tqdm(indices, desc=label, unit="block", disable=None):
+            for index in progress(indices, label, "block"):
                 again = index < start
                 with self.loaded(index) as (linears, block):
                     if find_undercalibrated and not again:

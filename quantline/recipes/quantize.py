@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import AUTO, Recipe
@@ -19,6 +18,7 @@ from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import check_some_layer, fallbacks
 from quantline.recipes.grid_counts import describe_grids, grid_counts
 from quantline.recipes.quantize_block import quantize_block
+from quantline.run.progress import progress
 
 
 def parts_of(recipe: Recipe, blocks: int) -> dict[str, int | None]:
@@ -70,7 +70,7 @@ def quantize_model(
     ctx, transforms = fit(given, requested, folder)
     layers: dict[str, Any] = {}
     parts = parts_of(recipe, source.arch.layers)
-    for part, layer in tqdm(parts.items(), desc=name, unit="block", disable=None):
+    for part, layer in progress(parts.items(), name, "block"):
         done = writer.report_of(part)
         if done is None:
             done = quantize_block(ctx, layer)

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -22,6 +23,8 @@ from quantline.causes import failure_of, raise_if_of_machine
 from quantline.config.texts import Limits
 from quantline.errors import Failure, Reason, StageError
 from quantline.files import MIB, read_json, write_json
+from quantline.run.progress import FILE as PROGRESS
+from quantline.run.progress import Follower
 
 PACKAGE = Path(__file__).resolve().parents[1]
 POLL_S = 0.1  # between two looks at the memory
@@ -56,13 +59,16 @@ def call_in_child(
         call = Path(folder) / "call.json"
         answer = Path(folder) / "answer.json"
         write_json(call, {"function": function, "arguments": arguments})
+        told = Path(folder) / "progress.json"
+        follower = Follower(told, label.removeprefix("the "))
         command = [python, "-X", "faulthandler", "-m", "quantline.run.worker"]
         try:
             ended = run_watched(
                 [*command, str(call), str(answer), str(os.getpid())],
                 limits,
                 label,
-                env=_environment(Path(folder), python),
+                follower.look,
+                env=_environment(Path(folder), python) | {PROGRESS: str(told)},
             )
         except OSError as error:
             if not isinstance(error, PermissionError):  # of a file that is no program
@@ -72,6 +78,8 @@ def call_in_child(
                 f"expected a Python interpreter for {label}, and {python} does not start: "
                 f"{error.strerror}; mend evaluation.pythons",
             ) from error
+        finally:
+            follower.close()
         if ended.code or not answer.is_file():
             raise _crash(ended, label)
         return result_of(read_json(answer))
@@ -103,7 +111,13 @@ class Ended(NamedTuple):
     errors: str
 
 
-def run_watched(command: list[str], limits: Limits, label: str, **options: Any) -> Ended:
+def run_watched(
+    command: list[str],
+    limits: Limits,
+    label: str,
+    look: Callable[[], None] | None = None,
+    **options: Any,
+) -> Ended:
     """Run a command in a session of its own, within limits, and wait for its end.
 
     Of what it says the end of stderr is kept, however much there is. All that it has started ends
@@ -113,6 +127,7 @@ def run_watched(command: list[str], limits: Limits, label: str, **options: Any) 
         command: The program and its arguments.
         limits: Of time and memory.
         label: What messages call the process.
+        look: Called again and again while the process runs.
         **options: For Popen.
 
     Raises:
@@ -129,7 +144,7 @@ def run_watched(command: list[str], limits: Limits, label: str, **options: Any) 
     )
     errors = _Tail(cast(IO[bytes], process.stderr))
     try:
-        _watch(process, limits, label)
+        _watch(process, limits, label, look or _nothing)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -172,8 +187,14 @@ def _environment(folder: Path, python: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, label: str) -> None:
-    """Wait for the process to end.
+def _nothing() -> None:
+    """Look at nothing."""
+
+
+def _watch(
+    process: subprocess.Popen[bytes], limits: Limits, label: str, look: Callable[[], None]
+) -> None:
+    """Wait for the process to end; call `look` again and again meanwhile.
 
     Raises:
         StageError: timed_out, out_of_memory; the process is then still running.
@@ -186,6 +207,7 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, label: str) -> None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(POLL_S)
             return
+        look()
         now = time.monotonic()
         if limits.seconds is not None and now - started > limits.seconds:
             raise StageError(

@@ -19,6 +19,7 @@ from quantline.errors import REASON_OF_STAGE, ConfigError, Failure, Reason, Stag
 from quantline.folders import atomic_folder, resumable_folder
 from quantline.messages import say, shortened
 from quantline.paths import EVENTS
+from quantline.run.progress import at_work
 from quantline.run.project_lock import project_lock
 from quantline.run.result_folders import check_result_folders
 from quantline.run.signals import AGAIN, Terminated, ends_on_request
@@ -164,7 +165,7 @@ def stage_run(stage: str, instance: str | None = None) -> Iterator[StageRun]:
             with project_lock(run.label, LOCK_WAIT_S):
                 run.load_params()
                 run.event("info", f"{run.label} started", Reason.STAGE_STARTED)
-                with watched(run.params.limits, run.fail_with) as watchdog:
+                with watched(run.params.limits, run.fail_with) as watchdog, at_work(run.label):
                     yield run
                 run.succeed()
         except ConfigError as error:

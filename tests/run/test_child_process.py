@@ -255,3 +255,19 @@ def test_a_process_whose_parent_was_gone_before_it_asked_ends_at_once():
     code = f"from quantline.run.leash import end_with_parent; end_with_parent({gone.pid}); print(1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (137, b"")
+
+
+def test_what_a_child_does_is_told_while_it_works(call, monkeypatch, capsys):
+    from quantline.run import progress
+
+    monkeypatch.setattr(progress, "LINE_S", 0.1)
+    body = """
+        from quantline.run.progress import counting
+        with counting("divergence", "token", 100) as advance:
+            advance(40)
+            time.sleep(0.5)
+        return {}
+    """
+    call(textwrap.dedent(body))
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("child, divergence: 40 of 100 tokens in ") for line in lines)

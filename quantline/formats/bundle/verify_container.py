@@ -9,6 +9,7 @@ from quantline.errors import Failure, StageError
 from quantline.formats.container import Container
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
+from quantline.run.progress import progress
 
 
 def check_container(
@@ -37,7 +38,7 @@ def check_container(
     """
     stored = container.read_back(folder, source)
     tensors: dict[str, dict[str, Any]] = {}
-    for name in (*source.names, *source.passed):
+    for name in progress((*source.names, *source.passed), "reading back", "tensor"):
         if name not in requested or name not in stored:
             raise StageError(
                 Failure.READBACK_MISMATCH,

@@ -42,6 +42,7 @@ from quantline.links import clone_or_copy
 from quantline.model.gguf_checkpoint import GgufCheckpoint
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
+from quantline.run.progress import progress
 from quantline.text.tokenizer import Tokenizer
 
 FILE = "model.gguf"
@@ -83,7 +84,7 @@ class GgufContainer(Container[TensorSource]):
             types[gguf_name] = type_of_tensor(source, quantized, gguf_name, names, float_type)
             _add_tensor_info(writer, source, gguf_name, names, types[gguf_name])
         _write_header(writer, rope)
-        for gguf_name, names in groups.items():
+        for gguf_name, names in progress(groups.items(), "writing", "tensor"):
             parts = [bytes_of_tensor(source, quantized, name, types[gguf_name]) for name in names]
             writer.write_tensor_data(parts[0] if len(parts) == 1 else np.concatenate(parts))
         for values in rope.tensors.values():

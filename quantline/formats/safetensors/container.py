@@ -32,6 +32,7 @@ from quantline.model.checkpoint_files import INDEX
 from quantline.model.dtypes import CONFIG_NAMES, NUMPY_DTYPES, STORED_NAMES
 from quantline.quantized.store import QuantizedModel
 from quantline.quantized.tensors import GroupedLinear, Scheme
+from quantline.run.progress import progress
 
 
 class SafetensorsContainer(HuggingFaceContainer):
@@ -151,7 +152,7 @@ def _write_tensors(
     # As config.json says below: the embedding's type is that of the model, whatever a layer's is.
     computed_in = NUMPY_DTYPES[types[source.arch.embedding]]
     as_stored = keys_as_stored(source, quantized)
-    for name in source.names:
+    for name in progress(source.names, "writing", "tensor"):
         module = name.removesuffix(".weight")
         dtype = NUMPY_DTYPES[types[name]]
         if module in quantized.linears:

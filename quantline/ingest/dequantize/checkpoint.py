@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from quantline.causes import reading_foreign
 from quantline.errors import Failure, StageError
@@ -26,6 +25,7 @@ from quantline.ingest.dequantize.stored import DTYPES, PLAIN, StoredTensors
 from quantline.model.checkpoint_files import inside, side_files
 from quantline.model.configuration import CONFIG, read_config
 from quantline.model.dtypes import STORED_NAMES
+from quantline.run.progress import progress
 
 UNNAMED = ""  # the method of settings that name none
 LONGEST_SETTING = 200  # characters of JSON of an option that the manifest repeats
@@ -162,7 +162,7 @@ def dequantize(origin: Path, target: Path) -> dict[str, Any]:
     names = sorted({*plan.restored, *plan.kept})
     codes = CodesWriter(target, names)
     with PlainWriter(target, names) as writer, codes:
-        for name in tqdm(names, desc="dequantizing", unit="tensor", disable=None):
+        for name in progress(names, "dequantizing", "tensor"):
             if name in plan.restored:
                 parts = Parts(name, stored, plan.restored[name])
                 writer.add(name, restore(dequantizer, parts, dtype))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from quantline.errors import Failure, StageError
 from quantline.ingest.verify.config import check_task
@@ -13,6 +12,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, SINGLE
 from quantline.model.finite import all_finite
 from quantline.model.model_class import class_name
+from quantline.run.progress import progress
 from quantline.text.tokenizer import SLOW_FILES, Tokenizer
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -68,7 +68,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
             check_tied(checkpoint, copy, name)
     parameters: dict[str, int] = {}
     names = [*checkpoint.names, *checkpoint.passed]
-    for name in tqdm(names, desc="checking weights", unit="tensor", disable=None):
+    for name in progress(names, "checking weights", "tensor"):
         dtype = checkpoint.stored_dtype(name)
         if dtype in WHOLE_NUMBERS and checkpoint.structure is not None:
             continue

@@ -8,12 +8,11 @@ with what was chosen.
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from quantline.files import MIB, read_json, write_json
 from quantline.recipes.budget.knapsack import Option, choose, smallest_size
 from quantline.recipes.budget.plan import item_bytes, load_plan, too_small
 from quantline.recipes.context import QuantizationContext
+from quantline.run.progress import progress
 
 
 def fit(
@@ -44,7 +43,7 @@ def fit(
     costs = Costs(ctx)
     cost_of: dict[str, dict[str, float]] = {}
     layers = [*range(ctx.arch.layers), None]
-    for layer in tqdm(layers, desc=f"{requested['name']}, costs", unit="block", disable=None):
+    for layer in progress(layers, f"{requested['name']}, costs", "block"):
         path = folder / f"costs-{'rest' if layer is None else f'{layer:03d}'}.json"
         if not path.is_file():
             write_json(path, plan.costs(costs, layer))

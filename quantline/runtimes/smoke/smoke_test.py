@@ -18,6 +18,7 @@ import numpy as np
 from quantline.errors import Failure, StageError
 from quantline.formats.bundle.tokenizer_metadata import metadata_differences
 from quantline.formats.container import load_container
+from quantline.run.progress import progress
 from quantline.runtimes.runtime import Runtime, ServingRuntime, open_runtime
 from quantline.runtimes.smoke.tokenizer_parity import (
     TEXTS,
@@ -82,7 +83,7 @@ def smoke_test(
     prompts = [answer["prompt"] for answer in answers]
     tokenizer = check_tokenizer(Path(bundle), format, engine, source, prompts, exact_tokenizer)
     traces = []
-    for answer in answers:
+    for answer in progress(answers, "prompts", "prompt"):
         agrees = not exact_tokenizer or answer["prompt"] not in tokenizer["texts_differing"]
         traces.append(_answer(engine, answer, tokens, rows, agrees, exact))
     for trace in traces:

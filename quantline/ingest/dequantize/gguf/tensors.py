@@ -11,10 +11,10 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from quantline.ingest.dequantize.gguf.file import GgufFile
 from quantline.ingest.dequantize.gguf.rope import FACTORS, FREQUENCIES
+from quantline.run.progress import progress
 
 # Of the rotary embedding, which config.json describes.
 IN_CONFIG = frozenset({FREQUENCIES, *FACTORS.values()})
@@ -52,7 +52,7 @@ def restored_blocks(file: GgufFile, model: Any, parameters_of: Mapper) -> Iterat
     Raises:
         StageError: unsupported_architecture, for a tensor that the model has no place for.
     """
-    for names in tqdm(_by_block(file), desc="dequantizing", unit="block", disable=None):
+    for names in progress(_by_block(file), "dequantizing", "block"):
         parameters = parameters_of(names, file.read)
         stored = stored_names(model, parameters)
         converted = [is_float for name, (_, is_float) in parameters.items() if name not in stored]
