@@ -23,7 +23,6 @@ FILES = (
     "dvc.yaml",
     "pyproject.toml",
     ".dvc/config",
-    ".dvc/plots",
     ".dvcignore",
     ".gitignore",
 )

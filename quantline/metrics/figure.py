@@ -28,8 +28,9 @@ IntervalKind = Literal[
     "gold",  # of answers to the gold set: Wilson's, and the paired bootstrap of a difference
 ]
 # The tables that show figures. "other" appears on the page where a plugin has figures for it;
-# "model registry" are the tags of the version that MLflow registers.
-Section = Literal["cli", "markdown", "quality", "tail", "other", "speed", "model registry"]
+# "model registry" are the tags of the version that MLflow registers; "dvc" is what DVC's own tables
+# have of every variant.
+Section = Literal["cli", "dvc", "markdown", "quality", "tail", "other", "speed", "model registry"]
 # What a table shows beside a value.
 Detail = Literal[
     "error",  # its standard error
@@ -54,7 +55,7 @@ class Column:
     """How one table shows a figure.
 
     Attributes:
-        heading: Of the column; in the section "model registry" the name of the tag.
+        heading: Of the column; in the section "model registry" the tag's name, in "dvc" the key.
         format: Python's format of the scaled value.
         scale: What the value is multiplied by.
         detail: What stands beside the value.

@@ -3,15 +3,17 @@
 metrics/<variant>.json has the quality, metrics/<variant>.speed.json the speed, which differs from
 run to run, metrics/items/<variant>.json the answers to the gold set, and
 metrics/<variant>.lm-eval.json what tasks of lm-evaluation-harness found.
+metrics/summary/<variant>.json has the few figures that DVC's tables show.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantline.errors import Failure, StageError
 from quantline.files import known_sha256, read_json, read_json_list, sha256_file, write_json
-from quantline.metrics.figure import figure_of
+from quantline.metrics.figure import columns_of, figure_of, is_measured
 from quantline.paths import METRICS
 from quantline.run.lineage import (
     Lineage,
@@ -34,12 +36,14 @@ class ResultFiles:
         speed: Speed figures.
         answers: The gold set, item by item.
         lm_eval: Metrics of lm-evaluation-harness.
+        summary: The few figures of DVC's tables, by their headings.
     """
 
     quality: Path
     speed: Path
     answers: Path
     lm_eval: Path
+    summary: Path
 
     @classmethod
     def of(cls, folder: Path, variant: str) -> "ResultFiles":
@@ -49,6 +53,7 @@ class ResultFiles:
             speed=folder / f"{variant}.speed.json",
             answers=folder / "items" / f"{variant}.json",
             lm_eval=folder / f"{variant}.lm-eval.json",
+            summary=folder / "summary" / f"{variant}.json",
         )
 
 
@@ -99,7 +104,18 @@ def write_results(
     speed = measured["speed"] | measured_on
     write_json(files.speed, speed)
     write_json(files.quality, quality)
+    write_json(files.summary, summarized(quality | speed))
     return Results(quality, speed, measured["items"])
+
+
+def summarized(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the few figures that DVC's tables show, by their headings there."""
+    shown = {}
+    for column in columns_of("dvc"):
+        value = figures.get(column.key)
+        if is_measured(value):
+            shown[column.heading] = value * column.style.scale
+    return shown
 
 
 def read_results(files: ResultFiles, manifest: dict[str, Any]) -> Results:

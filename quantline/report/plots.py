@@ -107,7 +107,7 @@ PLOTS = (DIVERGENCE, GOLD)
 
 
 def plot_data(rows: Sequence[VariantRow]) -> list[dict[str, Any]]:
-    """Return both plots as rows for `dvc plots`, whose templates are in .dvc/plots.
+    """Return the points of both plots, for other programs.
 
     Returns:
         {variant, format, size_mib} of each measured variant, the figures, and under <figure>_front
@@ -172,7 +172,22 @@ def pareto_svg(rows: Sequence[VariantRow], plot: Plot, pick: str | None = None) 
     described = [
         f"{row.variant} {x:.1f} MiB, {y:.4g}" for row, (x, y) in zip(rows, points, strict=True)
     ]
-    return _for_page(text.getvalue(), plot.metric, f"{plot.full_title}. {'; '.join(described)}")
+    return for_page(text.getvalue(), plot.metric, f"{plot.full_title}. {'; '.join(described)}")
+
+
+def picture(rows: Sequence[VariantRow], plot: Plot, pick: str | None = None) -> str:
+    """Return a plot as an SVG file of its own, for `dvc plots`; arguments are as of `pareto_svg`.
+
+    Where no row has the figure, the picture says so.
+    """
+    able = [row for row in rows if plot.metric in row.metrics]
+    if able:
+        return pareto_svg(able, plot, pick).replace("currentColor", BLACK)
+    said = escape(f"{plot.full_title}: nothing was measured")
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="420" height="60" viewBox="0 0 420 60">'
+        f'<text x="10" y="34" font-family="sans-serif" font-size="13">{said}</text></svg>\n'
+    )
 
 
 def _draw_points(
@@ -236,7 +251,7 @@ def _draw_labels(
         label.set_in_layout(False)
 
 
-def _for_page(svg: str, prefix: str, description: str) -> str:
+def for_page(svg: str, prefix: str, description: str) -> str:
     """Prepare an SVG element for the page.
 
     It gets a text alternative, ids of its own, and the page's colour for black.

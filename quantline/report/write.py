@@ -6,16 +6,17 @@ from quantline.files import write_json, write_text
 from quantline.report.build import Report
 from quantline.report.markdown import render_markdown
 from quantline.report.page import render_page
-from quantline.report.plots import plot_data
+from quantline.report.plots import PLOTS, picture, plot_data
 
 PAGE = "compression.html"
 JSON = "compression.json"
 MARKDOWN = "compression.md"
 PLOT_DATA = "plots/pareto.json"
+PICTURE = "plots/{}.svg"
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write compression.html, compression.json, compression.md and plots/pareto.json.
+    """Write compression.html, compression.json, compression.md and what is in plots/.
 
     Args:
         report: From `collect_report`.
@@ -25,6 +26,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         The first three, which say the same in three ways.
     """
     write_json(folder / PLOT_DATA, plot_data(report.measured))
+    for plot in PLOTS:
+        drawn = picture(report.measured, plot, report.pick)
+        write_text(folder / PICTURE.format(plot.metric), drawn)
     write_json(folder / JSON, report.to_json())
     write_text(folder / MARKDOWN, render_markdown(report))
     write_text(folder / PAGE, render_page(report))

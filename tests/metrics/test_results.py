@@ -42,6 +42,7 @@ def test_result_files_have_the_names_that_other_scripts_read(tmp_path, files):
     assert files.speed == tmp_path / "v.speed.json"
     assert files.answers == tmp_path / "items/v.json"
     assert files.lm_eval == tmp_path / "v.lm-eval.json"
+    assert files.summary == tmp_path / "summary/v.json"
 
 
 def test_write_results_names_the_bytes_and_the_runtime(files):
@@ -61,6 +62,7 @@ def test_write_results_names_the_bytes_and_the_runtime(files):
         **measured_on,
     }
     assert json.loads(files.answers.read_text()) == MEASURED["items"]
+    assert json.loads(files.summary.read_text()) == {"MiB": 1.0, "KLD": 0.25, "tok/s": 90.4}
     assert read_results(files, MANIFEST) == results
     assert results.summary() == "mean KL divergence 0.25, perplexity 3, 90 tokens/s"
 

@@ -9,6 +9,7 @@ register_figure(
         better="higher",
         interval="gold",
         columns={
+            "dvc": Column("gold %", scale=100, order=30),
             "cli": Column("gold %", ".1f", scale=100, order=60),
             "markdown": Column("gold", ".1%", order=50),
             "quality": Column(

@@ -16,6 +16,7 @@ from quantline.metrics.token_values import TokenValues, mean_se, quantile_se
         better="lower",
         interval="standard error",
         columns={
+            "dvc": Column("KLD", order=20),
             "cli": Column("KLD", "z.5f", order=40),
             "markdown": Column(
                 "KL divergence", "z.5f", detail="error", error_format=".5f", order=30

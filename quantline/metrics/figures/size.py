@@ -13,6 +13,7 @@ register_figure(
         format=".1f",
         unit="MiB",
         columns={
+            "dvc": Column("MiB", scale=PER_MIB, order=10),
             "cli": Column("MiB", ".1f", scale=PER_MIB, order=10),
             "markdown": Column("MiB", ".1f", scale=PER_MIB, order=10),
             "quality": Column("MiB", ".1f", scale=PER_MIB, order=10),

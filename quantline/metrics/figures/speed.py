@@ -39,6 +39,7 @@ register_figure(
         timed=True,
         repetitions="decode",
         columns={
+            "dvc": Column("tok/s", order=40),
             "cli": Column("tok/s", ".0f", order=70),
             "markdown": Column("tokens/s", ".0f", order=60),
             "speed": Column(
