@@ -9,6 +9,7 @@ quantline verify  [VARIANT|BUNDLE]   whether files and figures are what was expo
 quantline promote [VARIANT]          the pick, or the variant, becomes the registered champion
 quantline track                      deliver the runs that MLflow did not take when they were made
 quantline grid    METHOD --OPTION    recipe, variant and suite files for a grid of options
+quantline sweep   OVERRIDES...       experiments over values of parameters, and one page over them
 quantline lm-eval VARIANTS... --tasks ...    tasks of lm-evaluation-harness on built variants
 
 Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`,
@@ -17,7 +18,7 @@ Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`,
 an earlier call are not remembered, unless `quantline init` has kept them.
 """
 
-from quantline.cli import compose, grid, init, judge, lm_eval, promote, repro, track, verify
+from quantline.cli import compose, grid, init, judge, lm_eval, promote, repro, sweep, track, verify
 from quantline.cli.program import app
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "lm_eval",
     "promote",
     "repro",
+    "sweep",
     "track",
     "verify",
 ]

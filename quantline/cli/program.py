@@ -5,12 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 from typer.core import TyperGroup
 
@@ -18,14 +16,13 @@ from quantline.causes import advice_on, failure_of
 from quantline.errors import ConfigError, StageError
 from quantline.messages import guard_libraries, say
 from quantline.paths import REPORTS
-from quantline.run.leash import is_running, leashed
+from quantline.run.leash import leashed
+from quantline.run.process_tree import end_tree
 from quantline.run.signals import AGAIN, Terminated, ends_on_request
 
 PARAMS = Path("params.yaml")
 COMPARISON = REPORTS / "compression.json"
 PAGE = REPORTS / "compression.html"
-TIDY_S = 30.0  # that stages have to end
-POLL_S = 0.05  # between two looks whether they have
 
 guard_libraries()
 
@@ -83,26 +80,8 @@ def run_module(module: str, *arguments: str) -> int:
     try:
         return process.wait()
     except BaseException:
-        _end_all(process)
+        end_tree(process)
         raise
-
-
-def _end_all(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it has started; stages get the time to tidy up."""
-    started: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        started = psutil.Process(process.pid).children(recursive=True)
-    process.kill()  # first, so that DVC starts nothing more
-    process.wait()
-    for member in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    deadline = time.monotonic() + TIDY_S
-    while time.monotonic() < deadline and any(is_running(member) for member in started):
-        time.sleep(POLL_S)
-    for member in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
 
 
 @contextlib.contextmanager

@@ -26,14 +26,7 @@ MOST_MODULES = 16  # of experts that the page shows without being asked
 
 def render_page(report: Report) -> str:
     """Return the page. All text is escaped; nothing is fetched from anywhere."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
+    environment = page_environment()
     # The page's policy allows this script and no other, wherever it may come from.
     script = environment.get_template("page.js.jinja").render()
     environment.globals |= {
@@ -65,6 +58,22 @@ def render_page(report: Report) -> str:
         checkout=checkout,
         script=Markup(script),
         script_hash=script_hash(script),
+    )
+
+
+def page_environment(*folders: Path) -> Environment:
+    """Return what renders the pages' templates: all text is escaped, and its signs are visible.
+
+    Args:
+        *folders: With templates, besides those of this room.
+    """
+    return Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_visible,
     )
 
 

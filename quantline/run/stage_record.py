@@ -1,5 +1,6 @@
 """What a run of a stage says of itself: run events, and runs in MLflow."""
 
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from quantline.tracking.mlflow_runs import FAILED, Dataset
 from quantline.tracking.store import events_root
 from quantline.tracking.undelivered import Run, log_failure, log_or_keep
 
+EXPERIMENT = "DVC_EXP_NAME"  # in the environment of the stages of an experiment
 LONGEST_TAG = 1000  # characters of a message in MLflow
 SEVERITIES = ("info", "warning", "error", "critical")
 
@@ -82,6 +84,8 @@ class StageRecord:
                 f"critical; found {severity} and {reason}"
             )
         details: dict[str, Any] = {"instance": self.instance}
+        if experiment := os.environ.get(EXPERIMENT):
+            details["experiment"] = experiment
         if failure:
             details["failure"] = failure
         event = {

@@ -50,10 +50,11 @@ RUN = """
 import signal
 import typer
 from quantline.cli import program
+from quantline.run import process_tree
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
-program.TIDY_S = 1.0
+process_tree.TIDY_S = 1.0
 try:
     with program.ends_in_one_line():
         program.run_module("tree")

@@ -11,6 +11,9 @@ from quantline.cli import app
 from quantline.cli.grid import grid_options
 from quantline.config.compose import compose
 from quantline.config.grid import write_grid
+from quantline.sweeps.plan import make_plan
+from quantline.sweeps.space import read_space
+from quantline.sweeps.study import first_choices
 from tests.helpers.docs import PAGES, commands_called
 from tests.helpers.project import ROOT
 
@@ -42,6 +45,10 @@ def test_app_takes_the_commands_of_the_pages(page, arguments, tmp_path):
         made = {f"suite={suite}" for suite in SUITES_OF_GRID}
         overrides = context.params["overrides"] or []
         compose([override for override in overrides if override not in made], root=ROOT)
+    if name == "sweep":
+        space = read_space(context.params["overrides"])
+        choices = first_choices(space)
+        assert make_plan(space, choices, ROOT).variants
     if name == "grid":
         shutil.copytree(ROOT / "conf", tmp_path / "conf")
         parameters = context.params
