@@ -66,10 +66,11 @@ def curves_svg(results: Sequence[Result], keys: Sequence[str], pick: str | None)
 
     matplotlib.use("svg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     curves = curves_of(results, curve_axis(keys))
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": "quantline curves"}):
-        figure, axes = pyplot.subplots(figsize=(8.6, 5.2), dpi=DPI, layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(6.6, 5.0), dpi=DPI, layout="constrained")
         _draw_curves(axes, curves)
         others = [result for result in results if not result.experiment]
         if others:
@@ -91,12 +92,15 @@ def curves_svg(results: Sequence[Result], keys: Sequence[str], pick: str | None)
                     label="the pick",
                 )
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        # Plain digits, which follow the page's colour; within a decade those at 2 and 5 too.
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("bits per weight, of the whole model")
         axes.set_ylabel("mean KL divergence from full precision (log)")
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(frameon=False, loc="outside lower left", ncols=3, fontsize=10)
+        figure.legend(frameon=False, loc="outside lower left", ncols=2, fontsize=10)
         text = io.StringIO()
         metadata = {"Date": None, "Creator": None}
         figure.savefig(text, format="svg", transparent=True, metadata=metadata)

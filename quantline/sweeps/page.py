@@ -69,8 +69,8 @@ def _plots(report: GridReport) -> list[dict[str, Any]]:
     # Made from numbers and checked names, so no text of a model is in them.
     curves = Markup(curves_svg(measured, list(report.axes), report.pick))
     caption = (
-        f"{TITLE}, by method, with one standard error. Nothing is below the grey line, the Pareto "
-        "front: every variant there has more bits or more divergence."
+        f"{TITLE}, by method, with one standard error. The grey line is the Pareto front of these "
+        "two: no variant lies below it."
     )
     plots = [{"svg": curves, "caption": caption, "wide": True}]
     for plot in PLOTS:
