@@ -3,10 +3,13 @@
 E[x xᵀ] counts all tokens alike. In trained language models a few, such as the first of a sequence,
 have enormous inputs in single channels and hardly any gradient: they fill the moments with what
 does not matter. Here a token counts by |g|, the size of the gradient at the output of a layer;
-where several layers read one input, by the sum of theirs, in which all have the same part. Counting
-by |g|² is the first step towards the Kronecker product nearest to the true Fisher matrix (Tseng et
-al. 2025, arXiv 2505.22988; by groups of outputs Kim et al. 2025, arXiv 2505.07004); |g| leaves more
-tokens with a say, which a calibration of some ten thousand tokens needs.
+where several layers read one input, by the sum of theirs, in which all have the same part. So has
+each batch of sequences: text that the model finds hard does not count alone, and no batch depends
+on another.
+
+Counting by |g|² is the first step towards the Kronecker product nearest to the true Fisher matrix
+(Tseng et al. 2025, arXiv 2505.22988; by groups of outputs Kim et al. 2025, arXiv 2505.07004); |g|
+leaves more tokens with a say, which a calibration of some ten thousand tokens needs.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,18 +44,14 @@ class Reading:
         """Take the gradient [..., out] at the output of a layer."""
         self.sizes[layer] = gradient.detach().reshape(-1, gradient.shape[-1]).norm(dim=-1)
 
-    def weights(self, usual: dict[str, float]) -> torch.Tensor:
-        """Return how much each token counts, [tokens]: alike, where no gradient can come.
-
-        Args:
-            usual: Layer → its mean |g|, in the first batch in which it had one; it is completed.
-        """
+    def weights(self) -> torch.Tensor:
+        """Return how much each token counts, [tokens]: alike, where no gradient can come."""
         tokens = self.inputs.numel() // self.inputs.shape[-1]
         total = torch.full((tokens,), 0.0 if self.reached else 1.0, device=self.inputs.device)
-        for layer, sizes in sorted(self.sizes.items()):
+        for _, sizes in sorted(self.sizes.items()):
             mean = float(sizes[sizes.isfinite()].double().mean()) if len(sizes) else 0.0
             if mean > 0:
-                total += sizes / usual.setdefault(layer, mean)
+                total += sizes / mean
         return total
 
 
@@ -79,7 +78,6 @@ class WeightedMoments:
 
     keep: Callable[..., None]
     _sums: dict[str, WeightedSum] = field(default_factory=dict)
-    _usual: dict[str, float] = field(default_factory=dict)  # see Reading.weights
     _readings: list[Reading] = field(default_factory=list)
 
     @contextmanager
@@ -90,7 +88,6 @@ class WeightedMoments:
                 yield
         finally:
             self._readings.clear()
-            self._usual.clear()
         for layer in sorted(self._sums):
             self._hand_over(layer, self._sums.pop(layer))
 
@@ -108,7 +105,7 @@ class WeightedMoments:
         """Add what was read since the last batch, whose gradients are there now."""
         for reading in self._readings:
             rows = reading.inputs.detach().reshape(-1, reading.inputs.shape[-1])
-            self._add(reading.layer, rows, reading.weights(self._usual))
+            self._add(reading.layer, rows, reading.weights())
         self._readings.clear()
 
     def _add(self, layer: str, rows: torch.Tensor, weights: torch.Tensor) -> None:

@@ -30,7 +30,7 @@ def collected(checkpoint, folder, tokens) -> tuple[dict, dict]:
 def test_moments_are_those_of_inputs_and_gradients_in_transformers(
     family, make_model, tmp_path, monkeypatch
 ):
-    """Each token counts by the gradients at all layers that read the input, each in its unit."""
+    """Each token counts by the gradients of all readers of its input, in the unit of the batch."""
     monkeypatch.setattr(output_moments, "sampled_gradient", gradient_for_label_one)
     monkeypatch.setattr(block_runner, "BATCH_TOKENS", 40)  # batches of 2, 2 and 1
     folder = make_model(tmp_path / "model", family, num_hidden_layers=3)
@@ -45,7 +45,8 @@ def test_moments_are_those_of_inputs_and_gradients_in_transformers(
         weights = np.zeros(tokens.size)
         for name in readers:
             sizes = np.linalg.norm(seen[name].gradients, axis=1)
-            weights += sizes / sizes[:40].mean()  # of the first batch
+            batches = np.split(sizes, [40, 80])
+            weights += np.concatenate([batch / batch.mean() for batch in batches])
         products = (inputs * weights[:, None]).T @ inputs
         costs = weights**2 @ np.square(inputs).sum(1) / np.square(weights).sum()
         expected = products * costs / np.trace(products)
