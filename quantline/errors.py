@@ -63,6 +63,7 @@ class Failure(StrEnum):
     KILLED = "killed"
     RUNTIME_UNAVAILABLE = "runtime_unavailable"
     RUNTIME_CRASHED = "runtime_crashed"
+    WORKER_LOST = "worker_lost"
     NETWORK_UNAVAILABLE = "network_unavailable"
     TRACKING_REFUSED = "tracking_refused"
     PROMOTION_REFUSED = "promotion_refused"

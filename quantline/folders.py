@@ -13,7 +13,13 @@ from quantline.errors import Failure, StageError
 from quantline.files import write_json
 
 # After these the same run goes on once there is room, memory or time again.
-CONTINUED = (Failure.DISK_FULL, Failure.OUT_OF_MEMORY, Failure.TIMED_OUT, Failure.DISK_ERROR)
+CONTINUED = (
+    Failure.DISK_FULL,
+    Failure.OUT_OF_MEMORY,
+    Failure.TIMED_OUT,
+    Failure.DISK_ERROR,
+    Failure.WORKER_LOST,
+)
 
 
 @contextmanager

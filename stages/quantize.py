@@ -12,7 +12,6 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.paths import CALIBRATION, MODEL, QUANTIZED
 from quantline.recipes.inputs_key import inputs_key
 from quantline.recipes.quantize import quantize_model, summarize
-from quantline.run.code_digest import code_digest
 from quantline.run.stage import StageRun, stage_run
 
 
@@ -23,10 +22,9 @@ def quantize(run: StageRun) -> None:
     calibration = CalibrationStore(CALIBRATION)
     # ggml's types are rounded from what GGUF files are made of, which may be a converter's file.
     source = source_for_gguf(MODEL) if recipe.storage == "ggml" else Checkpoint(MODEL)
-    code = code_digest("quantize", recipe.implementation)
-    key = inputs_key(name, recipe, source, calibration) | {"code": code}
+    key = inputs_key(name, recipe, source, calibration)
     with run.resumable_output(QUANTIZED / name, key) as folder:
-        report = quantize_model(name, recipe, source, calibration, folder)
+        report = quantize_model(name, recipe, source, calibration, folder, run.params.executor)
         run.inputs.record(folder)
     summary = summarize(report, recipe)
     for layer, how in summary.fell_back.items():

@@ -26,6 +26,7 @@ from hypothesis import settings
 from tests.helpers.models import sentences, write_model
 from tests.helpers.plots import drawn_once
 from tests.helpers.project import Project, begin_project
+from tests.helpers.workers_here import HereWorkers, use_workers_here
 
 # With torch and transformers in the process, each full collection looks at a million objects.
 gc.set_threshold(50_000, 20, 50)
@@ -142,3 +143,13 @@ def project(tmp_path, monkeypatch, tiny_model, texts, empty_database) -> Project
     made = Project(root, tiny_model, texts)
     made.compose()
     return made
+
+
+@pytest.fixture
+def workers_here(monkeypatch) -> Callable[..., list[HereWorkers]]:
+    """workers_here(lose) has items done in this process; see HereWorkers."""
+
+    def use(lose: Callable[[int], bool | None] = lambda number: False) -> list[HereWorkers]:
+        return use_workers_here(monkeypatch, lose)
+
+    return use

@@ -13,6 +13,7 @@ FRAME = (
     "config",
     "durable",
     "errors",
+    "executor",
     "files",
     "folders",
     "links",

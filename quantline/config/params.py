@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from quantline.config.executor import Executor
 from quantline.config.recipes import AnyRecipe
 from quantline.config.section import Name, Section
 from quantline.config.targets import Target
@@ -80,6 +81,7 @@ class Params(Section):
     target: Target
     tracking: Tracking
     limits: StageLimits = StageLimits()
+    executor: Executor = Executor()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -1,5 +1,6 @@
 """Threads over rows of a weight, for compiled kernels that release Python's lock."""
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -9,6 +10,12 @@ if TYPE_CHECKING:
     import torch
 
 Part = TypeVar("Part")
+
+
+def usual_threads() -> int:
+    """Return as many threads as OpenMP's: OMP_NUM_THREADS, else one for each core."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else os.cpu_count() or 1
 
 
 @cache

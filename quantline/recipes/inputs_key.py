@@ -1,4 +1,7 @@
-"""All that a recipe's result depends on, so that a killed run is continued only on the same."""
+"""All that a recipe's result depends on.
+
+A killed run is continued, and a worker helps, only where all of it is the same.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from quantline.config.ggml_recipes import GgmlRecipe
 from quantline.config.recipes import Recipe
 from quantline.files import sha256_json, stamp, versions
 from quantline.model.tensor_source import TensorSource
+from quantline.run.code_digest import code_digest
 
 PACKAGES = ("torch", "numpy", "numba", "gguf", "llama-cpp-python")
 
@@ -15,7 +19,7 @@ PACKAGES = ("torch", "numpy", "numba", "gguf", "llama-cpp-python")
 def inputs_key(
     name: str, recipe: Recipe, source: TensorSource, calibration: CalibrationStore
 ) -> dict[str, Any]:
-    """Return what the result of `quantize_model` depends on, besides the code.
+    """Return what the result of `quantize_model` depends on.
 
     Hashing the statistics would take longer than most recipes, so size and time of change stand
     for their content.
@@ -38,4 +42,5 @@ def inputs_key(
         "model": source.stamp(),
         "importance": stamp(importance),
         "versions": versions(*PACKAGES),
+        "code": code_digest("quantize", recipe.implementation),
     }

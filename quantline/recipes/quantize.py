@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantline.calibration.store import CalibrationStore
+from quantline.config.executor import Executor
 from quantline.config.recipes import AUTO, Recipe
 from quantline.errors import Failure, StageError
 from quantline.files import versions
@@ -13,6 +14,7 @@ from quantline.model.architecture import Architecture
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import REST, QuantizedWriter
 from quantline.recipes.baseline import BASELINES
+from quantline.recipes.block_items import quantize_by_workers
 from quantline.recipes.budget.fit import fit
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import check_some_layer, fallbacks
@@ -40,9 +42,14 @@ def parts_of(recipe: Recipe, blocks: int) -> dict[str, int | None]:
 
 
 def quantize_model(
-    name: str, recipe: Recipe, source: TensorSource, calibration: CalibrationStore, folder: Path
+    name: str,
+    recipe: Recipe,
+    source: TensorSource,
+    calibration: CalibrationStore,
+    folder: Path,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
-    """Quantize a model into a folder, one block after another.
+    """Quantize a model into a folder, one block after another or several at once.
 
     Blocks that are in the folder already, from a run that was killed, are not quantized again.
 
@@ -52,13 +59,16 @@ def quantize_model(
         source: The unquantized model.
         calibration: Its statistics.
         folder: Where to write.
+        executor: Whose workers quantize the blocks, if it has several; by default this process
+            does. The result is the same.
 
     Returns:
         The report that quantized.json holds, without its list of contents.
 
     Raises:
         StageError: config_invalid for a budget that nothing fits in; worse_than_round_to_nearest;
-            non_finite; unsupported_width; as the method and the calibration do.
+            non_finite; unsupported_width; as the method and the calibration do; as `run_items`
+            does.
     """
     requested = {"name": name, **recipe.model_dump(mode="json")}
     writer = QuantizedWriter(folder)
@@ -67,14 +77,18 @@ def quantize_model(
         return finished
     check_taken_apart(recipe, source.arch)
     given = QuantizationContext(recipe, source, source.arch, calibration, writer)
-    ctx, transforms = fit(given, requested, folder)
+    ctx, transforms = fit(given, requested, folder, executor)
     layers: dict[str, Any] = {}
     parts = parts_of(recipe, source.arch.layers)
-    for part, layer in progress(parts.items(), name, "block"):
+    missing = {part: layer for part, layer in parts.items() if writer.report_of(part) is None}
+    if executor is not None and executor.divides:
+        quantize_by_workers(name, ctx, missing, executor)
+    else:
+        for part, layer in progress(missing.items(), name, "block"):
+            writer.close_part(part, quantize_block(ctx, layer))
+    for part in parts:
         done = writer.report_of(part)
-        if done is None:
-            done = quantize_block(ctx, layer)
-            writer.close_part(part, done)
+        assert done is not None, part
         layers |= done["layers"]
         transforms += done["transforms"]
     check_some_layer(layers)

@@ -21,8 +21,9 @@ import psutil
 
 from quantline.causes import failure_of, raise_if_of_machine
 from quantline.config.texts import Limits
-from quantline.errors import Failure, Reason, StageError
+from quantline.errors import Failure, StageError
 from quantline.files import MIB, read_json, write_json
+from quantline.run.answers import result_of
 from quantline.run.progress import FILE as PROGRESS
 from quantline.run.progress import Follower
 
@@ -83,20 +84,6 @@ def call_in_child(
         if ended.code or not answer.is_file():
             raise _crash(ended, label)
         return result_of(read_json(answer))
-
-
-def result_of(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return what a function returned, of what the worker wrote.
-
-    Raises:
-        StageError: What the function raised.
-    """
-    if "failure" in answer:
-        reason = answer.get("reason")
-        raise StageError(
-            Failure(answer["failure"]), answer["message"], Reason(reason) if reason else None
-        )
-    return answer
 
 
 class Ended(NamedTuple):

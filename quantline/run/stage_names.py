@@ -24,6 +24,7 @@ UPSTREAM = {
 }
 # Parameters that compare alone reads, and the digest of files.
 FOR_COMPARE = frozenset({"conf_sha256", "target", "tracking"})
+WHO_COMPUTES = frozenset({"executor"})  # which makes no other result
 
 
 def run_name(stage: str, instance: str | None, params: Params | None) -> str:
@@ -35,7 +36,7 @@ def run_name(stage: str, instance: str | None, params: Params | None) -> str:
         params: The content of params.yaml, if it could be read.
     """
     # Another target makes no other model: what a run says of a variant holds for every target.
-    apart = frozenset() if stage == "compare" else FOR_COMPARE
+    apart = WHO_COMPUTES if stage == "compare" else FOR_COMPARE | WHO_COMPUTES
     values = params.model_dump(mode="json", exclude=set(apart)) if params else None
     return f"{stage}-{sha256_json([stage, instance, values])[:12]}"
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from quantline.causes import advice_on, failure_of
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json
 from quantline.registry import load_object
+from quantline.run.answers import failure_answer
 from quantline.run.leash import call_with_children, end_group, end_with_parent
 
 
@@ -28,14 +28,10 @@ def main(call: Path, answer: Path) -> None:
     try:
         function = cast(Callable[..., dict[str, Any]], load_object(request["function"]))
         result = function(**request["arguments"])
-    except StageError as error:
-        result = {"failure": error.failure, "message": str(error), "reason": error.reason}
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        failure = failure_of(error)
-        if failure is Failure.INTERNAL_ERROR:
+        result = failure_answer(error)
+        if result["failure"] is Failure.INTERNAL_ERROR and not isinstance(error, StageError):
             raise
-        message = f"{type(error).__name__}: {error}{advice_on(error)}"
-        result = {"failure": failure, "message": message}
     write_json(answer, result)
 
 

@@ -74,7 +74,7 @@ def test_compose_takes_every_evaluation(text):
 
 CHOICES = [
     (group, name)
-    for group in ("suite", "target", "model", "calibration", "evaluation", "tracking")
+    for group in ("suite", "target", "model", "calibration", "evaluation", "tracking", "executor")
     for name in names(group)
 ]
 

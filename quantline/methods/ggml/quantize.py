@@ -5,7 +5,6 @@ the same blocks several times as fast.
 """
 
 import ctypes
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from quantline.methods.ggml.blocks import Blocks
 from quantline.methods.ggml.method import BlockMethod
 from quantline.methods.kquant import KQuantRecipe
 from quantline.methods.method import LayerStatistics
+from quantline.methods.threads import usual_threads
 
 # Types at which ggml stops the whole process, at an assertion, without an importance matrix.
 NEEDS_IMPORTANCE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
@@ -90,7 +90,7 @@ def quantize_blocks(
         ggml_type: Any of ggml's types.
         importance: Positive, one number for each input [width]: diag(H) for llama.cpp's importance
             matrix.
-        threads: How many rows are rounded side by side; None for as many as there are CPUs.
+        threads: How many rows are rounded side by side; None for as many as usual.
         kernel: With "numba" the types Q2_K to Q6_K are searched by kquant_search.py; all others are
             always made by "ggml".
 
@@ -139,7 +139,7 @@ def quantize_blocks(
             )
         return quantize_rows(part, ggml_type, importance)
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or usual_threads()) as pool:
         return np.concatenate(list(pool.map(run, range(0, rows, step))))
 
 

@@ -8,7 +8,9 @@ with what was chosen.
 from pathlib import Path
 from typing import Any
 
+from quantline.config.executor import Executor
 from quantline.files import MIB, read_json, write_json
+from quantline.recipes.budget.cost_items import costs_by_workers
 from quantline.recipes.budget.knapsack import Option, choose, smallest_size
 from quantline.recipes.budget.plan import item_bytes, load_plan, too_small
 from quantline.recipes.context import QuantizationContext
@@ -16,7 +18,10 @@ from quantline.run.progress import progress
 
 
 def fit(
-    ctx: QuantizationContext, requested: dict[str, Any], folder: Path
+    ctx: QuantizationContext,
+    requested: dict[str, Any],
+    folder: Path,
+    executor: Executor | None = None,
 ) -> tuple[QuantizationContext, list[dict[str, Any]]]:
     """Choose what each tensor gets, if the recipe has a budget.
 
@@ -26,6 +31,7 @@ def fit(
         ctx: What to quantize, and how.
         requested: The recipe with its name, as the report says it.
         folder: Of the result; costs are kept there until the choice is made.
+        executor: Whose workers compute the costs, if it has several; by default this process does.
 
     Returns:
         The context with the choice made, and the steps of the manifest.
@@ -42,11 +48,16 @@ def fit(
     plan = load_plan(ctx, requested)
     costs = Costs(ctx)
     cost_of: dict[str, dict[str, float]] = {}
-    layers = [*range(ctx.arch.layers), None]
-    for layer in progress(layers, f"{requested['name']}, costs", "block"):
-        path = folder / f"costs-{'rest' if layer is None else f'{layer:03d}'}.json"
-        if not path.is_file():
+    files: dict[Path, int | None] = {}
+    for layer in [*range(ctx.arch.layers), None]:
+        files[folder / f"costs-{'rest' if layer is None else f'{layer:03d}'}.json"] = layer
+    missing = {path: layer for path, layer in files.items() if not path.is_file()}
+    if executor is not None and executor.divides:
+        costs_by_workers(ctx, requested, missing, folder, executor)
+    else:
+        for path, layer in progress(missing.items(), f"{requested['name']}, costs", "block"):
             write_json(path, plan.costs(costs, layer))
+    for path in files:
         cost_of |= read_json(path)
     items = {}
     for item, names in plan.options.items():

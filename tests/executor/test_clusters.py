@@ -1,0 +1,94 @@
+"""Workers of Ray and of Slurm, where their packages are installed; and what is said where not."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from quantline.config.executor import Executor
+from quantline.errors import Failure, StageError
+from quantline.executor.item import FUNCTIONS, Item
+from quantline.executor.run_items import run_items
+from quantline.files import read_json
+from tests.helpers.project import ROOT
+
+RAY = Executor(kind="ray", threads=1, workers=2)
+SLURM = Executor(kind="slurm", threads=1, workers=2, minutes=5, cluster="local")
+
+
+def squares_of(executor: Executor, folder: Path, count: int = 4) -> dict[int, int]:
+    """Have workers make squares; return number → square."""
+    taken = {}
+
+    def take(item: Item, made: Path) -> None:
+        taken[item.arguments["number"]] = read_json(made / "square.json")["square"]
+        os.rename(made, folder / str(item.arguments["number"]))
+
+    items = [Item(f"number {n}", "square", {"number": n}) for n in range(count)]
+    run_items(executor, items, folder, take, "squares", "number")
+    return taken
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> None:
+    """Workers are processes of their own, so they are told of `square` when they start."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from quantline.executor.item import FUNCTIONS\n"
+        f"FUNCTIONS['square'] = {FUNCTIONS['square']!r}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+
+
+@pytest.mark.parametrize(
+    ("executor", "package", "extra"),
+    [(RAY, "ray", "quantline[ray]"), (SLURM, "submitit", "quantline[slurm]")],
+)
+def test_executors_say_how_to_install_their_package(
+    tmp_path, monkeypatch, executor, package, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(StageError, match=r"expected .* and cannot import it") as caught:
+        squares_of(executor, tmp_path)
+    assert caught.value.failure is Failure.RUNTIME_UNAVAILABLE
+    assert f"pip install '{extra}'" in str(caught.value)
+
+
+def test_slurm_says_so_where_there_is_none(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "/nowhere")
+    executor = SLURM.model_copy(update={"cluster": "slurm"})
+    with pytest.raises(StageError, match="expected Slurm on this machine") as caught:
+        squares_of(executor, tmp_path)
+    assert caught.value.failure is Failure.RUNTIME_UNAVAILABLE
+
+
+@pytest.mark.slow
+def test_slurm_does_items_in_jobs_of_this_machine(tmp_path, plugin):
+    pytest.importorskip("submitit")
+    assert squares_of(SLURM, tmp_path) == {n: n**2 for n in range(4)}
+    assert not (tmp_path / "items").exists()
+
+
+@pytest.mark.slow
+def test_ray_does_items_in_tasks_that_it_starts_here(tmp_path, plugin):
+    pytest.importorskip("ray")
+    assert squares_of(RAY, tmp_path) == {n: n**2 for n in range(4)}
+
+
+@pytest.mark.slow
+def test_ray_refuses_workers_for_which_no_machine_has_room(tmp_path, plugin):
+    pytest.importorskip("ray")
+    with pytest.raises(StageError, match=r"room for a worker of .*'num_gpus': 9") as caught:
+        squares_of(RAY.model_copy(update={"gpus": 9}), tmp_path)
+    assert caught.value.failure is Failure.CONFIG_INVALID
+
+
+@pytest.mark.slow
+def test_ray_says_so_where_no_cluster_answers(tmp_path):
+    pytest.importorskip("ray")
+    with pytest.raises(StageError, match=r"expected a Ray cluster at auto") as caught:
+        squares_of(RAY.model_copy(update={"address": "auto"}), tmp_path)
+    assert caught.value.failure is Failure.RUNTIME_UNAVAILABLE
