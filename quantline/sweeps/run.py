@@ -34,6 +34,7 @@ from quantline.sweeps.experiments import (
 from quantline.sweeps.plan import Plan, Point
 
 POLL_S = 0.25
+LEAVE_S = 120.0  # that an experiment has to leave the workspace
 LOGS = "logs"
 Ask = Callable[[], Point | None]
 Tell = Callable[[Point, Outcome], None]
@@ -103,8 +104,23 @@ class Experiments:
                     continue
                 time.sleep(POLL_S)
         finally:
-            for job in self._running:
-                end_tree(job.process)
+            self._end()
+
+    def _end(self) -> None:
+        """End what runs, though not while it has the workspace.
+
+        DVC keeps uncommitted changes in git's stash for the seconds in which it makes an
+        experiment, and who is killed then does not put them back.
+        """
+        deadline = time.monotonic() + LEAVE_S
+        for job in self._running:
+            while time.monotonic() < deadline and job.process.poll() is None:
+                self._read_events()
+                if job.experiment in self._begun:
+                    break
+                time.sleep(POLL_S)
+        for job in self._running:
+            end_tree(job.process)
 
     def _may_start(self, point: Point) -> bool:
         """Whether an experiment may start beside those that run.

@@ -164,6 +164,20 @@ def test_nothing_goes_on_after_the_end(project, monkeypatch):
     assert not [event["pid"] for event in project.events() if psutil.pid_exists(event["pid"])]
 
 
+def test_an_experiment_is_not_killed_while_it_has_the_workspace(project, monkeypatch):
+    """Uncommitted changes are in git's stash then, and it puts them back."""
+    project.kinds |= dict.fromkeys(LABELS, "hangs")
+
+    def follow(self, tell):
+        if self._running:
+            raise KeyboardInterrupt  # at once
+
+    monkeypatch.setattr(Experiments, "_follow", follow)
+    with pytest.raises(KeyboardInterrupt):
+        project.sweep(1)
+    assert [event["reason_code"] for event in project.events()] == ["stage_started"]
+
+
 def test_of_one_calibration_the_first_computes_it(project, plan, monkeypatch):
     monkeypatch.setattr(Plan, "shares_calibration", False)
     project.sweep(2)
