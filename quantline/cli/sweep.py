@@ -136,6 +136,8 @@ def _run(plan: "Plan", name: str, root: Path, jobs: int, goal: "Goal | None", co
         running.run_search(search)
         done = running.finish(command, search.summary())
     print_report(done.report.for_terminal())
+    for sentence in done.report.search.get("said", []):
+        say(f"The search: {sentence}")
     say(f"Page: {done.page}")
     if done.untracked is not None:
         say(
