@@ -8,6 +8,7 @@ import pytest
 import quantline
 from quantline import api
 from quantline.errors import ConfigError
+from tests.helpers.gguf import file_of
 
 pytestmark = pytest.mark.xdist_group("api")  # one run of the example for all
 
@@ -38,7 +39,7 @@ def ran(tmp_path_factory, tiny_model, texts):
 
 def test_example_makes_a_measured_bundle(ran):
     bundle = ran["bundle"]
-    assert (bundle / "model.gguf").is_file()
+    assert file_of(bundle).is_file()
     assert (bundle / "manifest.json").is_file()
     quality = ran["results"].quality
     assert quality["artifact_sha256"]

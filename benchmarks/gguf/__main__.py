@@ -31,6 +31,7 @@ from benchmarks.gguf.timed_commands import run_timed
 from benchmarks.paths import RESULTS
 from benchmarks.random_models import write_wide_llama
 from quantline.files import MIB, folder_bytes, versions, write_json
+from quantline.formats.gguf.files import model_files
 from quantline.methods.ggml.quantize import SEARCHED_TYPES, quantize_blocks
 
 LIMITS = {"ggml": 0.67, "numba": 0.3}  # wanted: our seconds over llama.cpp's, by kernel
@@ -138,7 +139,7 @@ def run_both(
             "over_theirs": run["seconds"] / first["seconds"],
             "cpu_over_theirs": run["cpu_seconds"] / first["cpu_seconds"],
             "wanted": LIMITS[kernel],
-            **compare_files(into / "bundle/model.gguf", target),
+            **compare_files(model_files(into / "bundle")[0], target),
         }
 
 

@@ -25,6 +25,8 @@ OVERRIDES = (
     # transformers and vLLM take no zero points in the experts of a mixture.
     "recipes.gptq-w4g32.symmetric=true",
     "recipes.awq-w4g32.symmetric=true",
+    # Compared with transformers to the bit, in whatever float type a tiny model has.
+    "variants.bf16.dtype=null",
     "target=any",
     "model=local",
     f"model.path={CHECKPOINT}",

@@ -8,6 +8,7 @@ from benchmarks.peers.llama_perplexity import LINES, LlamaPerplexity, parse_figu
 from benchmarks.perplexity.ours import measure_in_process
 from benchmarks.perplexity.project import Reference
 from benchmarks.perplexity.storage import figures_after_storage
+from quantline.formats.gguf.files import model_files
 
 SHARED_COSTS = ("seconds", "wall_s", "cpu_s", "peak_mib")
 
@@ -35,7 +36,7 @@ def compare_variant(
     ours = []
     ours_everywhere = []
     for _ in range(repetitions):
-        run = tool.run(bundle / "model.gguf", logits, "--kl-divergence")
+        run = tool.run(model_files(bundle)[0], logits, "--kl-divergence")
         theirs.append(run.costs)
         ours.append(measure_in_process(bundle, folder, first, tool.threads))
         ours_everywhere.append(measure_in_process(bundle, folder, 0, tool.threads))

@@ -36,7 +36,9 @@ class Variant(Section):
     format: FormatName = Field(description="The container; by default the recipe's own.")
     runtime: RuntimeName = Field(description="Where it is measured; by default the format's own.")
     dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
-        default=None, description="Float type of unquantized weights; null is the checkpoint's."
+        default=None,
+        description="Float type of unquantized weights; null is the checkpoint's. In safetensors "
+        "a checkpoint of that type stays as it is, also where it keeps a few tensors in another.",
     )
     layout: str = Field(
         default=DEFAULT_LAYOUT, description="Layout of quantized layers in safetensors."

@@ -59,6 +59,7 @@ class Container(ABC, Generic[Source]):
         requested = container.write(source, quantized, folder, variant)
         stored = container.read_back(folder, source)               # every tensor, from the file
         wanted = container.expected(source, quantized, name, type) # what it has to hold
+        texts = container.texts(model, folder)                     # for other programs, if any
         text = container.serve(manifest)                           # for the bundle's README
 
     The smoke test calls `tokenizer_metadata` in the runtime's own process, so the module of an
@@ -101,6 +102,17 @@ class Container(ABC, Generic[Source]):
     @abstractmethod
     def serve(self, manifest: dict[str, Any]) -> str:
         """Return the section "## Serve it" of a bundle's README, in Markdown."""
+
+    def texts(self, model: Path, folder: Path) -> dict[str, str]:
+        """Return name → content of texts that lie beside the model's own files in a bundle.
+
+        They are hashed like those, and do not count as the model's size.
+
+        Args:
+            model: The unquantized model, as load made it.
+            folder: The bundle, with what `write` wrote.
+        """
+        return {}
 
     def limits(self, source: Source) -> list[str]:
         """Return sentences on where the bundle is another model than the source.

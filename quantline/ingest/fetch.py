@@ -8,6 +8,7 @@ from quantline.causes import raise_if_of_machine
 from quantline.config.params import Model
 from quantline.errors import Failure, StageError
 from quantline.ingest import verify
+from quantline.ingest.source_card import is_card_file
 from quantline.links import link
 from quantline.model.checkpoint_files import (
     INDEX,
@@ -103,7 +104,7 @@ def fetch_from_hub(name: str, revision: str) -> tuple[Path, dict[str, Any]]:
             commit = info.sha or revision
             listing = [sibling.rfilename for sibling in info.siblings or []]
             index = [] if SINGLE in listing else [INDEX]
-            side = [file for file in listing if is_side_file(file) or file in index]
+            side = [file for file in listing if is_brought(file) or file in index]
             folder = Path(snapshot_download(name, revision=commit, allow_patterns=side))
         verify.check_config(folder)
         verify.check_listing(name, listing)
@@ -125,6 +126,11 @@ def fetch_from_hub(name: str, revision: str) -> tuple[Path, dict[str, Any]]:
             "model=local with a folder",
         ) from error
     return folder, {"kind": "hub", "id": name, "revision": commit}
+
+
+def is_brought(name: str) -> bool:
+    """Whether a file, named from the checkpoint's folder, is fetched besides the weights."""
+    return is_side_file(name) or is_card_file(name)
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from quantline.ingest import lora, verify
 from quantline.ingest.fetch import bring, fetch
 from quantline.ingest.plain_source import named_by_source, plain_source
 from quantline.ingest.settle_tokenizer import settle_tokenizer
+from quantline.ingest.source_card import bring_card
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.checkpoint_files import INDEX, SINGLE, listing_sha256
 from quantline.model.configuration import (
@@ -21,6 +22,8 @@ from quantline.model.configuration import (
 )
 from quantline.model.dequantized import said_of
 from quantline.model.structure import write_structure
+from quantline.text.chat_form import chat_form
+from quantline.text.tokenizer import Tokenizer
 
 PACKAGES = ("transformers", "optimum", "safetensors", "huggingface-hub")
 ADAPTER = "adapter/"  # before the names of its files in the manifest
@@ -114,6 +117,9 @@ def _load_fetched(model: Model, folder: Path, fetched: Path, source: dict[str, A
     write_configuration(folder)
     transforms += settle_tokenizer(origin, folder)
     verify.check_tokenizer(folder, checkpoint.shape(checkpoint.arch.embedding)[0])
+    card = bring_card(fetched, folder)
+    # Of the source's card only what it says counts: prose that changes makes no other model.
+    files = files | describe_files(folder, card.get("legal", ()))
     if model.adapter:
         adapter = Path(model.adapter)
         transforms.append(lora.merge(checkpoint, adapter, folder))
@@ -136,6 +142,8 @@ def _load_fetched(model: Model, folder: Path, fetched: Path, source: dict[str, A
         "files": files,
         "transforms": transforms,
         "converter": model.converter,  # of GGUF variants, which read it here
+        "card": card,
+        "chat_form": chat_form(Tokenizer(folder)),
         **description,
         "versions": versions(*PACKAGES),
     }

@@ -29,14 +29,9 @@ PROJECTOR = "mmproj.gguf"  # what a wrapper has beside its text model
 NOTE = "conversion.json"
 CHECKED = "logits.json"  # how the file's logits differ from the checkpoint's
 STACKED = re.compile(r"(blk\.\d+\.)(\w*exps\w*\.weight)")
-# What quantline writes anew instead of copying it.
-REWRITTEN = (
-    "general.architecture",
-    "general.file_type",
-    "general.name",
-    "general.quantization_version",
-    "general.type",
-)
+# What the file says of itself rather than of the model's computation; quantline writes it anew.
+GENERAL = "general."
+SAMPLING = "general.sampling."  # how the model's authors want it to be asked
 
 
 class Part(NamedTuple):
@@ -49,6 +44,11 @@ class Part(NamedTuple):
 
     tensor: str
     number: int | None = None
+
+
+def _is_rewritten(key: str) -> bool:
+    """Whether quantline writes a setting anew instead of copying it."""
+    return key.startswith(GENERAL) and not key.startswith(SAMPLING)
 
 
 def conversion_folder(folder: Path | str) -> Path:
@@ -102,7 +102,7 @@ class GgufCheckpoint:
         self.fields = {
             name: field
             for name, field in reader.fields.items()
-            if name not in REWRITTEN and not name.startswith(("GGUF.", "split."))
+            if not name.startswith(("GGUF.", "split.")) and not _is_rewritten(name)
         }
         self.architecture_name = str(reader.fields["general.architecture"].contents())
 

@@ -12,6 +12,7 @@ from quantline.config.targets import Target
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, sha256_json
 from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE, check_bundle
+from quantline.formats.bundle.readme import SERVE
 from quantline.metrics.figure import FIGURES, is_measured
 from quantline.metrics.figures.experts import EXPERT_FIGURES
 from quantline.metrics.figures.speed import ESTIMATED_SPEED
@@ -152,7 +153,8 @@ def read_lineage(bundle: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         files as one hash; and {serve}, the lines of its README that serve it.
     """
     readme = (bundle / README).read_text(encoding="utf-8")
-    _, _, serve = readme.partition("## Serve it")
+    _, _, serve = readme.partition(SERVE)
+    serve = serve.partition("\n## ")[0]
     source = {key: value for key, value in manifest["source"].items() if key != "files"}
     source["files_sha256"] = sha256_json(manifest["source"].get("files", {}))
     copied = ("recipe", "calibration", "versions", "files", "created_by")

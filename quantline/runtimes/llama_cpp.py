@@ -11,6 +11,7 @@ import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
+from quantline.formats.gguf.files import model_files
 from quantline.runtimes.llama_cpp_context import CELL_STEP, Context
 from quantline.runtimes.llama_cpp_log import LOG, load_library
 from quantline.runtimes.runtime import CHUNK_VALUES, LogitChunk, decode_greedily
@@ -46,7 +47,8 @@ class Engine:
         self.version = self.llama.__version__
         settings = self.llama.llama_model_default_params()
         settings.n_gpu_layers = 0
-        path = min(bundle.glob("model*.gguf"), default=bundle / "model.gguf")
+        files = model_files(bundle)
+        path = files[0] if files else bundle / "model.gguf"
         LOG.clear()
         self.model = self.llama.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:

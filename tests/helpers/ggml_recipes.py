@@ -17,7 +17,7 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel, QuantizedWriter
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.quantize import quantize_model
-from tests.helpers.gguf import write_unquantized
+from tests.helpers.gguf import file_of, write_unquantized
 from tests.helpers.quantized import tokens_of
 
 
@@ -62,7 +62,7 @@ def calibrated_model(
     write_json(calibration / INFO, info)
     file = None
     if with_file:
-        file = write_unquantized(folder / "plain", model, "float32").bundle / "model.gguf"
+        file = file_of(write_unquantized(folder / "plain", model, "float32").bundle)
     return CalibratedModel(source, CalibrationStore(calibration), file)
 
 

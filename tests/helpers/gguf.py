@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from quantline.formats.gguf.files import model_files
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel
 from tests.helpers.quantized import rounded
@@ -25,3 +26,8 @@ def write_unquantized(folder: Path, checkpoint: Path, dtype: str | None) -> Writ
     bundle = folder / "bundle"
     requested = write_variant("gguf", bundle, source, quantized, dtype=dtype)
     return Written(source, quantized, bundle, requested)
+
+
+def file_of(bundle: Path) -> Path:
+    """Return the file of a bundle's model."""
+    return model_files(bundle)[0]

@@ -37,6 +37,7 @@ from tests.helpers.ggml_recipes import (
     quantize_by,
     tensors_in,
 )
+from tests.helpers.gguf import file_of
 from tests.helpers.variants import write_variant
 
 
@@ -69,7 +70,7 @@ def test_quantize_block_with_our_importance_makes_llama_cpps_file(model, mix, tm
     status, log = llama_quantize.quantize(model.file, theirs, mix, importance)
     assert status == 0, log
     export(model, quantized, tmp_path / "out")
-    assert_same_tensors(tensors_in(tmp_path / "out/model.gguf"), tensors_in(theirs))
+    assert_same_tensors(tensors_in(file_of(tmp_path / "out")), tensors_in(theirs))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_quantize_block_puts_experts_in_one_tensor_with_an_importance_each(
     theirs = tmp_path / "theirs.gguf"
     status, log = llama_quantize.quantize(model.file, theirs, mix, importance)
     assert status == 0, log
-    assert_same_tensors(tensors_in(tmp_path / "out/model.gguf"), tensors_in(theirs))
+    assert_same_tensors(tensors_in(file_of(tmp_path / "out")), tensors_in(theirs))
     checked = check(model, quantized, tmp_path / "out", requested)
     assert len(checked) == len(model.source.names)
 
@@ -131,7 +132,7 @@ def test_quantize_block_writes_importance_as_the_tool_does(model, tmp_path):
 def test_gguf_file_says_where_its_importance_comes_from(model, tmp_path):
     quantized = quantize_by(kquant("Q4_K_M"), model, tmp_path / "quantized")
     export(model, quantized, tmp_path / "out")
-    fields = gguf.GGUFReader(tmp_path / "out/model.gguf").fields
+    fields = gguf.GGUFReader(file_of(tmp_path / "out")).fields
     expected = {
         "quantize.imatrix.file": "imatrix.gguf",
         "quantize.imatrix.dataset": "a/text.txt",
@@ -142,7 +143,7 @@ def test_gguf_file_says_where_its_importance_comes_from(model, tmp_path):
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_Q4_K_M
     without = quantize_by(kquant("Q4_K_M", importance=False), model, tmp_path / "without")
     export(model, without, tmp_path / "plain")
-    fields = gguf.GGUFReader(tmp_path / "plain/model.gguf").fields
+    fields = gguf.GGUFReader(file_of(tmp_path / "plain")).fields
     assert "quantize.imatrix.file" not in fields
     assert not (tmp_path / "without" / FILE).exists()
 
@@ -163,7 +164,7 @@ def test_quantize_block_uses_an_importance_matrix_of_the_tool(model, tmp_path):
     status, log = llama_quantize.quantize(model.file, theirs, "Q4_K_M", importance_in(given))
     assert status == 0, log
     export(model, quantized, tmp_path / "out")
-    assert_same_tensors(tensors_in(tmp_path / "out/model.gguf"), tensors_in(theirs))
+    assert_same_tensors(tensors_in(file_of(tmp_path / "out")), tensors_in(theirs))
     assert quantized.report["importance"]["file"].endswith("given.gguf")
 
 
@@ -174,7 +175,7 @@ def test_overrides_take_precedence_as_in_llama_cpp_and_are_what_the_file_holds(m
     recipe = kquant("Q4_K_M", overrides=OVERRIDES)
     quantized = quantize_by(recipe, model, tmp_path / "quantized")
     requested = export(model, quantized, tmp_path / "out")
-    tensors = tensors_in(tmp_path / "out/model.gguf")
+    tensors = tensors_in(file_of(tmp_path / "out"))
     theirs = llama_quantize.types_of(model.file, "Q4_K_M", True, OVERRIDES)
     assert {name: tensor.tensor_type.name for name, tensor in tensors.items()} == theirs
     ups = [theirs[f"blk.{layer}.ffn_up.weight"] for layer in range(3)]
@@ -194,7 +195,7 @@ def test_quantize_block_treats_widths_that_no_block_divides_as_llama_cpp(tmp_pat
     theirs = tmp_path / "theirs.gguf"
     status, log = llama_quantize.quantize(model.file, theirs, "IQ4_XS", importance)
     assert status == 0, log
-    tensors = tensors_in(tmp_path / "out/model.gguf")
+    tensors = tensors_in(file_of(tmp_path / "out"))
     assert_same_tensors(tensors, tensors_in(theirs))
     types = {tensor.tensor_type.name for tensor in tensors.values()}
     assert types == {"F32", "F16", "IQ4_NL", "Q8_0"}

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from quantline.errors import Failure, StageError
-from quantline.formats.gguf.container import FILE
 from quantline.runtimes.llama_cpp_log import Log
 from quantline.runtimes.runtime import open_runtime
-from tests.helpers.gguf import write_unquantized
+from tests.helpers.gguf import file_of, write_unquantized
 from tests.helpers.quantized import torch_logprobs, torch_model
 
 
@@ -27,7 +26,7 @@ def test_generate_is_greedy_decoding_by_torch(tmp_path, tiny_model):
 
 def test_engine_names_a_file_that_is_cut_short(tmp_path, tiny_model):
     written = write_unquantized(tmp_path, tiny_model, None)
-    path = written.bundle / FILE
+    path = file_of(written.bundle)
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(
         StageError, match=r"llama\.cpp says: .*not within the file bounds"
@@ -39,7 +38,7 @@ def test_engine_names_a_file_that_is_cut_short(tmp_path, tiny_model):
 def test_engine_quotes_the_reason_for_which_llama_cpp_refuses_a_file(tmp_path, tiny_model):
     """The reason of this file, also after another file was refused for another one."""
     written = write_unquantized(tmp_path, tiny_model, None)
-    path = written.bundle / FILE
+    path = file_of(written.bundle)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5000])
     with pytest.raises(StageError):

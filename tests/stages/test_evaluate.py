@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from quantline.errors import Failure, Reason
+from tests.helpers.gguf import file_of
 
 NAME = "gguf-q8_0"
 QUALITY_KEYS = {
@@ -105,14 +106,14 @@ def test_evaluate_writes_the_answers_to_the_gold_set(built):
 
 
 def test_evaluate_refuses_one_changed_byte_and_leaves_no_metrics(built, capsys):
-    path = built.root / f"artifacts/exports/{NAME}/model.gguf"
+    path = file_of(built.root / f"artifacts/exports/{NAME}")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(SystemExit) as caught:
         built.stage("evaluate", NAME)
     assert caught.value.code == 1
-    assert "model.gguf is not what its manifest says" in capsys.readouterr().err
+    assert ".gguf is not what its manifest says" in capsys.readouterr().err
     last = built.events()[-1]
     assert last["reason_code"] == Reason.EVAL_RUNTIME_ERROR
     assert last["payload"]["failure"] == Failure.ARTIFACT_CHANGED
@@ -128,7 +129,7 @@ def test_evaluate_refuses_a_bundle_that_is_not_there(project, capsys):
 
 def test_evaluate_refuses_a_file_too_many(built, capsys):
     bundle = built.root / f"artifacts/exports/{NAME}"
-    shutil.copy(bundle / "model.gguf", bundle / "other.gguf")
+    shutil.copy(file_of(bundle), bundle / "other.gguf")
     with pytest.raises(SystemExit):
         built.stage("evaluate", NAME)
     assert "other.gguf is not what its manifest says" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from quantline.metrics.lm_eval_model import RuntimeLM
 from quantline.paths import EXPORTS, METRICS, MODEL
 from quantline.runtimes.runtime import open_runtime
 from quantline.text.tokenizer import Tokenizer
+from tests.helpers.gguf import file_of
 from tests.helpers.project import Project
 
 NAME = "gguf-q8_0"
@@ -93,10 +94,10 @@ def results() -> dict:
 
 @pytest.mark.slow
 def test_lm_eval_refuses_a_changed_bundle_before_anything_runs(built):
-    path = EXPORTS / NAME / "model.gguf"
+    path = file_of(EXPORTS / NAME)
     path.write_bytes(path.read_bytes() + b"x")
     done = run(built, "--tasks", "mine_choice", code=1)
-    assert "model.gguf is not what its manifest says" in done.stderr
+    assert ".gguf is not what its manifest says" in done.stderr
     assert built.events()[-1]["payload"]["failure"] == Failure.ARTIFACT_CHANGED
 
 

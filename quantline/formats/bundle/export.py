@@ -3,6 +3,7 @@
 Exporting a GGUF variant imports neither torch nor transformers.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,6 +66,11 @@ def export_bundle(
     recipe = quantized.report["recipe"]
     fail_on_substitution = recipe["substitution"] == "fail"
     tensors = check_container(container, folder, source, quantized, requested, fail_on_substitution)
+    size_bytes = sum(file["bytes"] for file in files_of_bundle(folder).values())
+    for path, text in container.texts(model, folder).items():
+        write_text(folder / path, text)
+    for path in loaded.get("card", {}).get("legal", ()):
+        shutil.copyfile(model / path, folder / path)
     files = files_of_bundle(folder)
     rows = source.shape(source.arch.embedding)[0]
     trace = smoke(folder, rows)
@@ -80,13 +86,14 @@ def export_bundle(
         "runtime": variant.runtime,
         "task": loaded.get("task", "text-generation"),
         "source": loaded["source"] | {"files": loaded["files"]},
+        "card": loaded.get("card", {}),
         "transforms": transforms(source, loaded, quantized, variant, substituted),
         "tensors": tensors,
         "layers": report.get("layers", report.get("tensors", {})),
         "limits": container.limits(source),
         "substituted_share": sum(pair["share"] for pair in substituted),
         "bits_per_weight": 8 * tensor_bytes / weights,
-        "size_bytes": sum(file["bytes"] for file in files.values()),
+        "size_bytes": size_bytes,
         "files": files,
         "artifact_sha256": sha256_json(hashes),
         "versions": versions(*container_packages()),

@@ -16,7 +16,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from quantline.config.variants import Variant
 from quantline.errors import Failure, StageError
-from quantline.files import MIB
+from quantline.files import MIB, read_json
 from quantline.formats.container import Container, StoredTensor
 from quantline.formats.gguf.architectures import (
     gguf_family,
@@ -25,10 +25,13 @@ from quantline.formats.gguf.architectures import (
     is_stacked,
     norm_offset,
 )
+from quantline.formats.gguf.files import MODELFILE, model_file, model_files, projector_files
+from quantline.formats.gguf.modelfile import modelfile
+from quantline.formats.gguf.naming import names_of, write_metadata
 from quantline.formats.gguf.rope import Rope
 from quantline.formats.gguf.serve import serve_text
 from quantline.formats.gguf.settings import limits, write_settings
-from quantline.formats.gguf.source import source_for_gguf
+from quantline.formats.gguf.source import MANIFEST, source_for_gguf
 from quantline.formats.gguf.special_tokens import keys_of_more_ends, metadata_of_fields
 from quantline.formats.gguf.tensors import (
     bytes_of_tensor,
@@ -37,7 +40,7 @@ from quantline.formats.gguf.tensors import (
     type_of_tensor,
     values_of_tensor,
 )
-from quantline.formats.gguf.vocabulary import model_name, write_vocabulary
+from quantline.formats.gguf.vocabulary import write_vocabulary
 from quantline.links import clone_or_copy
 from quantline.model.gguf_checkpoint import GgufCheckpoint
 from quantline.model.tensor_source import TensorSource
@@ -45,9 +48,6 @@ from quantline.quantized.store import QuantizedModel
 from quantline.run.progress import progress
 from quantline.text.tokenizer import Tokenizer
 
-FILE = "model.gguf"
-PROJECTOR = "mmproj-model.gguf"  # of a model with images or sound: what makes tokens of them
-FILES = "model*.gguf"  # that file, or those of a split model, which sort by their number
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 SETTING_BYTES = 128  # of a setting that is found when a converter's file is tried
 
@@ -62,10 +62,10 @@ class GgufContainer(Container[TensorSource]):
     def write(
         self, source: TensorSource, quantized: QuantizedModel, folder: Path, variant: Variant
     ) -> dict[str, str]:
-        """Write model.gguf, or with split_max_mib model-00001-of-0000N.gguf and so on.
+        """Write <Model>-<Size>-Q4_K_M.gguf, or with split_max_mib …-00001-of-0000N.gguf and so on.
 
-        Beside them lies what makes tokens of images and sound, where the converter has made it.
-        One tensor is in memory at a time.
+        Beside them lie Ollama's Modelfile, and what makes tokens of images and sound, where the
+        converter has made it. One tensor is in memory at a time.
 
         Returns:
             Source tensor → the type that was asked for.
@@ -77,8 +77,12 @@ class GgufContainer(Container[TensorSource]):
         groups = group_by_gguf_name(gguf_names(source))
         float_type = float_type_of(source, variant)
         split_bytes = (variant.split_max_mib or 0) * MIB
-        path = folder / FILE
-        writer, rope = _open_writer(source, quantized.report, path, float_type, split_bytes)
+        names_of_files = names_of(source)
+        path = folder / names_of_files.file(encoding_of(quantized.report, float_type))
+        metadata = names_of_files.metadata
+        writer, rope = _open_writer(
+            source, quantized.report, path, float_type, metadata, split_bytes
+        )
         types = {}
         for gguf_name, names in groups.items():
             types[gguf_name] = type_of_tensor(source, quantized, gguf_name, names, float_type)
@@ -91,7 +95,7 @@ class GgufContainer(Container[TensorSource]):
             writer.write_tensor_data(values)
         writer.close()
         if isinstance(source, GgufCheckpoint) and source.projector is not None:
-            clone_or_copy(source.projector, folder / PROJECTOR)
+            clone_or_copy(source.projector, folder / names_of_files.projector)
         tensor_reports = quantized.report.get("tensors", {})
         requested = {}
         for gguf_name, names in groups.items():
@@ -104,7 +108,7 @@ class GgufContainer(Container[TensorSource]):
     def read_back(self, folder: Path, source: TensorSource) -> dict[str, StoredTensor]:
         """Return what the file or files hold, with rows in the source's order."""
         tensors = {}
-        for path in sorted(folder.glob(FILES)):
+        for path in model_files(folder):
             for read in gguf.GGUFReader(path).tensors:
                 tensors[read.name] = read
         stored = {}
@@ -149,7 +153,17 @@ class GgufContainer(Container[TensorSource]):
 
     def tokenizer_metadata(self, folder: Path) -> dict[str, Any]:
         """Return what the file says of its tokenizer (see Container)."""
-        return metadata_of_fields(gguf.GGUFReader(min(folder.glob(FILES))).fields)
+        return metadata_of_fields(gguf.GGUFReader(model_files(folder)[0]).fields)
+
+    def texts(self, model: Path, folder: Path) -> dict[str, str]:
+        """Return Ollama's Modelfile; Ollama takes no model in several files (see Container)."""
+        if len(model_files(folder)) > 1:
+            return {}
+        names = sorted(path.name for path in folder.iterdir())
+        manifest = model / MANIFEST
+        form = read_json(manifest).get("chat_form") if manifest.is_file() else None
+        text = modelfile(model_file(names), projector_files(names), form, Tokenizer(model))
+        return {MODELFILE: text}
 
 
 def header_bytes(source: TensorSource, report: dict[str, Any]) -> int:
@@ -165,8 +179,8 @@ def header_bytes(source: TensorSource, report: dict[str, Any]) -> int:
         The bytes, at most ALIGNMENT more than a file has.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FILE
-        writer, rope = _open_writer(source, report, path, "F32")
+        path = Path(folder) / "header.gguf"
+        writer, rope = _open_writer(source, report, path, "F32", names_of(source).metadata)
         for gguf_name, names in group_by_gguf_name(gguf_names(source)).items():
             _add_tensor_info(writer, source, gguf_name, names, "F32")
         _write_header(writer, rope)
@@ -187,6 +201,7 @@ def _open_writer(
     report: dict[str, Any],
     path: Path,
     float_type: str,
+    metadata: gguf.Metadata,
     split_bytes: int = 0,
 ) -> tuple[gguf.GGUFWriter, Rope]:
     """Return a writer that has all metadata, and the rotary embedding.
@@ -196,13 +211,14 @@ def _open_writer(
         report: As quantized.json.
         path: Of the file.
         float_type: Type of the matrices that are not quantized.
+        metadata: What the file says of its model.
         split_bytes: Size of one file at most; 0 for no limit.
     """
     writer = gguf.GGUFWriter(path, gguf_family(source.arch).name, split_max_size=split_bytes)
     rope = write_settings(writer, source)
     _write_provenance(writer, report, float_type)
     tokenizer = Tokenizer(source.folder)
-    writer.add_name(model_name(tokenizer, report["recipe"]["name"]))
+    write_metadata(writer, metadata, tokenizer)
     if isinstance(source, GgufCheckpoint):  # its file has the tokenizer among its settings
         for key, token_id in keys_of_more_ends(tokenizer).items():
             if key not in source.fields:
@@ -212,11 +228,16 @@ def _open_writer(
     return writer, rope
 
 
+def encoding_of(report: dict[str, Any], float_type: str) -> str:
+    """Return llama.cpp's name of a file's types: that of the recipe's mix, or of its floats."""
+    return str(report["recipe"].get("mix", float_type))
+
+
 def _write_provenance(writer: gguf.GGUFWriter, report: dict[str, Any], float_type: str) -> None:
     """Write how the file was made: llama.cpp's own keys, and the recipe and the calibration."""
     recipe = report["recipe"]
     importance = report.get("importance")
-    mix = recipe.get("mix", float_type)
+    mix = encoding_of(report, float_type)
     writer.add_type("model")
     writer.add_file_type(LlamaFileType["ALL_F32" if mix == "F32" else f"MOSTLY_{mix}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from quantline.formats.gguf.files import MODELFILE, model_file, projector_files
+
 TEXT = """\
 ## Serve it
 
@@ -20,6 +22,15 @@ print(model("Hello", max_tokens=24)["choices"][0]["text"])
 ```
 """
 
+OLLAMA_TEXT = """
+In Ollama, and in LM Studio, whose folder of models takes the file as it is:
+
+```
+ollama create my-model --file Modelfile
+ollama run my-model
+```
+"""
+
 PROJECTOR_TEXT = """
 With images or sound: `--mmproj {file}`.
 """
@@ -27,9 +38,8 @@ With images or sound: `--mmproj {file}`.
 
 def serve_text(manifest: dict[str, Any]) -> str:
     """Return the section "## Serve it"; of a model in several files it names the first."""
-    files = [name for name in manifest["files"] if name.endswith(".gguf")]
-    projectors = [name for name in files if name.startswith("mmproj")]
-    text = TEXT.replace("{file}", min(set(files) - set(projectors)))
-    for name in projectors:
+    names = list(manifest["files"])
+    text = TEXT.replace("{file}", model_file(names))
+    for name in projector_files(names):
         text += PROJECTOR_TEXT.replace("{file}", name)
-    return text
+    return text + (OLLAMA_TEXT if MODELFILE in names else "")

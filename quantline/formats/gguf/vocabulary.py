@@ -8,6 +8,7 @@ llama.cpp normalizes no text. Unicode's NFC, which many tokenizers ask for, is p
 llama.cpp's converter does: nearly all text is NFC already, and export compares token ids on text.
 """
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -25,6 +26,7 @@ REPLACE = ("Replace", " ", SPACE)
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # llama.cpp looks for these in a file whose name says phi-3.
 PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")
+PHI3 = re.compile(r"phi-?3", re.IGNORECASE)
 
 Merges = list[tuple[str, str]]
 Normalizer = tuple[Any, ...]  # one step: its type and what it needs
@@ -59,8 +61,8 @@ def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, rows: int) -
     write_special_tokens(writer, tokenizer)
 
 
-def model_name(tokenizer: Tokenizer, recipe: str) -> str:
-    """Return the model's name in the file, made of the recipe's.
+def name_in_file(tokenizer: Tokenizer, name: str) -> str:
+    """Return a model's name as its file has it.
 
     llama.cpp strips white space after special tokens, as Phi-3's tokenizer wants, if the name says
     phi-3, and there is no other way to make it do so. So no other model's name may say that.
@@ -69,8 +71,8 @@ def model_name(tokenizer: Tokenizer, recipe: str) -> str:
     contents = {token["content"] for token in added}
     strips = any(token.get("rstrip") for token in added)
     if strips and contents.issuperset(PHI3_TOKENS):
-        return f"phi-3 {recipe}"
-    return recipe.replace("phi-3", "phi 3").replace("phi3", "phi 3")
+        return name if PHI3.search(name) else f"{name} (phi-3)"
+    return PHI3.sub("Phi 3", name)
 
 
 def _merges(model: dict[str, Any]) -> Merges:

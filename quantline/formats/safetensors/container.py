@@ -99,10 +99,17 @@ class SafetensorsContainer(HuggingFaceContainer):
 
 
 def _float_type(source: Checkpoint, name: str, variant: Variant) -> str:
-    """Return the type of a tensor that is not quantized; tables of whole numbers keep theirs."""
+    """Return the type of a tensor that is not quantized; tables of whole numbers keep theirs.
+
+    A checkpoint that is in the type that is asked for stays as it is, with the few tensors that
+    its authors keep in another.
+    """
     stored = source.stored_dtype(name)
     is_float = stored in NUMPY_DTYPES and NUMPY_DTYPES[stored].kind not in "iub"
-    return STORED_NAMES[variant.dtype] if variant.dtype and is_float else stored
+    wanted = STORED_NAMES[variant.dtype] if variant.dtype else None
+    if wanted is None or wanted == source.stored_dtype(source.arch.embedding) or not is_float:
+        return stored
+    return wanted
 
 
 def _share_weights(source: Checkpoint, folder: Path) -> None:

@@ -15,6 +15,7 @@ from quantline.formats.bundle.manifest import check_bundle
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.gguf_checkpoint import GgufCheckpoint, conversion_folder
 from tests.helpers.bundles import NONE, RTN, TRACE, export, loaded_model, store_of
+from tests.helpers.gguf import file_of
 from tests.helpers.project import ROOT
 from tests.helpers.variants import variant, write_variant
 
@@ -26,6 +27,7 @@ KEYS = {
     "task",
     "experts",
     "source",
+    "card",
     "transforms",
     "tensors",
     "layers",
@@ -73,7 +75,7 @@ def test_export_bundle_makes_everything_that_a_bundle_promises(tmp_path, model, 
     assert check_bundle(bundle) == manifest
     assert json.loads((bundle / "smoke.json").read_text()) == TRACE | {"rows": 384}
     readme = (bundle / "README.md").read_text()
-    assert readme.startswith("# variant\n")
+    assert "\n# m, variant\n" in readme
     assert manifest["artifact_sha256"] in readme
     names = {path.name for path in bundle.iterdir()}
     assert names == {*manifest["files"], "manifest.json", "smoke.json", "README.md"}
@@ -83,7 +85,7 @@ def test_export_bundle_makes_everything_that_a_bundle_promises(tmp_path, model, 
     stored = sum(tensor["bytes"] for tensor in manifest["tensors"].values())
     assert manifest["bits_per_weight"] == 8 * stored / weights
     assert manifest["size_bytes"] == sum(
-        (bundle / name).stat().st_size for name in manifest["files"]
+        (bundle / name).stat().st_size for name in manifest["files"] if name != "Modelfile"
     )
     assert manifest["substituted_share"] == 0
     assert [step["step"] for step in manifest["transforms"]] == ["convert_tokenizer", "export"]
@@ -147,7 +149,7 @@ def test_transforms_names_the_converter_of_a_converted_source(tmp_path, model):
     write_variant("gguf", tmp_path / "gguf", Checkpoint(folder), quantized)
     beside = conversion_folder(folder)
     beside.mkdir()
-    (tmp_path / "gguf/model.gguf").rename(beside / "converted.gguf")
+    file_of(tmp_path / "gguf").rename(beside / "converted.gguf")
     (beside / "conversion.json").write_text('{"step": {"step": "convert"}}')
     (beside / "logits.json").write_text('{"mean_kld": 0}')
     loaded = {"transforms": []}

@@ -1,6 +1,7 @@
 """The README of a bundle says how to serve this very bundle."""
 
 import pytest
+from huggingface_hub import ModelCard
 
 from quantline.errors import ConfigError
 from quantline.formats.bundle.readme import bundle_readme
@@ -18,6 +19,14 @@ def manifest_of(format: str, recipe: dict, **changes) -> dict:
         "size_bytes": 3 * 2**20,
         "artifact_sha256": "a" * 64,
         "files": {},
+        "source": {"kind": "local", "path": "/home/me/models/mine"},
+        "tensors": {
+            "a": {"actual": "int4", "weights": 3},
+            "b": {"actual": "BF16", "weights": 1},
+        },
+        "calibration": {"sha256": "c" * 64, "tokens": 1024},
+        "versions": {"onnx": "1.0", "gguf": "absent"},
+        "created_by": "export-1",
         "layers": {} if recipe["method"] == "none" else {"x": {}},
         "transforms": [step],
     }
@@ -30,13 +39,70 @@ def serve(format: str, recipe: dict, **changes) -> str:
 
 def test_bundle_readme_says_what_the_bundle_is():
     manifest = manifest_of("onnx", {"method": "rtn"})
-    assert bundle_readme(manifest, "## Serve it\n") == (
-        "# v\n\n"
-        "Recipe r (rtn) in onnx, measured in x. 4.25 bits per weight, 3.0 MiB.\n"
+    text = bundle_readme(manifest, "## Serve it\n\nSo.\n")
+    _, _, body = text.partition("---\n\n")
+    assert body == (
+        "# mine, v\n\n"
+        "mine, rounded by rtn: recipe r (rtn) in onnx, measured in x. 4.25 bits per weight, "
+        "3.0 MiB.\n"
         "What was done to it, step by step, is in manifest.json; what it answers, in smoke.json.\n"
         f"\n    artifact sha256  {'a' * 64}\n\n"
-        "## Serve it\n"
+        "## Serve it\n\nSo.\n\n"
+        "## How it was made\n\n"
+        "* source: mine\n"
+        "* recipe: name r, method rtn\n"
+        "* types of weights: int4 75.0%, BF16 25.0%\n"
+        f"* calibration: sha256 {'c' * 64}, tokens 1024\n"
+        "* made by: quantline, export-1, with onnx 1.0\n\n"
+        "## Terms\n\n"
+        "The source names no licence and has no file with one. Ask whoever made it before you "
+        "hand this on.\n"
     )
+
+
+HUB = {"kind": "hub", "id": "you/Tiny-1B-Instruct", "revision": "abc"}
+
+
+def test_bundle_readme_is_a_card_that_the_hub_takes():
+    card = {"license": "llama3", "license_link": "LICENSE", "languages": ["en", "no"]}
+    manifest = manifest_of("safetensors", {"method": "gptq"}, source=HUB, card=card)
+    data = ModelCard(bundle_readme(manifest, "")).data.to_dict()
+    assert data == {
+        "base_model": "you/Tiny-1B-Instruct",
+        "base_model_relation": "quantized",
+        "language": ["en", "no"],
+        "library_name": "transformers",
+        "license": "llama3",
+        "license_link": "LICENSE",
+        "pipeline_tag": "text-generation",
+        "quantized_by": "quantline",
+        "tags": ["quantline", "gptq", "safetensors"],
+    }
+
+
+def test_bundle_readme_names_a_base_model_that_is_given():
+    manifest = manifest_of("gguf", {"method": "kquant"})
+    assert "base_model" not in ModelCard(bundle_readme(manifest, "")).data.to_dict()
+    given = ModelCard(bundle_readme(manifest, "", base_model="you/base")).data.to_dict()
+    assert given["base_model"] == "you/base"
+    assert given["base_model_relation"] == "quantized"
+
+
+def test_bundle_readme_points_to_a_licence_that_has_no_name():
+    card = {"legal": ["LICENSE", "NOTICE"]}
+    text = bundle_readme(manifest_of("gguf", {"method": "kquant"}, card=card), "")
+    data = ModelCard(text).data.to_dict()
+    assert (data["license"], data["license_link"]) == ("other", "LICENSE")
+    assert "Its own texts lie beside this one: LICENSE, NOTICE." in text
+
+
+def test_bundle_readme_lets_no_name_write_markdown_or_metadata():
+    name = "x\n---\nlicense: mit\n[y](z) <script>"
+    manifest = manifest_of("gguf", {"method": "kquant"}, card={"name": name})
+    text = bundle_readme(manifest, "")
+    assert "license" not in ModelCard(text).data.to_dict()
+    assert "<script>" not in text
+    assert "\\[y\\](z)" in text
 
 
 def test_bundle_readme_says_that_the_source_is_quantized():

@@ -13,7 +13,7 @@ from quantline.errors import Failure, StageError
 from quantline.formats.bundle.tokenizer_metadata import metadata_differences
 from quantline.formats.container import load_container
 from quantline.formats.gguf.architectures import gguf_names
-from quantline.formats.gguf.container import FILE, header_bytes, padded_size
+from quantline.formats.gguf.container import header_bytes, padded_size
 from quantline.methods.ggml import mixes
 from quantline.methods.ggml.quantize import quantize_blocks
 from quantline.model.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from quantline.quantized.tensors import GgmlBlocks
 from quantline.runtimes.runtime import open_runtime
 from quantline.runtimes.smoke.tokenizer_parity import TEXTS, compare_tokenizers
 from quantline.text.tokenizer import Tokenizer
-from tests.helpers.gguf import write_unquantized
+from tests.helpers.gguf import file_of, write_unquantized
 from tests.helpers.project import ROOT
 from tests.helpers.quantized import (
     differing,
@@ -181,7 +181,7 @@ def test_write_splits_a_large_model_into_several_files(tmp_path, make_model):
     write_variant("gguf", several, source, quantized, dtype="float32", split_max_mib=2)
     files = sorted(several.iterdir())
     assert len(files) > 3
-    assert files[0].name == f"model-00001-of-{len(files):05d}.gguf"
+    assert files[0].name.endswith(f"-F32-00001-of-{len(files):05d}.gguf")
     assert max(path.stat().st_size for path in files) < 2.1 * 2**20
     assert differing(CONTAINER, several, source, quantized) == []
     assert metadata_differences(CONTAINER, several, Tokenizer(source.folder)) == {}
@@ -194,7 +194,7 @@ def test_header_bytes_is_at_most_an_alignment_above_the_files(tmp_path, tiny_mod
     written = write_unquantized(tmp_path, tiny_model, "float32")
     stored = CONTAINER.read_back(written.bundle, written.source)
     weights = sum(padded_size(tensor.bytes) for tensor in stored.values())
-    size = (written.bundle / FILE).stat().st_size
+    size = file_of(written.bundle).stat().st_size
     estimate = header_bytes(written.source, written.quantized.report) + weights
     assert 0 <= estimate - size <= 32
 
@@ -207,7 +207,7 @@ def test_write_keeps_the_tokenizer_in_many_scripts(tmp_path, tiny_model):
 
 def test_write_puts_chat_template_and_special_tokens_into_the_file(tmp_path, tiny_model):
     written = write_unquantized(tmp_path, tiny_model, None)
-    fields = GGUFReader(written.bundle / FILE).fields
+    fields = GGUFReader(file_of(written.bundle)).fields
     tokenizer = Tokenizer(tiny_model)
     assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
     assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.special("eos_token")

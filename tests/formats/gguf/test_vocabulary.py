@@ -13,7 +13,7 @@ from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as FastTokenizer
 
 from quantline.errors import Failure, StageError
-from quantline.formats.gguf.vocabulary import model_name, write_vocabulary
+from quantline.formats.gguf.vocabulary import name_in_file, write_vocabulary
 from quantline.runtimes import llama_cpp
 from quantline.runtimes.llama_cpp_log import load_library
 from quantline.runtimes.smoke.tokenizer_parity import (
@@ -40,7 +40,7 @@ def vocabulary_file(folder: Path, padding: int = 0, **changes: Any) -> Path:
     source = Tokenizer(folder)
     path = folder / "vocabulary.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name(model_name(source, "r"))
+    writer.add_name(name_in_file(source, "r"))
     for write_setting in (
         writer.add_block_count,
         writer.add_context_length,
@@ -198,11 +198,12 @@ def test_write_vocabulary_says_which_tokens_are_special_and_surround_a_text(tmp_
     assert field(vocabulary_file(folder), "add_eos_token") is True
 
 
-def test_model_name_says_phi_3_only_where_tokens_strip_what_follows(tmp_path):
+def test_name_in_file_says_phi_3_only_where_tokens_strip_what_follows(tmp_path):
     phi = Tokenizer(write_sentencepiece(tmp_path / "phi", "phi-3"))
-    assert model_name(phi, "q4") == "phi-3 q4"
+    assert name_in_file(phi, "Mine") == "Mine (phi-3)"
+    assert name_in_file(phi, "Phi-3 Mini") == "Phi-3 Mini"
     llama = Tokenizer(write_sentencepiece(tmp_path / "llama", "llama 2"))
-    assert model_name(llama, "phi3-q4") == "phi 3-q4"
+    assert name_in_file(llama, "phi3-like") == "Phi 3-like"
 
 
 def make_token_unreachable(spec: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from quantline.ingest.dequantize.gguf.agreement import relative_difference
 from quantline.model.checkpoint import Checkpoint
 from quantline.text.tokenizer import Tokenizer
 from tests.helpers.bundles import settled
-from tests.helpers.gguf import write_unquantized
+from tests.helpers.gguf import file_of, write_unquantized
 from tests.helpers.llama_quantize import quantize
 from tests.helpers.models import write_model
 from tests.helpers.quantized_sources import plain_tensors
@@ -57,7 +57,7 @@ def write_gguf(folder: Path, model_type: str = "llama", **sizes) -> tuple[Path, 
     """Write a model and its GGUF file in float32; return both paths."""
     plain = write_model(folder / "plain", model_type, **SMALL | sizes)
     written = write_unquantized(folder, settled(plain), "float32")
-    return plain, written.bundle / "model.gguf"
+    return plain, file_of(written.bundle)
 
 
 @pytest.fixture(scope="module")

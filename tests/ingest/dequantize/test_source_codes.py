@@ -14,7 +14,7 @@ from quantline.ingest.dequantize.gguf import write_folder
 from quantline.quantized.source_codes import SourceCodes
 from tests.helpers.bundles import settled
 from tests.helpers.ggml_recipes import CalibratedModel, calibrated_model, kquant, quantize_by
-from tests.helpers.gguf import write_unquantized
+from tests.helpers.gguf import file_of, write_unquantized
 from tests.helpers.llama_quantize import quantize
 from tests.helpers.models import write_model
 from tests.helpers.quantized_sources import is_linear, plain_tensors, write_source
@@ -35,7 +35,7 @@ def source(request, tmp_path_factory) -> tuple[Path, CalibratedModel]:
     root = tmp_path_factory.mktemp(request.param)
     sizes = MIXTURE if request.param == "qwen3_moe" else {"intermediate_size": 256}
     plain = write_model(root / "plain", request.param, num_hidden_layers=1, **sizes)
-    floats = write_unquantized(root, settled(plain), "float32").bundle / "model.gguf"
+    floats = file_of(write_unquantized(root, settled(plain), "float32").bundle)
     file = root / "source.gguf"
     status, log = quantize(floats, file, "Q4_K_M")
     assert status == 0, log
@@ -52,7 +52,7 @@ def test_a_recipe_of_the_same_types_gives_the_source_bit_by_bit(source, tmp_path
     quantized = quantize_by(kquant("Q4_K_M", importance=False), model, tmp_path / "quantized")
     write_variant("gguf", tmp_path / "bundle", model.source, quantized)
     wanted = tensors_of(file)
-    found = tensors_of(tmp_path / "bundle" / "model.gguf")
+    found = tensors_of(file_of(tmp_path / "bundle"))
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].tensor_type == tensor.tensor_type, name
@@ -80,7 +80,7 @@ def test_blocks_whose_rows_are_not_the_models_are_not_kept(make_model, tmp_path)
     """Those of GPT-2 are turned, so that a row of the file is none of the checkpoint."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
     plain = settled(make_model(tmp_path / "plain", "gpt2", **sizes))
-    floats = write_unquantized(tmp_path, plain, "float32").bundle / "model.gguf"
+    floats = file_of(write_unquantized(tmp_path, plain, "float32").bundle)
     assert quantize(floats, tmp_path / "q8.gguf", "Q8_0")[0] == 0
     write_folder(tmp_path / "q8.gguf", tmp_path / "model")
     assert SourceCodes(tmp_path / "model").keys == {"Q8_0/transformer.wte.weight"}

@@ -19,7 +19,7 @@ from quantline.methods.ggml.quantize import NEEDS_IMPORTANCE, as_float32, quanti
 from quantline.methods.method import load_method
 from quantline.model.checkpoint import Checkpoint
 from tests.helpers import llama_quantize
-from tests.helpers.gguf import write_unquantized
+from tests.helpers.gguf import file_of, write_unquantized
 
 pytestmark = pytest.mark.xdist_group("ggml tables")  # each process makes them for seconds
 
@@ -192,7 +192,7 @@ def unquantized(tmp_path_factory, make_model) -> Unquantized:
         shape = written.source.shape(name)
         if gguf_name.startswith("blk.") and len(shape) > 1:
             matrix[gguf_name] = generator.gamma(1, size=shape[-1]).astype(np.float32)
-    return Unquantized(written.source, written.bundle / "model.gguf", matrix)
+    return Unquantized(written.source, file_of(written.bundle), matrix)
 
 
 @pytest.mark.parametrize("with_importance", [False, True], ids=["plain", "importance"])

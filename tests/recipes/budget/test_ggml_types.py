@@ -21,6 +21,7 @@ from tests.helpers.budget import (
     quantize,
 )
 from tests.helpers.ggml_recipes import context_of, kquant
+from tests.helpers.gguf import file_of
 from tests.helpers.quantized import tokens_of
 
 TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -58,7 +59,7 @@ def test_type_plan_fits_the_size_of_the_mix_and_costs_less(ready, tmp_path, name
     sizes = []
     for store in (quantized, uniform):
         bundle = export(store, tmp_path / store.report["recipe"]["name"])
-        sizes.append((bundle / "model.gguf").stat().st_size)
+        sizes.append(file_of(bundle).stat().st_size)
     assert sizes[1] * 0.98 < sizes[0] <= sizes[1]
     runtime = open_runtime("llama.cpp", tmp_path / name, 1)
     assert np.isfinite(runtime.logprobs(tokens_of(Checkpoint(MODEL)))).all()
@@ -67,13 +68,13 @@ def test_type_plan_fits_the_size_of_the_mix_and_costs_less(ready, tmp_path, name
 def test_type_plan_counts_a_size_in_mib_for_the_whole_file(ready, tmp_path):
     compose(ready, "+recipes.q4_k_m-budget.budget.size_mib=0.6")
     bundle = export(quantize(ready, "q4_k_m-budget"), tmp_path / "out")
-    size = (bundle / "model.gguf").stat().st_size
+    size = file_of(bundle).stat().st_size
     assert 0.6 * 2**20 * 0.97 < size <= 0.6 * 2**20
 
 
 def test_header_bytes_are_those_of_the_file(ready, tmp_path):
     quantized = quantize(ready, "q4_k_m")
-    size = (export(quantized, tmp_path / "out") / "model.gguf").stat().st_size
+    size = file_of(export(quantized, tmp_path / "out")).stat().st_size
     assert quantized.ggml_names
     data = sum(
         padded_size(quantized.ggml_blocks(name).data.nbytes) for name in quantized.ggml_names
