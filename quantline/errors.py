@@ -67,6 +67,7 @@ class Failure(StrEnum):
     NETWORK_UNAVAILABLE = "network_unavailable"
     TRACKING_REFUSED = "tracking_refused"
     PROMOTION_REFUSED = "promotion_refused"
+    PUBLICATION_REFUSED = "publication_refused"
     CONFIG_STALE = "config_stale"
     CONFIG_INVALID = "config_invalid"
     PROJECT_BUSY = "project_busy"

@@ -7,6 +7,9 @@ quantline pick    [target=... ...]   which variant to ship for a target, from wh
 quantline gate    [VARIANT]          exit code 1 unless the pick, or the variant, meets the target
 quantline verify  [VARIANT|BUNDLE]   whether files and figures are what was exported and measured
 quantline promote [VARIANT]          the pick, or the variant, becomes the registered champion
+quantline publish VARIANTS --to ...  bundles on the Hugging Face Hub, with cards that have figures
+quantline serve   VARIANT|BUNDLE     the runtime's own server on a checked bundle
+quantline chat    VARIANT [VARIANT]  ask one variant, or two side by side
 quantline track                      deliver the runs that MLflow did not take when they were made
 quantline grid    METHOD --OPTION    recipe, variant and suite files for a grid of options
 quantline sweep   OVERRIDES...       experiments over values of parameters, and one page over them
@@ -18,18 +21,35 @@ Overrides are Hydra's: `suite=quick`, `model=local model.path=/models/mine`,
 an earlier call are not remembered, unless `quantline init` has kept them.
 """
 
-from quantline.cli import compose, grid, init, judge, lm_eval, promote, repro, sweep, track, verify
+from quantline.cli import (
+    chat,
+    compose,
+    grid,
+    init,
+    judge,
+    lm_eval,
+    promote,
+    publish,
+    repro,
+    serve,
+    sweep,
+    track,
+    verify,
+)
 from quantline.cli.program import app
 
 __all__ = [
     "app",
+    "chat",
     "compose",
     "grid",
     "init",
     "judge",
     "lm_eval",
     "promote",
+    "publish",
     "repro",
+    "serve",
     "sweep",
     "track",
     "verify",

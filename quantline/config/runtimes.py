@@ -20,6 +20,8 @@ class RuntimeInfo:
         formats: Containers that it serves.
         install: The command that installs it, or what else to do.
         kv_bytes: Bytes of one cached key or value as the runtime serves by default.
+        server: "module:function" that returns the command of a server of its bundles, called with
+            a bundle's folder and a quantline.runtimes.servers.Address; "" where there is none.
     """
 
     name: str
@@ -28,6 +30,7 @@ class RuntimeInfo:
     formats: tuple[str, ...]
     install: str
     kv_bytes: int
+    server: str = ""
 
 
 RUNTIMES: Registry[RuntimeInfo] = Registry("runtime")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantline.config.model_name import model_name
 from quantline.files import read_json
 
 MANIFEST = "manifest.json"
@@ -25,7 +26,7 @@ class Origin:
     """Where a model comes from.
 
     Attributes:
-        name: What it is called.
+        name: What it is called, with its adapter's name behind it.
         hub_id: Its owner/name on the Hub; None for a model from elsewhere.
         revision: The commit there.
         license: As the source's card or file names it; None if it does not.
@@ -60,12 +61,15 @@ def origin_of(manifest: dict[str, Any]) -> Origin:
     """
     source = manifest.get("source") or {}
     card = manifest.get("card") or {}
-    hub_id = source.get("id")
-    place = hub_id or source.get("path") or "model"
-    name = card.get("name") or Path(place).name.removesuffix(".gguf")
+    name = card.get("name")
+    adapter = source.get("adapter")
+    if name is None:
+        name = model_name({**source, "source": None})
+    elif adapter:
+        name = f"{name}-{Path(adapter).name}"
     return Origin(
-        name=name or "model",
-        hub_id=hub_id,
+        name=name,
+        hub_id=source.get("id"),
         revision=source.get("revision"),
         license=card.get("license"),
         license_name=card.get("license_name"),

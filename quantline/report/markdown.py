@@ -20,9 +20,7 @@ def render_markdown(report: Report) -> str:
         lines.append(_item(describe_experts(report.experts)))
     lines += [_item(reason) for reason in report.reasons]
     lines += [_item(f"not run this time: {sentence}") for sentence in report.refused]
-    headings = [column.heading for column in columns_of("markdown")]
-    lines += ["", _table_line(["variant", *headings]), "|---|" + "---:|" * len(headings)]
-    lines += [_row_line(row, len(headings)) for row in report.variants]
+    lines += ["", *variants_table(report)]
     busy = [_item(f"{row.variant}: {row.busy}") for row in report.measured if row.busy]
     if busy:
         lines += ["", "Measured on a busy machine, so that their speeds are too low:", "", *busy]
@@ -36,6 +34,13 @@ def render_markdown(report: Report) -> str:
     if others:
         lines += ["", "Why not the others:", "", *others]
     return "\n".join(lines) + "\n"
+
+
+def variants_table(report: Report) -> list[str]:
+    """Return the lines of a table of all variants."""
+    headings = [column.heading for column in columns_of("markdown")]
+    lines = [_table_line(["variant", *headings]), "|---|" + "---:|" * len(headings)]
+    return lines + [_row_line(row, len(headings)) for row in report.variants]
 
 
 def _item(text: str) -> str:

@@ -27,6 +27,7 @@ register_runtime(
         formats=("gguf",),
         install="pip install llama-cpp-python",
         kv_bytes=2,
+        server="quantline.runtimes.servers:llama_cpp_server",
     )
 )
 

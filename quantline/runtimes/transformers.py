@@ -26,6 +26,7 @@ register_runtime(
         formats=("safetensors",),
         install="pip install transformers",
         kv_bytes=2,
+        server="quantline.runtimes.servers:vllm_server",
     )
 )
 

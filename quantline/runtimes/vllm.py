@@ -24,6 +24,7 @@ register_runtime(
         install="make an environment of its own from requirements-vllm.txt, and name it in "
         "evaluation.pythons.vllm",
         kv_bytes=2,
+        server="quantline.runtimes.servers:vllm_server",
     )
 )
 

@@ -76,9 +76,15 @@ def swap(first: Path, second: Path) -> None:
 Tamper = Callable[[Path, Path, str], str]
 
 
+def weights_in(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
 def swap_files(folder: Path, other: Path, file: str) -> str:
-    swap(folder / file, other / file)
-    return f"{file} is not what its manifest says: expected "
+    path = weights_in(folder, file)
+    swap(path, weights_in(other, file))
+    return f"{path.name} is not what its manifest says: expected "
 
 
 def swap_bundles(folder: Path, other: Path, file: str) -> str:
@@ -87,14 +93,14 @@ def swap_bundles(folder: Path, other: Path, file: str) -> str:
 
 
 def truncate(folder: Path, other: Path, file: str) -> str:
-    with (folder / file).open("r+b") as opened:
+    with weights_in(folder, file).open("r+b") as opened:
         size = opened.seek(0, 2)
         opened.truncate(size - 1)
     return f"expected {size} bytes with sha256"
 
 
 def edit_one_byte(folder: Path, other: Path, file: str) -> str:
-    (path,) = folder.glob(file)
+    path = weights_in(folder, file)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -112,8 +118,9 @@ def edit_the_tokenizer(folder: Path, other: Path, file: str) -> str:
 
 
 def remove(folder: Path, other: Path, file: str) -> str:
-    (folder / file).unlink()
-    return f"{file} is not what its manifest says: expected "
+    path = weights_in(folder, file)
+    path.unlink()
+    return f"{path.name} is not what its manifest says: expected "
 
 
 TAMPERS: list[Tamper] = [

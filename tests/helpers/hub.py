@@ -29,8 +29,8 @@ class Hub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, home: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, folder: Path, home: Path, handler: "type[Handler] | None" = None) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.folder = folder
         self.downloads: list[str] = []
         self.environment = {
@@ -54,7 +54,7 @@ class Hub(ThreadingHTTPServer):
         return {"type": "file", "path": name, "size": len(content), "oid": digest(content)}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
@@ -70,9 +70,10 @@ class _Handler(BaseHTTPRequestHandler):
             names = [file.relative_to(hub.folder).as_posix() for file in hub.files()]
             siblings = [{"rfilename": name} for name in names]
             self._send_json({"id": NAME, "sha": COMMIT, "siblings": siblings}, with_body)
-        elif path.startswith(f"/api/models/{NAME}/tree/{COMMIT}"):
+        elif path.startswith(f"/api/models/{NAME}/tree/"):
             self._send_json([hub.describe(file) for file in hub.files()], with_body)
         else:
+            path = path.replace("/resolve/main/", f"/resolve/{COMMIT}/")
             prefix = f"/{NAME}/resolve/{COMMIT}/"
             file = hub.folder / path.removeprefix(prefix)
             if not (path.startswith(prefix) and file.is_file()):
@@ -106,9 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_hub(folder: Path, home: Path) -> Iterator[Hub]:
+def serve_hub(folder: Path, home: Path, handler: type[Handler] | None = None) -> Iterator[Hub]:
     """Serve a folder as the repository NAME; `home` is the client's cache."""
-    hub = Hub(folder, home)
+    hub = Hub(folder, home, handler)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     yield hub
     hub.shutdown()

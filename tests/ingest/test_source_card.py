@@ -100,4 +100,5 @@ def test_origin_of_is_named_after_the_hub_the_card_or_the_folder():
         "mine", hub_id="you/mine", revision="abc"
     )
     assert origin_of({"source": {"path": "/a/b"}}).name == "b"
+    assert origin_of({"source": {"path": "/a/b", "adapter": "/c/d"}}).name == "b-d"
     assert origin_of({"source": {"path": "/a/b"}, "card": {"name": "c"}}).name == "c"

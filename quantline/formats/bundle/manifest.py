@@ -12,13 +12,18 @@ SMOKE = "smoke.json"
 README = "README.md"
 # The files that say what a bundle is; one of the same name in a folder below is a file like others.
 DESCRIPTIONS = (MANIFEST, SMOKE, README, LINEAGE)
+# What lies in a repository of the Hub, and in a folder that its client downloaded, besides files.
+OF_THE_HUB = (".git", ".gitattributes", ".cache")
 AGAIN = "export the variant again"
 
 
 def files_of_bundle(folder: Path) -> dict[str, dict[str, Any]]:
     """Return {path: {sha256, bytes}} of the files that a bundle consists of."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    names = {path.relative_to(folder).as_posix() for path in files}
+    names = set()
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if path.is_file() and place.parts[0] not in OF_THE_HUB:
+            names.add(place.as_posix())
     return describe_files(folder, names - set(DESCRIPTIONS))
 
 

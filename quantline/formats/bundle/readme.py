@@ -92,9 +92,6 @@ def card_text(
     unnamed = not license and bool(origin.legal)
     data = ModelCardData(
         base_model=base,
-        # A file that is not rounded is one of the Hub's "quantizations" too: the same model in
-        # another container.
-        **({"base_model_relation": "quantized"} if base else {}),
         language=list(origin.languages) or None,
         license="other" if unnamed else license,
         license_name="see-the-file" if unnamed else origin.license_name,
@@ -106,6 +103,10 @@ def card_text(
         model_name=origin.name if results else None,
         eval_results=list(results) or None,
     )
+    if base:
+        # To the Hub a file that is not rounded is one of the model's "quantizations" too: the same
+        # model in another container.
+        data["base_model_relation"] = "quantized"
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")  # refuses what is no valid card
     return str(card)
 

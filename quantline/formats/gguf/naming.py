@@ -53,11 +53,12 @@ def names_of(source: TensorSource) -> ModelNames:
     origin = read_origin(source.folder)
     parameters, size = _size_of(source)
     name = _safe(origin.name)
+    owner = (origin.hub_id or "").rpartition("/")[0]
     found = gguf.Metadata.apply_metadata_heuristic(
         gguf.Metadata(),
         model_card=_card(origin),
         # Under this key the package looks for an id that it takes apart.
-        hf_params={"_name_or_path": origin.hub_id or name},
+        hf_params={"_name_or_path": f"{owner}/{name}" if owner else name},
         total_params=parameters,
     )
     found.name = found.name or name

@@ -36,6 +36,7 @@ def write_manifest(model: Path, **content: object) -> Checkpoint:
 # What the source is → what its file is called.
 NAMES = [
     ({"source": HUB}, "Tiny-2M-Instruct-v2-Q4_K_M.gguf"),
+    ({"source": HUB | {"adapter": "/a/lora"}}, "Tiny-2M-Instruct-lora-v2-Q4_K_M.gguf"),
     ({"source": {"path": "/models/my finetune"}}, "my-finetune-1.3M-Q4_K_M.gguf"),
     ({"source": {"path": "/m/x.gguf"}, "card": {"name": "Mine"}}, "Mine-1.3M-Q4_K_M.gguf"),
     ({"source": {"path": "/m/mmproj-x"}}, "model-mmproj-x-1.3M-Q4_K_M.gguf"),

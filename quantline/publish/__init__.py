@@ -1,0 +1,1 @@
+"""Publishing bundles: the card with the figures, the folder that is uploaded, and the Hub."""
