@@ -8,11 +8,13 @@ about what DVC refused can follow as arguments, and stand in the report too.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from quantline.files import read_json, sha256_json
 from quantline.paths import EXPORTS, REFERENCE, REPORTS
 from quantline.report.build import collect_report
 from quantline.report.promotion import after_comparison, log_variants
+from quantline.report.registered import registered_versions
 from quantline.report.write import PAGE, write_report
 from quantline.run.stage import StageRun, stage_run
 from quantline.tracking.mlflow_runs import evaluation_datasets
@@ -38,6 +40,9 @@ def compare(run: StageRun, refused: Sequence[str] = ()) -> None:
     )
     run_ids = log_variants(run, report, EXPORTS, datasets)
     promoted = after_comparison(run, report, EXPORTS, run_ids, datasets)
+    registered = registered_versions(report.variants)
+    if registered != report.registered:  # the page names the version that was just made
+        write_report(replace(report, registered=registered), REPORTS)
     run.set_summary(
         f"{measured} variants measured, {failed} failed{_and_refused(refused)}; "
         f"for {report.target['name']} ship "

@@ -93,6 +93,7 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
         "device": runtime.device,
         **meanwhile,
         "machine": describe_machine(),
+        "measured_on": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 

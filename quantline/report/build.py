@@ -13,17 +13,20 @@ from quantline.files import read_json
 from quantline.messages import redacted
 from quantline.model.architecture import Architecture
 from quantline.model.dequantized import said_of
-from quantline.paths import CALIBRATION, MODEL, REFERENCE
+from quantline.model.origin import read_origin
+from quantline.paths import ANSWERS, CALIBRATION, MODEL, REFERENCE
 from quantline.report.budgets import uniform_counterpart
 from quantline.report.experts import experts_shown
 from quantline.report.memory import memory_use, read_architecture
 from quantline.report.pareto import variants_on_front
+from quantline.report.registered import registered_versions
 from quantline.report.rows import read_row
 from quantline.report.selection import Choice, choose
 from quantline.report.variant import VariantRow
 from quantline.tracking.mlflow_runs import git_commit, uncommitted_files
 
 Value = TypeVar("Value")
+FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass
@@ -46,6 +49,10 @@ class Report:
         params: params.yaml without secrets.
         refused: What DVC refused in the run that made the report; the figures are older then.
         dequantized: A sentence on the reference, if the source is quantized; else empty.
+        name: What the model is called.
+        full_bytes: Bytes of its weights in the float type that they came in; 0 if not known.
+        answers: What the unquantized model says to each prompt of the smoke test.
+        registered: Variant → the version of a registered model that its bytes are.
         experts: How many tokens of the calibration text came to each expert of a mixture, by
             module, as calibration.json has it; empty if no variant here is rounded by it.
     """
@@ -66,11 +73,20 @@ class Report:
     refused: list[str]
     dequantized: str = ""
     experts: list[dict[str, Any]] = field(default_factory=list)
+    name: str = ""
+    full_bytes: int = 0
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    registered: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def measured(self) -> list[VariantRow]:
         """The variants that have figures."""
         return [row for row in self.variants if row.is_measured]
+
+    @property
+    def measured_on(self) -> str:
+        """The day of the newest measurement, as 2026-11-30; "" if it is not known."""
+        return max((row.speed.get("measured_on") or "" for row in self.measured), default="")
 
     @property
     def picked(self) -> VariantRow | None:
@@ -118,6 +134,13 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
         refused=list(refused),
         dequantized=said_of(steps),
         experts=experts_shown(rows, _known(CALIBRATION / INFO, "experts", [])),
+        name=read_origin(MODEL).name if parameters else "",
+        full_bytes=parameters * FLOAT_BYTES.get(_known(MODEL / "manifest.json", "dtype", ""), 0),
+        answers=[
+            {key: answer.get(key, "") for key in ("prompt", "output")}
+            for answer in _known(ANSWERS / "answers.json", "prompts", [])
+        ],
+        registered=registered_versions(rows),
     )
 
 

@@ -6,6 +6,7 @@ import re
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,9 +17,13 @@ from quantline.messages import printable
 from quantline.metrics.figure import columns_of
 from quantline.recipes.grid_counts import describe_grids
 from quantline.report import tables
+from quantline.report.answers import answers_by_prompt
+from quantline.report.beside_full import beside_full, full_precision
 from quantline.report.build import Report
+from quantline.report.csv_table import render_csv
 from quantline.report.experts import describe_experts, modules_of_experts
 from quantline.report.plots import PLOTS, pareto_svg
+from quantline.report.point_titles import filter_words
 
 MOST_FLIPS = 60  # of a variant on the page
 MOST_MODULES = 16  # of experts that the page shows without being asked
@@ -39,6 +44,7 @@ def render_page(report: Report) -> str:
         "figure_cells": tables.figure_cells,
         "find_gate": tables.find_gate,
         "serve_parts": serve_parts,
+        "beside_full": beside_full,
     }
     measured = report.measured
     picked = report.picked
@@ -52,6 +58,9 @@ def render_page(report: Report) -> str:
         experts=modules_of_experts(report.experts),
         experts_said=describe_experts(report.experts),
         fitted=[row for row in report.variants if row.budget],
+        answers=answers_by_prompt(report),
+        full=full_precision(report),
+        csv=quote(render_csv(report)),
         harness=tables.lm_eval_columns(measured),
         machines=tables.describe_machines(measured),
         params_yaml=as_yaml(report.params),
@@ -67,7 +76,7 @@ def page_environment(*folders: Path) -> Environment:
     Args:
         *folders: With templates, besides those of this room.
     """
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -75,6 +84,8 @@ def page_environment(*folders: Path) -> Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
+    environment.globals["filter_words"] = filter_words
+    return environment
 
 
 def _visible(value: Any) -> Any:

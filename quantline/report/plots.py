@@ -14,6 +14,7 @@ from quantline.files import MIB
 from quantline.metrics.figure import FIGURES
 from quantline.report.pareto import Point, pareto_front
 from quantline.report.plot_labels import place_labels, right_end
+from quantline.report.point_titles import LABEL, POINT, with_titles
 from quantline.report.variant import VariantRow
 
 FLOOR = 1e-6  # a divergence below this is rounding; a logarithmic axis has to end somewhere
@@ -172,7 +173,8 @@ def pareto_svg(rows: Sequence[VariantRow], plot: Plot, pick: str | None = None) 
     described = [
         f"{row.variant} {x:.1f} MiB, {y:.4g}" for row, (x, y) in zip(rows, points, strict=True)
     ]
-    return for_page(text.getvalue(), plot.metric, f"{plot.full_title}. {'; '.join(described)}")
+    svg = for_page(text.getvalue(), plot.metric, f"{plot.full_title}. {'; '.join(described)}")
+    return with_titles(svg, plot.metric, rows)
 
 
 def picture(rows: Sequence[VariantRow], plot: Plot, pick: str | None = None) -> str:
@@ -199,6 +201,7 @@ def _draw_points(
         on_front = point in front
         axes.scatter(
             *point,
+            gid=f"{POINT}{row.variant}",
             s=64 if on_front else 36,
             color=container.colour,
             zorder=3,
@@ -249,6 +252,7 @@ def _draw_labels(
             arrowprops=line,
         )
         label.set_in_layout(False)
+        label.set_gid(f"{LABEL}{row.variant}")
 
 
 def for_page(svg: str, prefix: str, description: str) -> str:
