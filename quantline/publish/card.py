@@ -1,5 +1,6 @@
 """The card of a published bundle: its README with what was measured on it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ from quantline.config.params import Params
 from quantline.files import read_json
 from quantline.formats.bundle.manifest import MANIFEST
 from quantline.formats.bundle.readme import SERVE, bundle_readme, card_text, describe, terms
+from quantline.formats.gguf.files import SUFFIX, model_file
 from quantline.messages import in_markdown
 from quantline.metrics.figure import Section, columns_of, figure_of, is_measured
 from quantline.model.origin import origin_of
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 TASK = "text-generation"
+OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}$")  # ends the name of a split file
+FROM_THE_HUB = """
+Straight from the Hub:
+
+```
+llama-server -hf {repository}:{tag}
+ollama run hf.co/{repository}:{tag}
+```
+"""
 # Figure → the Hub's id of its metric, of those that go into a card's model-index.
 ON_TEXT = {
     "perplexity": "perplexity",
@@ -30,20 +41,30 @@ ON_GOLD = {"gold_accuracy": "accuracy"}
 
 
 def card_of_one(
-    row: VariantRow, report: Report, params: Params, base_model: str | None = None
+    row: VariantRow,
+    report: Report,
+    params: Params,
+    repository: str,
+    base_model: str | None = None,
 ) -> str:
-    """Return the card of a repository that has one bundle.
+    """Return the card of one bundle.
 
     Args:
         row: Of the variant, with figures.
         report: With all variants.
         params: Of the project.
+        repository: The owner/name that it goes to.
         base_model: The model's id on the Hub, where the source is no model of the Hub.
     """
     manifest = read_json(EXPORTS / row.variant / MANIFEST)
     evaluation = evaluation_section(row, report) + _table_section(report)
     results = list(results_of(row, params))
     serve = f"{SERVE}\n\n{row.lineage['serve']}\n"
+    if row.format == "gguf":
+        # Programs know a file by the name of its types, the last part of the file's own.
+        stem = model_file(list(manifest["files"])).removesuffix(SUFFIX)
+        tag = OF_SEVERAL.sub("", stem).rpartition("-")[2]
+        serve += FROM_THE_HUB.format(repository=repository, tag=tag)
     return bundle_readme(manifest, serve, evaluation, results, base_model)
 
 

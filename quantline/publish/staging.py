@@ -54,7 +54,7 @@ def stage(
         for name in (*manifest["files"], SMOKE):
             link(bundle / name, place / name)
         write_json(place / MANIFEST, without_paths(manifest))
-        write_text(place / README, card_of_one(row, report, params, base_model))
+        write_text(place / README, card_of_one(row, report, params, repository, base_model))
     if len(rows) > 1:
         write_text(folder / README, card_of_several(rows, report, params, base_model))
         first = EXPORTS / rows[0].variant

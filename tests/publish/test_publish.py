@@ -94,9 +94,10 @@ def test_publish_writes_a_card_with_the_figures(project):
     assert "model-index" in yaml.safe_load(text.split("---\n")[1])
     for part in ("## Evaluation", "## All variants", "## Serve it", "## How it was made"):
         assert part in text
-    assert f"| {OTHER} |" in text
+    assert f"| {OTHER}" in text
     assert metrics["artifact_sha256"] in text
     assert "sha256 of the evaluation text" in text
+    assert "llama-server -hf you/tiny:Q4_K_M" in text
     assert str(Path.cwd()) not in text
 
 

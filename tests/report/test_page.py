@@ -87,7 +87,7 @@ def test_render_page_shows_whatever_comes_from_a_model_or_a_file_as_text():
     )
     text = render_page(report)
     assert "<script>alert" not in text and "<img" not in text
-    assert text.count("&lt;script&gt;alert(1)") == 29
+    assert text.count("&lt;script&gt;alert(1)") == 31
 
 
 def test_render_page_opens_a_flip_to_the_prompt_the_right_answer_and_both_answers():
@@ -206,6 +206,10 @@ def test_report_to_json_is_what_other_scripts_read():
     values = json.loads(json.dumps(report.to_json()))
     assert values["pick"] == "a" and values["variants"][0]["variant"] == "a"
     assert set(values) == {
+        "answers",
+        "full_bytes",
+        "name",
+        "registered",
         "model", "parameters", "target", "pick", "runner_up", "reasons", "tokens", "baseline",
         "tasks", "variants", "commit", "uncommitted", "params", "refused",
         "dequantized", "experts",

@@ -49,6 +49,8 @@ from quantline.run.progress import progress
 from quantline.text.tokenizer import Tokenizer
 
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
+# Of a model that nobody looked at, such as one that an older release loaded.
+UNKNOWN_FORM = {"reason": "the model's manifest does not say how its chats are written"}
 SETTING_BYTES = 128  # of a setting that is found when a converter's file is tried
 
 
@@ -161,7 +163,8 @@ class GgufContainer(Container[TensorSource]):
             return {}
         names = sorted(path.name for path in folder.iterdir())
         manifest = model / MANIFEST
-        form = read_json(manifest).get("chat_form") if manifest.is_file() else None
+        loaded = read_json(manifest) if manifest.is_file() else {}
+        form = loaded.get("chat_form", UNKNOWN_FORM)
         text = modelfile(model_file(names), projector_files(names), form, Tokenizer(model))
         return {MODELFILE: text}
 
