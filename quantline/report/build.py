@@ -116,6 +116,7 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
     parameters = _known(MODEL / "manifest.json", "parameters", 0)
     steps: list[Any] = _known(MODEL / "manifest.json", "transforms", [])
     reference = REFERENCE / "reference.json"
+    answers: list[dict[str, Any]] = _known(ANSWERS / "answers.json", "prompts", [])
     accuracy: dict[str, float] = _known(reference, "gold_accuracy", {})
     return Report(
         model=params.model.id or params.model.path or "",
@@ -136,10 +137,7 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
         experts=experts_shown(rows, _known(CALIBRATION / INFO, "experts", [])),
         name=read_origin(MODEL).name if parameters else "",
         full_bytes=parameters * FLOAT_BYTES.get(_known(MODEL / "manifest.json", "dtype", ""), 0),
-        answers=[
-            {key: answer.get(key, "") for key in ("prompt", "output")}
-            for answer in _known(ANSWERS / "answers.json", "prompts", [])
-        ],
+        answers=[{key: answer.get(key, "") for key in ("prompt", "output")} for answer in answers],
         registered=registered_versions(rows),
     )
 
