@@ -31,8 +31,8 @@ from benchmarks.gguf.timed_commands import run_timed
 from benchmarks.paths import RESULTS
 from benchmarks.random_models import write_wide_llama
 from quantline.files import MIB, folder_bytes, versions, write_json
-from quantline.formats.gguf.files import model_files
 from quantline.methods.ggml.quantize import SEARCHED_TYPES, quantize_blocks
+from quantline.model.gguf_files import model_files
 
 LIMITS = {"ggml": 0.67, "numba": 0.3}  # wanted: our seconds over llama.cpp's, by kernel
 TITLES = (

@@ -31,7 +31,7 @@ from benchmarks.perplexity.disk import bytes_by_sizes, measure_disk
 from benchmarks.perplexity.project import BASE, make_project, store_reference
 from benchmarks.random_models import write_shallow_llama
 from quantline.files import read_json, write_json
-from quantline.formats.gguf.files import model_files
+from quantline.model.gguf_files import model_files
 from quantline.paths import EXPORTS
 
 DEMO_VARIANTS = {"gguf-q8_0": "q8_0", "gguf-q4_k_m": "q4_k_m", "gguf-q2_k": "q2_k"}

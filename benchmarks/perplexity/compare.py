@@ -8,7 +8,7 @@ from benchmarks.peers.llama_perplexity import LINES, LlamaPerplexity, parse_figu
 from benchmarks.perplexity.ours import measure_in_process
 from benchmarks.perplexity.project import Reference
 from benchmarks.perplexity.storage import figures_after_storage
-from quantline.formats.gguf.files import model_files
+from quantline.model.gguf_files import model_files
 
 SHARED_COSTS = ("seconds", "wall_s", "cpu_s", "peak_mib")
 

@@ -8,9 +8,9 @@ from quantline.config.params import Params
 from quantline.files import read_json
 from quantline.formats.bundle.manifest import MANIFEST
 from quantline.formats.bundle.readme import SERVE, bundle_readme, card_text, describe, terms
-from quantline.formats.gguf.files import SUFFIX, model_file
 from quantline.messages import in_markdown
 from quantline.metrics.figure import Section, columns_of, figure_of, is_measured
+from quantline.model.gguf_files import SUFFIX, model_file
 from quantline.model.origin import origin_of
 from quantline.paths import EXPORTS, REFERENCE
 from quantline.report.build import Report

@@ -13,8 +13,8 @@ from quantline.config.params import Params
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json, write_text
 from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE
-from quantline.formats.gguf.files import model_file
 from quantline.links import link
+from quantline.model.gguf_files import model_file
 from quantline.model.origin import origin_of
 from quantline.paths import EXPORTS
 from quantline.publish.card import card_of_one, card_of_several

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
-from quantline.formats.gguf.files import model_files
+from quantline.model.gguf_files import model_files
 from quantline.runtimes.llama_cpp_context import CELL_STEP, Context
 from quantline.runtimes.llama_cpp_log import LOG, load_library
 from quantline.runtimes.runtime import CHUNK_VALUES, LogitChunk, decode_greedily

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 
 from quantline.config.runtimes import RUNTIMES
 from quantline.errors import Failure, StageError
-from quantline.formats.gguf.files import model_files, projector_files
+from quantline.model.gguf_files import model_files, projector_files
 from quantline.registry import load_object
 
 LLAMA_CPP = ("fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")

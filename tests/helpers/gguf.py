@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from quantline.formats.gguf.files import model_files
 from quantline.model.checkpoint import Checkpoint
+from quantline.model.gguf_files import model_files
 from quantline.quantized.store import QuantizedModel
 from tests.helpers.quantized import rounded
 from tests.helpers.variants import write_variant

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from quantline.files import sha256_file
-from quantline.formats.gguf.files import model_files
+from quantline.model.gguf_files import model_files
 from tests.helpers.changes import flip_one_byte
 from tests.helpers.command_line import quantline
 from tests.helpers.hub import NAME, Hub, serve_hub

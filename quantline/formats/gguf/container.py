@@ -25,7 +25,6 @@ from quantline.formats.gguf.architectures import (
     is_stacked,
     norm_offset,
 )
-from quantline.formats.gguf.files import MODELFILE, model_file, model_files, projector_files
 from quantline.formats.gguf.modelfile import modelfile
 from quantline.formats.gguf.naming import names_of, write_metadata
 from quantline.formats.gguf.rope import Rope
@@ -43,6 +42,7 @@ from quantline.formats.gguf.tensors import (
 from quantline.formats.gguf.vocabulary import write_vocabulary
 from quantline.links import clone_or_copy
 from quantline.model.gguf_checkpoint import GgufCheckpoint
+from quantline.model.gguf_files import MODELFILE, model_file, model_files, projector_files
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
 from quantline.run.progress import progress

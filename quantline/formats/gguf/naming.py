@@ -12,8 +12,8 @@ from typing import NamedTuple
 import gguf
 
 from quantline.formats.gguf.architectures import gguf_names, group_by_gguf_name, is_stacked
-from quantline.formats.gguf.files import PROJECTOR, SUFFIX
 from quantline.formats.gguf.vocabulary import name_in_file
+from quantline.model.gguf_files import PROJECTOR, SUFFIX
 from quantline.model.origin import Origin, read_origin
 from quantline.model.tensor_source import TensorSource
 from quantline.text.tokenizer import Tokenizer

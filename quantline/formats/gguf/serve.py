@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quantline.formats.gguf.files import MODELFILE, model_file, projector_files
+from quantline.model.gguf_files import MODELFILE, model_file, projector_files
 
 TEXT = """\
 ## Serve it
