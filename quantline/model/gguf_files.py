@@ -1,4 +1,4 @@
-"""Which of the files of a GGUF bundle's files is the model.
+"""Which of the files of a GGUF bundle is the model.
 
 This file imports no gguf: llama.cpp's engine reads it.
 """
