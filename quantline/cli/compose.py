@@ -3,6 +3,7 @@
 import os
 
 from quantline.cli.program import PARAMS, Overrides, app, stop
+from quantline.config.changes import summary
 from quantline.config.compose import (
     as_yaml,
     compose,
@@ -11,7 +12,6 @@ from quantline.config.compose import (
     present_params,
     project_root,
 )
-from quantline.config.stale import differences
 from quantline.config.unasked_changes import check_run
 from quantline.config.validation import validate
 from quantline.config.watched import broken_links
@@ -53,7 +53,7 @@ def compose_project(overrides: list[str], keeps_project: bool = False) -> None:
     if missing := [*missing_inputs(params), *broken_links(params)]:
         raise ConfigError("\n".join(missing))
     try:
-        changes = differences(load_params(PARAMS), params)
+        changes = summary(load_params(PARAMS), params)
     except ConfigError:  # there is none yet, or an older version wrote it
         changes = ["params.yaml: new"]
     text = as_yaml(composed)

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +11,12 @@ import yaml
 
 from quantline.causes import raise_if_of_machine
 from quantline.config.containers import CONTAINERS
+from quantline.config.hydra_errors import in_words
 from quantline.config.model_name import model_name
 from quantline.config.overrides import for_hydra
 from quantline.config.params import Params
 from quantline.config.recipes import RECIPES
-from quantline.config.validation import unknown_key, validate
+from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from quantline.files import sha256_files
 
@@ -115,7 +115,7 @@ def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str
             config = hydra_compose("config", overrides=forms)
             container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"conf/ does not compose: {_plain(error)}") from error
+        raise ConfigError(f"conf/ does not compose: {in_words(error, folder / 'conf')}") from error
     except Exception as error:  # a file that is no YAML, or YAML in which Hydra stumbles
         raise_if_of_machine(error)
         name = type(error).__name__
@@ -123,24 +123,6 @@ def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str
     composed = cast(dict[str, Any], container)
     validate(composed)
     return composed
-
-
-def _plain(error: Exception) -> str:
-    """Return Hydra's words, or ours for an unknown key and for a `???` that has no value yet."""
-    if "MissingMandatoryValue" in f"{type(error).__name__} {error}":
-        key = getattr(error, "full_key", None)
-        return f"{key} has no value; give one: {key}=..."
-    if named := re.match(r"Could not override '([\w.-]+)'", str(error)):
-        key = named[1]
-        entry = key.split(".")[1:2]
-        return unknown_key(key) or (
-            f"{key}: there is no such key; either the suite has no {''.join(entry)}, or its method "
-            f"has no such option; +{key}=... adds it"
-        )
-    # Hydra's own advice is about its search path and its manual.
-    text = re.split(r"\n\s*(?:Config search path|See https|object_type)", str(error).strip())[0]
-    text = text.replace("full_key: ", "at ")
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 class _Dumper(yaml.SafeDumper):

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from quantline.config.hydra_errors import LISTS
 from quantline.config.params import Params
 from quantline.config.validation import is_text, knows
 from quantline.errors import ConfigError
@@ -61,6 +62,17 @@ def for_hydra(overrides: Sequence[str], conf: Path) -> list[str]:
         forms.append(_for_hydra(override))
         _check(override, _parse(forms[-1]), conf)
     return forms
+
+
+def check_override(override: str, conf: Path) -> None:
+    """Check what an override in Hydra's grammar names; several values may follow each other.
+
+    Raises:
+        ConfigError: If it is none, or names a choice that there is not.
+    """
+    parsed = _parse(override)
+    if parsed is None or not parsed.is_sweep_override():
+        _check(override, parsed, conf)
 
 
 def _for_hydra(override: str) -> str:
@@ -164,14 +176,18 @@ def _check(override: str, parsed: Any, conf: Path) -> None:
     if equals and "." not in key and key not in names:
         near = _near(key, names)
         raise ConfigError(f"{key}: unknown key{near}; valid keys here are {', '.join(names)}")
-    if key in groups and equals and not override.startswith("~"):
+    if key in groups and override.startswith("~"):
+        instead = f"{key}=..." if key not in LISTS else f"~{LISTS[key]}.<name>"
+        what = "choose another" if key not in LISTS else f"or leave one {key} out"
+        raise ConfigError(f"{override}: params.yaml needs its {key}; {what}: {instead}")
+    if key in groups and equals:
         chosen = value if parsed is None else parsed.value()
         for choice in chosen if isinstance(chosen, list) else [chosen]:
             _check_choice(conf, key, choice)
 
 
 def _check_choice(conf: Path, group: str, choice: Any) -> None:
-    if choice is None or (conf / group / f"{choice}.yaml").is_file():
+    if choice is not None and (conf / group / f"{choice}.yaml").is_file():
         return
     names = sorted(path.stem for path in (conf / group).glob("[!_]*.yaml"))
     raise ConfigError(

@@ -1,6 +1,7 @@
 """What happens when DVC composes conf/ for an experiment, in DVC's own process."""
 
 import contextlib
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from quantline.config.compose import (
     register_resolvers,
 )
 from quantline.config.copied_project import paths_outside_copy
+from quantline.config.hydra_errors import in_words
+from quantline.config.overrides import check_override
 from quantline.config.unasked_changes import check_sweep
 from quantline.config.validation import validate
 from quantline.errors import ConfigError, Reason
+from quantline.messages import plain
 from quantline.run.stage import StageRun
 
 
@@ -24,12 +28,34 @@ def register_for_dvc() -> None:
     from omegaconf import OmegaConf
 
     register_resolvers()
+    for handler in logging.getLogger("dvc").handlers:
+        handler.addFilter(say_in_our_words)
 
     def digest(*, _root_: Any) -> str:
         prepare_or_stop(_root_, sys.argv[1:])
         return conf_digest()
 
     OmegaConf.register_new_resolver("conf_sha256", digest, replace=True)
+
+
+def say_in_our_words(record: logging.LogRecord) -> bool:
+    """Let DVC say of Hydra's errors what they mean here; a filter of its log."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        conf = project_root() / "conf"
+        try:
+            for override in _asked(_arguments(sys.argv[1:])):
+                check_override(override, conf)
+            said = f"conf/ does not compose: {in_words(error, conf)}"
+        except ConfigError as named:
+            said = str(named)
+        record.exc_info = None
+        record.msg = plain(f"{ConfigError.failure}: {said}")
+        record.args = ()
+    return True
 
 
 def prepare_or_stop(config: Any, argv: list[str]) -> None:
@@ -95,5 +121,7 @@ def _asked(arguments: Any) -> list[str]:
     """Return the overrides for params.yaml."""
     from dvc.utils.cli_parse import to_path_overrides
 
+    if arguments is None:
+        return []
     overrides = to_path_overrides(getattr(arguments, "set_param", None) or [])
     return list(overrides.get("params.yaml", []))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from quantline.config.compose import present_params
-from quantline.run.dvc_composition import register_for_dvc
+from quantline.run.dvc_composition import register_for_dvc, say_in_our_words
 from tests.helpers.command_line import quantline, write_empty_project
 
 
@@ -125,3 +127,25 @@ def test_an_input_that_is_not_there_is_named_before_anything_runs(folder, monkey
         dvc_composes(monkeypatch, "--temp", "-S", "model=local", "-S", "model.path=../nowhere")
     assert "model.path: there is no ../nowhere in" in capsys.readouterr().err
     assert event()["payload"]["failure"] == "config_invalid"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("suite=quik", "did you mean quick?"), ("+suite=quick", "without the plus sign")],
+)
+def test_dvc_says_hydras_errors_in_words_of_this_project(folder, monkeypatch, override, words):
+    monkeypatch.setattr(sys, "argv", ["dvc", "exp", "run", "-S", override])
+    with pytest.raises(HydraException) as caught:
+        with initialize_config_dir(str(Path("conf").resolve()), version_base=None):
+            hydra_compose("config", overrides=[override])
+    record = logging.makeLogRecord(
+        {"msg": "unexpected error", "exc_info": (caught.type, caught.value, caught.tb)}
+    )
+    assert say_in_our_words(record)
+    said = record.getMessage()
+    assert said.startswith("config_invalid: ")
+    assert words in said
+    assert record.exc_info is None
+    other = logging.makeLogRecord({"msg": "no lock", "exc_info": (OSError, OSError("x"), None)})
+    assert say_in_our_words(other)
+    assert other.getMessage() == "no lock"
