@@ -1,6 +1,9 @@
 """The command `quantline`.
 
-quantline init    [OVERRIDES...]     keep overrides in conf/experiment/, for all that follows
+quantline init    [OVERRIDES...]     a project's own choices, kept in conf/experiment/
+quantline list    KIND               models, suites, recipes, variants, targets, runtimes, ...
+quantline show    GROUP NAME         one of them with all its options
+quantline doctor                     what is missing or stale, and what the run will take
 quantline compose [OVERRIDES...]     conf/ -> params.yaml
 quantline repro   [OVERRIDES...]     compose, `dvc repro --keep-going`, then the comparison
 quantline pick    [target=... ...]   which variant to ship for a target, from what was measured
@@ -23,7 +26,9 @@ an earlier call are not remembered, unless `quantline init` has kept them.
 
 from quantline.cli import (
     chat,
+    choices,
     compose,
+    doctor,
     grid,
     init,
     judge,
@@ -41,7 +46,9 @@ from quantline.cli.program import app
 __all__ = [
     "app",
     "chat",
+    "choices",
     "compose",
+    "doctor",
     "grid",
     "init",
     "judge",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,6 @@ app = typer.Typer(
     cls=Program,
     help="A trained language model in; measured, deployable quantized variants out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 Overrides = Annotated[
@@ -55,6 +55,27 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+
+
+def examples(*commands: str) -> str:
+    """Return what stands below a command's help: calls of it, a line each."""
+    return "\n\n".join(["Examples:", *(f"  {command}" for command in commands)])
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"quantline {version_of('quantline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version"),
+    ] = False,
+) -> None:
+    """A trained language model in; measured, deployable quantized variants out."""
 
 
 def stop(error: ConfigError | StageError) -> typer.Exit:

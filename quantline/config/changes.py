@@ -11,6 +11,7 @@ from quantline.config.stale import ABSENT, flatten
 from quantline.config.validation import NAMED
 
 MOST = 24  # lines; who changes more than that has another project
+NAMES = 12  # in a line
 DERIVED = ("watch", "adapter_watch", "gold_watch")  # follow from the paths beside them
 
 
@@ -29,7 +30,8 @@ def summary(before: Params, after: Params) -> list[str]:
         come = [name for name in new[section] if name not in old[section]]
         for word, names, values in (("without", gone, old), ("with", come, new)):
             if names:
-                lines.append(f"{section}: {word} {', '.join(names)}")
+                rest = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+                lines.append(f"{section}: {word} {', '.join(names[:NAMES])}{rest}")
             for name in names:
                 del values[section][name]
     options = _options(old, new)

@@ -101,6 +101,28 @@ def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str
     Raises:
         ConfigError: If conf/ does not compose, or the result does not fit the schema.
     """
+    composed = _composed(overrides, root, complete=True)
+    validate(composed)
+    return composed
+
+
+def hydra_config(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str, Any]:
+    """Compose conf/ with Hydra into plain values, which need not fit the schema.
+
+    What has no value yet is None.
+
+    Args:
+        overrides: Hydra's overrides.
+        root: Where the project lies; by default at or above the working folder.
+
+    Raises:
+        ConfigError: If conf/ does not compose.
+    """
+    return _composed(overrides, root, complete=False)
+
+
+def _composed(overrides: Sequence[str], root: Path | None, complete: bool) -> dict[str, Any]:
+    """Compose conf/; `complete` is whether every value has to be there."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -108,11 +130,15 @@ def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str
     from omegaconf.errors import OmegaConfBaseException
 
     folder = project_root(root)
-    forms = for_hydra(overrides, folder / "conf")
+    forms = list(overrides)
+    if complete:
+        forms = for_hydra(overrides, folder / "conf")
     try:
         with initialize_config_dir(str(folder / "conf"), version_base=None):
             register_resolvers(folder)
             config = hydra_compose("config", overrides=forms)
+            if not complete:
+                _fill_missing(config)
             container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"conf/ does not compose: {in_words(error, folder / 'conf')}") from error
@@ -120,9 +146,19 @@ def compose(overrides: Sequence[str] = (), root: Path | None = None) -> dict[str
         raise_if_of_machine(error)
         name = type(error).__name__
         raise ConfigError(f"conf/ does not compose: {name}: {error}; mend the file") from error
-    composed = cast(dict[str, Any], container)
-    validate(composed)
-    return composed
+    return cast(dict[str, Any], container)
+
+
+def _fill_missing(config: Any) -> None:
+    """Let what has no value yet be None."""
+    from omegaconf import DictConfig, OmegaConf, open_dict
+
+    for key in list(config):
+        if OmegaConf.is_missing(config, key):
+            with open_dict(config):
+                config[key] = None
+        elif not OmegaConf.is_interpolation(config, key) and isinstance(config[key], DictConfig):
+            _fill_missing(config[key])
 
 
 class _Dumper(yaml.SafeDumper):

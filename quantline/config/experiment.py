@@ -28,7 +28,11 @@ SECTIONS = ("recipes", "variants")
 
 
 def write_experiment(
-    root: Path, name: str, overrides: Sequence[str], present: Mapping[str, Any]
+    root: Path,
+    name: str,
+    overrides: Sequence[str],
+    present: Mapping[str, Any],
+    replace: bool = False,
 ) -> list[Path]:
     """Write an experiment's files, and select it in conf/config.yaml.
 
@@ -37,6 +41,7 @@ def write_experiment(
         name: Of the experiment.
         overrides: As `quantline compose` takes them.
         present: The content of params.yaml; empty if there is none.
+        replace: Whether files of an experiment of that name may be replaced.
 
     Returns:
         The files of conf/ that were written, relative to the root.
@@ -53,9 +58,10 @@ def write_experiment(
     check_choice(present, wanted, overrides, name)
     files = _files(root, name, overrides, wanted)
     for path, text in files.items():
-        if path.name != "config.yaml" and _differs(root / path, text):
+        if path.name != "config.yaml" and not replace and _differs(root / path, text):
             raise ConfigError(
-                f"expected no other file {path}, found one; edit it, or choose another --name"
+                f"expected no other file {path}, found one; edit it, take its place with "
+                "--replace, or choose another --name"
             )
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder)

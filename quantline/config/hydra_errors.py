@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from quantline.config.validation import NAMED, unknown_key
+from quantline.config.validation import unknown_key
 
 LISTS = {"recipe": "recipes", "variant": "variants"}  # groups of which several are chosen
 ADVICE = "mend that override, or the file of conf/ that is named"
@@ -90,7 +90,8 @@ def in_words(error: Exception, conf: Path) -> str:
         return f"{key} has no value; give one: {key}=..."
     text = str(error)
     if named := re.match(r"Could not override '([\w.-]+)'", text):
-        return _not_there(named[1], conf)
+        deepest = getattr(error.__cause__, "full_key", None)
+        return _not_there(named[1], str(deepest), conf)
     at = getattr(error, "full_key", None)
     for pattern, said in WORDS:
         if found := re.search(pattern, text):
@@ -102,18 +103,27 @@ def in_words(error: Exception, conf: Path) -> str:
     return "; ".join([*lines, ADVICE])
 
 
-def _not_there(key: str, conf: Path) -> str:
-    """Say why a key cannot be changed."""
-    section, _, rest = key.partition(".")
-    name = rest.partition(".")[0]
-    group = next((group for group, plural in LISTS.items() if plural == section), None)
+def _not_there(key: str, deepest: str, conf: Path) -> str:
+    """Say why a key cannot be changed.
+
+    Args:
+        key: That somebody wants to change.
+        deepest: As much of it as Hydra looked at.
+        conf: The folder conf/.
+    """
     unknown = unknown_key(key)
     if unknown:
         return unknown
-    if group and section in NAMED and (conf / group / f"{name}.yaml").is_file():
+    section, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    group = next((group for group, plural in LISTS.items() if plural == section), None)
+    what = f"{key}: there is no such key"
+    if group is None:
+        return f"{what}; +{key}=... adds it"
+    if deepest != f"{section}.{name}":
+        shown = f"`quantline show {group} {name}` has its options"
+        return f"{what}: {name} has no such option; {shown}, and +{key}=... adds one"
+    if (conf / group / f"{name}.yaml").is_file():
         also = " and a variant of it (+variant=...)" if group == "recipe" else ""
-        return f"{key}: the suite has no {group} {name}; add it with +{group}={name}{also}"
-    return (
-        f"{key}: there is no such key; either the suite has no {name}, or its method has no such "
-        f"option; `quantline list {section}` has the names, and +{key}=... adds the key"
-    )
+        return f"{what}: the suite has no {group} {name}; add it with +{group}={name}{also}"
+    return f"{what}: there is no {group} {name}; `quantline list {section}` has the names"

@@ -174,8 +174,9 @@ def _check(override: str, parsed: Any, conf: Path) -> None:
         )
     names = sorted({*groups, *Params.model_fields})
     if equals and "." not in key and key not in names:
-        near = _near(key, names)
-        raise ConfigError(f"{key}: unknown key{near}; valid keys here are {', '.join(names)}")
+        raise ConfigError(
+            f"{key}: unknown key{near(key, names)}; valid keys here are {', '.join(names)}"
+        )
     if key in groups and override.startswith("~"):
         instead = f"{key}=..." if key not in LISTS else f"~{LISTS[key]}.<name>"
         what = "choose another" if key not in LISTS else f"or leave one {key} out"
@@ -191,7 +192,7 @@ def _check_choice(conf: Path, group: str, choice: Any) -> None:
         return
     names = sorted(path.stem for path in (conf / group).glob("[!_]*.yaml"))
     raise ConfigError(
-        f"{group}={choice}: there is no {group} {choice}{_near(str(choice), names)}; there are "
+        f"{group}={choice}: there is no {group} {choice}{near(str(choice), names)}; there are "
         f"{', '.join(names)}"
     )
 
@@ -208,10 +209,10 @@ def _malformed(override: str, key: str, has_value: bool) -> str:
     )
 
 
-def _near(name: str, names: Sequence[str]) -> str:
+def near(name: str, names: Sequence[str]) -> str:
     """Return the name that was meant; of names like gptq-w4g128 the first part may be enough."""
-    near = difflib.get_close_matches(name, names, n=1)
-    if not near:
+    found = difflib.get_close_matches(name, names, n=1)
+    if not found:
         first = difflib.get_close_matches(name, {each.partition("-")[0] for each in names}, n=1)
-        near = [each for each in names if first and each.partition("-")[0] == first[0]][:3]
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+        found = [each for each in names if first and each.partition("-")[0] == first[0]][:3]
+    return f" (did you mean {' or '.join(found)}?)" if found else ""

@@ -124,7 +124,7 @@ def test_an_interpreter_of_any_runtime_can_be_named():
         ("evaluation.gold= ", "evaluation.gold= has no value"),
         ("model.path=\udcff", "in UTF-8"),
         ("recipes.q4_k_m.bits=3", "recipes.q4_k_m.bits: there is no such key"),
-        ("model.path=${nope}", "Interpolation key 'nope' not found; at model.path"),
+        ("model.path=${nope}", "${nope} names no key of params.yaml"),
     ],
 )
 def test_what_is_no_override_is_said_in_our_words(override, words):

@@ -135,9 +135,9 @@ def test_an_input_that_is_not_there_is_named_before_anything_runs(folder, monkey
 )
 def test_dvc_says_hydras_errors_in_words_of_this_project(folder, monkeypatch, override, words):
     monkeypatch.setattr(sys, "argv", ["dvc", "exp", "run", "-S", override])
-    with pytest.raises(HydraException) as caught:
-        with initialize_config_dir(str(Path("conf").resolve()), version_base=None):
-            hydra_compose("config", overrides=[override])
+    conf = initialize_config_dir(str(Path("conf").resolve()), version_base=None)
+    with conf, pytest.raises(HydraException) as caught:
+        hydra_compose("config", overrides=[override])
     record = logging.makeLogRecord(
         {"msg": "unexpected error", "exc_info": (caught.type, caught.value, caught.tb)}
     )
