@@ -20,6 +20,7 @@ GROUPS = {
     "variants": "variant",
     "targets": "target",
     "trackings": "tracking",
+    "executors": "executor",
     "experiments": "experiment",
 }
 NAMED_SECTIONS = ("recipe", "variant")  # groups whose choices lie under their names
