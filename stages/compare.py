@@ -10,14 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from quantline.files import read_json, sha256_json
+from quantline.files import read_json
 from quantline.paths import EXPORTS, REFERENCE, REPORTS
 from quantline.report.build import collect_report
-from quantline.report.promotion import after_comparison, log_variants
+from quantline.report.promotion import after_comparison
 from quantline.report.registered import registered_versions
+from quantline.report.tracked_comparison import log_comparison
 from quantline.report.write import PAGE, write_report
 from quantline.run.stage import StageRun, stage_run
-from quantline.tracking.mlflow_runs import evaluation_datasets
+from quantline.tracking.run_content import evaluation_datasets
 
 
 def compare(run: StageRun, refused: Sequence[str] = ()) -> None:
@@ -30,15 +31,7 @@ def compare(run: StageRun, refused: Sequence[str] = ()) -> None:
     datasets = []
     if truth.is_file():
         datasets = evaluation_datasets(run.params.evaluation, read_json(truth))
-    run.track(
-        key=f"compare:{sha256_json(report.to_json())}",
-        name="compare",
-        params={"target": report.target, "pick": report.pick},
-        metrics={"variants": len(report.variants), "failed": failed},
-        files=files,
-        datasets=datasets,
-    )
-    run_ids = log_variants(run, report, EXPORTS, datasets)
+    run_ids = log_comparison(run, report, files, EXPORTS, datasets)
     promoted = after_comparison(run, report, EXPORTS, run_ids, datasets)
     registered = registered_versions(report.variants)
     if registered != report.registered:  # the page names the version that was just made

@@ -13,7 +13,7 @@ from quantline.metrics.results import ResultFiles, write_results
 from quantline.paths import EXPORTS, METRICS, REFERENCE
 from quantline.run.child_process import call_in_child
 from quantline.run.stage import StageRun, stage_run
-from quantline.tracking.mlflow_runs import chart_figures, variant_run
+from quantline.tracking.run_content import chart_figures, variant_run
 
 
 def evaluate(run: StageRun) -> None:

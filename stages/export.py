@@ -12,7 +12,7 @@ from quantline.paths import EXPORTS, MODEL, QUANTIZED
 from quantline.quantized.store import open_quantized
 from quantline.run.stage import StageRun, stage_run
 from quantline.runtimes.converted_logits import check_logits
-from quantline.tracking.mlflow_runs import variant_run
+from quantline.tracking.run_content import variant_run
 from stages.smoke import try_bundle
 
 LOGGED = ("size_bytes", "bits_per_weight", "substituted_share")

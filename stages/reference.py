@@ -9,7 +9,7 @@ from quantline.files import MIB, sha256_json
 from quantline.metrics.reference import make_reference
 from quantline.paths import CALIBRATION, MODEL, REFERENCE
 from quantline.run.stage import StageRun, stage_run
-from quantline.tracking.mlflow_runs import evaluation_datasets
+from quantline.tracking.run_content import evaluation_datasets
 
 HIDDEN = REFERENCE / "hidden.safetensors"
 

@@ -43,9 +43,9 @@ def promote(
 def _promote(variant: str | None, force: bool) -> str:
     """Promote a variant of the project of the working folder; return what it is now, in words."""
     from quantline.report.build import collect_report
-    from quantline.report.promotion import log_variant
     from quantline.report.promotion import promote as promote_row
-    from quantline.tracking.mlflow_runs import evaluation_datasets
+    from quantline.report.tracked_comparison import log_variant
+    from quantline.tracking.run_content import evaluation_datasets
 
     run = StageRun("promote", None)
     run.load_params()

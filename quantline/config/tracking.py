@@ -45,6 +45,11 @@ class Tracking(Section):
 
     uri: str = Field(description="Address of the MLflow store.")
     experiment: str = Field(description="Name of the experiment.")
+    models: Literal["linked", "copied"] | None = Field(
+        default="linked",
+        description="Whether MLflow's model of each variant opens the bundle in artifacts/exports, "
+        "or a copy that MLflow keeps; null makes no models.",
+    )
     registry: Registry | None = Field(default=None, description="null registers nothing.")
 
     @field_validator("uri")

@@ -26,7 +26,7 @@ from quantline.errors import Failure, Reason, StageError
 from quantline.metrics.gold_set import Kind
 from quantline.text.documents import plain_text
 from quantline.text.text_file import flaw_of, read_json_lines
-from quantline.tracking.mlflow_runs import numbers
+from quantline.tracking.run_content import numbers
 
 # A task's accuracy is the metric gold_<task>, so these names are taken.
 RESERVED_TASKS = (

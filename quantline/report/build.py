@@ -23,7 +23,7 @@ from quantline.report.registered import registered_versions
 from quantline.report.rows import read_row
 from quantline.report.selection import Choice, choose
 from quantline.report.variant import VariantRow
-from quantline.tracking.mlflow_runs import git_commit, uncommitted_files
+from quantline.tracking.run_origin import git_commit, uncommitted_files
 
 Value = TypeVar("Value")
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -14,8 +14,8 @@ from quantline.metrics.figure import figure_of
 from quantline.report.gates import check_gate
 from quantline.report.selection import counts_as_equal, optimized_value, own_objections
 from quantline.report.variant import VariantRow
-from quantline.tracking.mlflow_runs import Dataset
 from quantline.tracking.model_registry import Champion
+from quantline.tracking.run_content import Dataset
 
 FIGURES = "quantline.figures"  # tags of a version
 MEASURED_ON = "quantline.measured_on"

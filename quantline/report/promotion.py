@@ -1,21 +1,21 @@
-"""The comparison in MLflow: figures of each variant's run, and a variant as a model version."""
+"""Promotion: a variant becomes a version of the registered model, and the champion."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from quantline.config.params import Params
 from quantline.config.targets import Gate
 from quantline.errors import Failure, Reason, StageError
 from quantline.files import read_json
+from quantline.formats.bundle.manifest import MANIFEST
 from quantline.messages import in_markdown
 from quantline.metrics.figure import columns_of
 from quantline.report.build import Report
 from quantline.report.champion import figure_tags, why_not_instead
 from quantline.report.gates import PASSES
+from quantline.report.tracked_comparison import NO_TOKENS, describe_bundle
 from quantline.report.variant import VariantRow
 from quantline.run.stage import StageRun
-from quantline.tracking.mlflow_runs import Dataset, chart_figures, git_commit, variant_run
 from quantline.tracking.model_registry import (
     SHA256,
     Candidate,
@@ -25,53 +25,11 @@ from quantline.tracking.model_registry import (
     in_queued_copy,
     register,
 )
+from quantline.tracking.run_content import Dataset, variant_run
+from quantline.tracking.run_origin import git_commit
 from quantline.tracking.store import TrackingError
 
 LATER = "`quantline track` delivers the runs, and promotes the pick"
-
-
-def log_variants(
-    run: StageRun, report: Report, exports: Path, datasets: list[Dataset]
-) -> dict[str, str | None]:
-    """Add figures, verdicts and data sets to the run of each measured variant.
-
-    That includes variants whose figures DVC took from its cache, so that nothing was logged yet.
-
-    Returns:
-        The MLflow run id of each; None where MLflow does not take it now.
-    """
-    return {
-        row.variant: log_variant(run, report, row, exports, datasets) for row in report.measured
-    }
-
-
-def log_variant(
-    run: StageRun, report: Report, row: VariantRow, exports: Path, datasets: list[Dataset]
-) -> str | None:
-    """Do as `log_variants` does for one measured variant, and return its MLflow run id."""
-    described = variant_run(read_json(exports / row.variant / "manifest.json"))
-    described["tags"] |= {
-        "stage": "evaluate",
-        "pareto": str(row.pareto).lower(),
-        f"target.{report.target['name']}": _verdict(row, report),
-    }
-    return run.track(**described, metrics=_logged_figures(row), datasets=datasets)
-
-
-def _verdict(row: VariantRow, report: Report) -> str:
-    if row.variant == report.pick:
-        return "pick"
-    return "does not meet" if row.objections else "meets"
-
-
-def _logged_figures(row: VariantRow) -> dict[str, Any]:
-    """Return a row's figures as MLflow gets them: those of the report beside the measured ones."""
-    made_here = {
-        key: value
-        for key, value in row.figures.items()
-        if key not in row.metrics and key not in row.speed
-    }
-    return chart_figures(row.metrics) | made_here | {"speed": row.speed}
 
 
 def after_comparison(
@@ -87,7 +45,7 @@ def after_comparison(
         run: Of the stage compare.
         report: With the pick.
         exports: Folder of the bundles.
-        run_ids: Variant → its MLflow run, from `log_variants`.
+        run_ids: Variant → its MLflow run, from `log_comparison`.
         datasets: What the figures were measured on.
 
     Returns:
@@ -187,7 +145,13 @@ def promote(
     tags = _version_tags(params, row) | figure_tags(row, datasets)
     description = "\n".join(f"- {in_markdown(line)}" for line in reasons)
     description += "\n\n" + row.lineage["serve"]
-    candidate = Candidate(run_id, exports / row.variant, tags, description.strip())
+    bundle = exports / row.variant
+    manifest = read_json(bundle / MANIFEST)
+    model = describe_bundle(bundle, manifest, copied=True)
+    if model is None:
+        raise StageError(Failure.PROMOTION_REFUSED, NO_TOKENS)
+    key = variant_run(manifest)["key"]
+    candidate = Candidate(run_id, key, model, tags, description.strip())
 
     def objections(champion: Champion) -> list[str]:
         return [] if force else why_not_instead(row, tags, champion, params.target)

@@ -91,6 +91,14 @@ def stage_of(artifact: str) -> str:
     return f"{STAGES[kind]}@{name}" if name else STAGES[kind]
 
 
+def artifact_of(stage: str, instance: str | None) -> str | None:
+    """Return the artifact that a stage makes; None for a stage that makes none."""
+    for kind, maker in STAGES.items():
+        if maker == stage:
+            return f"{kind}/{instance}" if instance else kind
+    return None
+
+
 def make_again(artifact: str) -> str:
     """Return the advice to make an artifact again, even if DVC takes it for up to date."""
     return f"run `dvc repro --force --single-item {stage_of(artifact)}`, then `quantline repro`"

@@ -13,14 +13,23 @@ from quantline.errors import Failure, Reason
 from quantline.messages import redacted, say, shortened
 from quantline.paths import EVENTS
 from quantline.run.events import append_event
+from quantline.run.lineage import artifact_id, artifact_of
 from quantline.run.stage_names import parent_name, run_name
-from quantline.tracking.mlflow_runs import FAILED, Dataset
+from quantline.tracking.logged_models import BundleDescription
+from quantline.tracking.mlflow_runs import FAILED
+from quantline.tracking.run_content import Dataset
 from quantline.tracking.store import events_root
 from quantline.tracking.undelivered import Run, log_failure, log_or_keep
 
 EXPERIMENT = "DVC_EXP_NAME"  # in the environment of the stages of an experiment
+ARTIFACT_ID = "quantline.artifact_id"  # a tag: the artifact that a stage made
 LONGEST_TAG = 1000  # characters of a message in MLflow
 SEVERITIES = ("info", "warning", "error", "critical")
+
+
+def failed_key(run_id: str, failure: str) -> str:
+    """Return the key of the run of a failed stage, whose id run events have."""
+    return f"failed:{run_id}:{failure}"
 
 
 class StageRecord:
@@ -117,6 +126,8 @@ class StageRecord:
         tags: dict[str, str] | None = None,
         files: Sequence[Path] = (),
         datasets: Sequence[Dataset] = (),
+        parent: str | None = None,
+        model: BundleDescription | None = None,
     ) -> str | None:
         """Log what the stage made to MLflow; if it takes nothing now, keep it for later and say so.
 
@@ -128,12 +139,16 @@ class StageRecord:
             tags: Added to the run, besides stage, model and suite.
             files: Logged as artifacts.
             datasets: What the figures were measured on.
+            parent: Key of the run that this one is shown below.
+            model: The bundle of a variant's run, which becomes a model of MLflow.
 
         Returns:
             MLflow's id of the run; None if it was kept for later.
         """
         run = Run(key, name, params or {}, metrics or {}, self._tags(tags or {}), files, datasets)
         run.started = self._started
+        run.parent = parent
+        run.model = model
         try:
             outcome = log_or_keep(self.params.tracking, run)
         except OSError as error:
@@ -154,6 +169,10 @@ class StageRecord:
             "model": model.id or model.path or "",
             "suite": self.params.suite,
         }
+        # A comparison finds by this the runs of the stages that led to its figures.
+        artifact = artifact_of(self.stage, self.instance)
+        if artifact is not None and (made := artifact_id(artifact)):
+            tags[ARTIFACT_ID] = made
         return tags | more
 
     def _warn_of_tracking(self, message: str, failure: Failure | None) -> None:
@@ -175,7 +194,7 @@ class StageRecord:
             "instance": self.instance or "",
             "message": shortened(message, LONGEST_TAG),
         }
-        key = f"failed:{self.run_id}:{failure}"
+        key = failed_key(self.run_id, failure)
         run = Run(key, self.label, tags=self._tags(tags), started=self._started, status=FAILED)
         try:
             log_failure(self._params.tracking, run)

@@ -4,21 +4,19 @@ So nothing is logged twice.
 """
 
 import json
-import re
-import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantline.config.stale import flatten
-from quantline.config.texts import Evaluation
 from quantline.config.tracking import Tracking
-from quantline.files import sha256_json
 from quantline.messages import redacted, without_secrets
+from quantline.tracking.logged_models import BundleDescription, find_or_create_model
 from quantline.tracking.moved_project import RUN_FILES
-from quantline.tracking.store import main_root, with_client
+from quantline.tracking.run_content import Dataset, numbers
+from quantline.tracking.run_origin import origin_tags
+from quantline.tracking.store import RUN_S, main_root, with_client
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -29,124 +27,15 @@ FINISHED = "FINISHED"
 FAILED = "FAILED"
 PARAM_LENGTH = 500  # characters that MLflow keeps of a parameter
 DIGEST_LENGTH = 36  # of a dataset
-SOURCES = ("conf", "demo", "dvc.yaml", "hydra_plugins", "quantline", "stages")
-STATUS_WIDTH = 3  # of what git says of a file before its path
+# Figures of the bundle or the machine, which no text was needed for.
+UNTIED = ("speed/", "lm_eval/", "estimated_", "size_bytes", "bits_per_weight", "memory_mib")
+PARENT = "mlflow.parentRunId"
 NOTE = (
-    "Choose *Model training* at the top left. `tags.stage = 'evaluate'` finds the runs of the "
-    "variants, which hold the figures, and `tags.stage = 'compare'` the page. A run's duration is "
-    "that of the stage that made it."
+    "Choose *Model training* at the top left. A run of `compare` holds the page; below it are the "
+    "runs of its variants (`tags.stage = 'evaluate'`), which hold the figures, and of the stages "
+    "that led to them. A run's duration is that of the stage that made it. *Models* lists the "
+    "variants as models, which `mlflow.pyfunc.load_model` opens."
 )
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A text or a set of questions that figures were measured on, as MLflow shows it."""
-
-    name: str
-    sha256: str
-    context: str
-    source: dict[str, Any]
-    profile: dict[str, Any]
-
-
-def git_commit() -> str:
-    """Return the commit that is checked out; "unknown" outside git."""
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, PermissionError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def uncommitted_files() -> list[str]:
-    """Return the files that figures come from and that no commit has as they are now.
-
-    What runs write, such as params.yaml and dvc.lock, does not count; the page has the parameters.
-    """
-    command = ["git", "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"]
-    try:
-        done = subprocess.run([*command, "--", *SOURCES], capture_output=True, check=True)
-    except (FileNotFoundError, PermissionError, subprocess.CalledProcessError):
-        return []
-    entries = done.stdout.decode("utf-8", "backslashreplace").split("\0")
-    return [entry[STATUS_WIDTH:] for entry in entries if entry]
-
-
-def variant_run(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return key, name, params and tags of the run of a variant's bytes.
-
-    They are the same for every stage that adds to it.
-
-    Args:
-        manifest: Of the variant's bundle.
-    """
-    recipe = dict(manifest["recipe"])
-    recipe["recipe"] = recipe.pop("name")
-    calibration = manifest["calibration"] or {}
-    tags = {key: manifest[key] for key in ("variant", "format", "runtime", "artifact_sha256")}
-    tags |= {
-        "recipe": recipe["recipe"],
-        "recipe_sha256": sha256_json(manifest["recipe"]),
-        "source_sha256": sha256_json(manifest["source"].get("files", {})),
-        "calibration_sha256": calibration.get("text_sha256", "none"),
-    }
-    return {
-        "key": f"{manifest['variant']}:{manifest['artifact_sha256']}",
-        "name": manifest["variant"],
-        "params": {**recipe, "format": manifest["format"], "runtime": manifest["runtime"]},
-        "tags": tags,
-    }
-
-
-def evaluation_datasets(evaluation: Evaluation, reference: dict[str, Any]) -> list[Dataset]:
-    """Return the evaluation text and the gold set as MLflow's data sets.
-
-    Args:
-        evaluation: The section of params.yaml.
-        reference: The content of reference.json, which has their hashes.
-    """
-    named = ("source", "path", "dataset", "dataset_config", "split")
-    source = evaluation.model_dump(mode="json", include=set(named))
-    source["dataset_revision"] = reference.get("dataset_revision")
-    text = Dataset(
-        name="evaluation",
-        sha256=reference["text_sha256"],
-        context="evaluation",
-        source={key: value for key, value in source.items() if value},
-        profile={"tokens": reference["tokens"]},
-    )
-    if not reference["gold_sha256"]:
-        return [text]
-    gold = Dataset(
-        name="gold",
-        sha256=reference["gold_sha256"],
-        context="gold",
-        source={"source": "file", "path": evaluation.gold},
-        profile={"items": reference["gold_items"]},
-    )
-    return [text, gold]
-
-
-def numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers among nested values, by names that MLflow takes: `tasks/x/accuracy`."""
-    found = {}
-    for name, value in flatten(values, "/").items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            found[re.sub(r"[^\w./: -]", "_", name)] = float(value)
-    return found
-
-
-def chart_figures(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return a variant's metrics by the names that MLflow gets.
-
-    The figures of each task of the gold set go under `tasks`: the page of charts sorts sections by
-    name, and so shows the figures of the whole sets first.
-    """
-    renamed = dict(metrics)
-    if "gold_tasks" in renamed:
-        renamed["tasks"] = renamed.pop("gold_tasks")
-    return renamed
 
 
 def log_run(
@@ -162,6 +51,8 @@ def log_run(
     started: float | None = None,
     logged: float | None = None,
     status: str = FINISHED,
+    parent: str | None = None,
+    model: BundleDescription | None = None,
 ) -> str:
     """Log to the run whose key is `key`, and make it if there is none.
 
@@ -181,6 +72,8 @@ def log_run(
         logged: When all this was known, in the same way. What is logged twice with the same time
             is there once.
         status: Of a new run: FINISHED or FAILED.
+        parent: Key of the run that this one is shown below, if that is there.
+        model: The bundle of a variant's run, which becomes a model of MLflow with these figures.
 
     Returns:
         MLflow's id of the run.
@@ -190,24 +83,29 @@ def log_run(
     """
 
     def log(client: "MlflowClient") -> str:
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Param, RunTag
 
         experiment = _experiment(client, tracking.experiment)
-        run = _find_or_create_run(client, experiment.experiment_id, key, name, started)
+        new_tags = origin_tags(tags.get("stage"))
+        run = _find_or_create_run(client, experiment.experiment_id, key, name, started, new_tags)
         run_id = run.info.run_id
         now = int(1000 * (logged or time.time()))
         known = run.data.params
+        texts = {
+            param: without_secrets(value)[:PARAM_LENGTH]
+            for param, value in sorted(flatten(params).items())
+        }
+        own_tags = dict(tags)
+        if parent and (above := _find_run(client, experiment.experiment_id, parent)):
+            own_tags[PARENT] = above.info.run_id
+        model_id = None
+        if model is not None:
+            model_id = find_or_create_model(client, run_id, key, model, texts, tags)
         client.log_batch(
             run_id,
-            metrics=[
-                Metric(metric, value, now, 0) for metric, value in sorted(numbers(metrics).items())
-            ],
-            params=[
-                Param(param, without_secrets(value)[:PARAM_LENGTH])
-                for param, value in sorted(flatten(params).items())
-                if param not in known
-            ],
-            tags=[RunTag(tag, without_secrets(value)) for tag, value in sorted(tags.items())],
+            metrics=_metrics(numbers(metrics), now, model_id, datasets),
+            params=[Param(param, text) for param, text in texts.items() if param not in known],
+            tags=[RunTag(tag, without_secrets(value)) for tag, value in sorted(own_tags.items())],
         )
         if datasets:
             client.log_inputs(run_id, [_dataset_input(dataset) for dataset in datasets])
@@ -217,7 +115,36 @@ def log_run(
             client.set_terminated(run_id, status, now)
         return run_id
 
-    return with_client(tracking, log)
+    is_upload = model is not None and model.copied
+    return with_client(tracking, log, None if is_upload else RUN_S)
+
+
+def _metrics(
+    values: dict[str, float], now: int, model_id: str | None, datasets: Sequence[Dataset]
+) -> list[Any]:
+    """Return MLflow's entities of figures; those of a model say what they were measured on."""
+    from mlflow.entities import Metric
+
+    measured_on = {}
+    if model_id is not None and datasets:
+        text, gold = datasets[0], datasets[-1]
+        measured_on = {False: text, True: gold}
+    entities = []
+    for name, value in sorted(values.items()):
+        of_gold_set = name.startswith(("gold_", "tasks/"))
+        dataset = None if name.startswith(UNTIED) else measured_on.get(of_gold_set)
+        entities.append(
+            Metric(
+                name,
+                value,
+                now,
+                0,
+                model_id=model_id,
+                dataset_name=dataset.name if dataset else None,
+                dataset_digest=dataset.sha256[:DIGEST_LENGTH] if dataset else None,
+            )
+        )
+    return entities
 
 
 def _experiment(client: "MlflowClient", name: str) -> Any:
@@ -227,7 +154,7 @@ def _experiment(client: "MlflowClient", name: str) -> Any:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return experiment
-    local = client.tracking_uri.startswith("sqlite:")
+    local = not client.tracking_uri.startswith("http")
     artifacts = (main_root() / RUN_FILES).as_uri() if local else None
     tags = {"mlflow.note.content": NOTE}
     try:
@@ -241,23 +168,60 @@ def _experiment(client: "MlflowClient", name: str) -> Any:
         return made
 
 
-def _find_or_create_run(
-    client: "MlflowClient", experiment: str, key: str, name: str, started: float | None
-) -> Any:
-    """Return the run whose key is `key`."""
+def _find_run(client: "MlflowClient", experiment: str, key: str) -> Any:
+    """Return the run whose key is `key`; None if there is none."""
     query = f"tags.`{KEY}` = '{key}'"
     runs = client.search_runs([experiment], filter_string=query, max_results=1)
-    if runs:
-        return runs[0]
-    commit = git_commit()
-    tags = {
-        KEY: key,
-        "git_commit": commit,
-        "mlflow.source.git.commit": commit,
-        "mlflow.source.name": "quantline",
-    }
+    return runs[0] if runs else None
+
+
+def _find_or_create_run(
+    client: "MlflowClient",
+    experiment: str,
+    key: str,
+    name: str,
+    started: float | None,
+    tags: dict[str, str],
+) -> Any:
+    """Return the run whose key is `key`; a new one gets these tags."""
+    run = _find_run(client, experiment, key)
+    if run is not None:
+        return run
     start_time = int(1000 * started) if started else None
-    return client.create_run(experiment, run_name=name, start_time=start_time, tags=tags)
+    return client.create_run(
+        experiment, run_name=name, start_time=start_time, tags=tags | {KEY: key}
+    )
+
+
+def put_below(tracking: Tracking, parent: str, tags: Sequence[tuple[str, str]]) -> int:
+    """Show runs below another, those that have one of some tags; return how many there are.
+
+    A run is below one other alone: the newest that it was put below.
+
+    Args:
+        tracking: The section of params.yaml.
+        parent: MLflow's id of the run above.
+        tags: Name and value of the tags.
+
+    Raises:
+        TrackingError: As `with_client` does.
+    """
+
+    def put(client: "MlflowClient") -> int:
+        experiment = _experiment(client, tracking.experiment).experiment_id
+        found = set()
+        for name, value in sorted(set(tags)):
+            query = f"tags.`{name}` = '{value}'"
+            found |= {
+                run.info.run_id
+                for run in client.search_runs([experiment], filter_string=query)
+                if run.data.tags.get(PARENT) != parent
+            }
+        for run_id in sorted(found - {parent}):
+            client.set_tag(run_id, PARENT, parent)
+        return len(found)
+
+    return with_client(tracking, put)
 
 
 def _dataset_input(dataset: Dataset) -> Any:

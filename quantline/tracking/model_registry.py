@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from quantline.config.compose import project_root
 from quantline.config.tracking import Registry, Tracking
 from quantline.messages import without_secrets
+from quantline.tracking.logged_models import (
+    BundleDescription,
+    copy_bundle,
+    find_or_create_model,
+)
 from quantline.tracking.store import main_root, with_client
 
 if TYPE_CHECKING:
@@ -21,7 +26,6 @@ SHA256 = "artifact_sha256"
 # What MLflow answers where there is no model of a name, and no version with an alias.
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED")
-UPLOADED = "bundle"  # the folder of a bundle among its run's artifacts
 
 
 class NoRegistryError(Exception):
@@ -63,13 +67,15 @@ class Candidate(NamedTuple):
 
     Attributes:
         run_id: MLflow's id of the variant's run.
-        bundle: The folder in artifacts/exports.
+        key: Of that run.
+        model: What MLflow's model of it is made from.
         tags: Of a new version; `artifact_sha256` names the bytes.
         description: Of a new version.
     """
 
     run_id: str
-    bundle: Path
+    key: str
+    model: BundleDescription
     tags: dict[str, str]
     description: str
 
@@ -166,10 +172,17 @@ def _champion(client: "MlflowClient", registry: Registry) -> tuple[bool, Champio
 
 
 def _make_version(client: "MlflowClient", name: str, candidate: Candidate) -> str:
-    """Copy the bundle to the artifacts of its run, make a version of it, and return its number."""
-    client.log_artifacts(candidate.run_id, str(candidate.bundle), UPLOADED)
-    source = f"{client.get_run(candidate.run_id).info.artifact_uri}/{UPLOADED}"
+    """Make a version of MLflow's model of the bundle, with a copy of it; return its number."""
+    model_id = find_or_create_model(
+        client, candidate.run_id, candidate.key, candidate.model, {}, candidate.tags
+    )
+    copy_bundle(client, model_id, Path(candidate.model.path))
     version = client.create_model_version(
-        name, source, candidate.run_id, tags=candidate.tags, description=candidate.description
+        name,
+        f"models:/{model_id}",
+        candidate.run_id,
+        tags=candidate.tags,
+        description=candidate.description,
+        model_id=model_id,
     )
     return str(version.version)

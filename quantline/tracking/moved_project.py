@@ -13,6 +13,7 @@ RUN_FILES = "mlartifacts"  # the folder of a project in which runs keep their fi
 PLACES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )

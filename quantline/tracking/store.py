@@ -9,8 +9,10 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 FOLDER = ".quantline"
+LOCK = "mlflow.lock"
 LOCK_WAIT_S = 60.0  # making the tables takes seconds, on a busy machine many
+TABLES_S = 120.0  # the same in a database server
+AGAIN_S = 0.5  # between two looks at tables that somebody else makes
 REQUEST_S = 5  # for one answer of a server
 RETRIES = 1
 RUN_S = 20.0  # for all requests of a run
@@ -51,6 +56,11 @@ SQLITE_ADVICE = {
 UNREACHABLE = re.compile(
     "failed with exception|connection refused|could not connect|error code 50[0234]"
 )
+# What databases and MLflow say of tables that somebody else is making.
+HALF_MADE = re.compile(
+    "already exists|duplicate|does not exist|doesn't exist|out-of-date|can't locate revision"
+)
+_opened: set[str] = set()  # addresses whose tables this process has seen
 _failed: dict[str, StageError] = {}  # address → why this process does not ask there again
 
 
@@ -126,7 +136,7 @@ def with_client(
         return use(MlflowClient(tracking_uri=uri, registry_uri=uri))
 
     try:
-        with _one_at_a_time():
+        with _one_at_a_time(uri):
             _make_database(uri)
             if seconds is None or database_file(uri):
                 return call()
@@ -139,15 +149,15 @@ def with_client(
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Hold the store of the main repository.
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Hold a store.
 
     MLflow makes its tables without asking who else does, and two that look for a run of one key
     would both make it.
     """
-    folder = main_root() / FOLDER
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / "mlflow.lock")
+    path = _lock_file(uri)
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout:
@@ -162,6 +172,18 @@ def _one_at_a_time() -> Iterator[None]:
         lock.release()
 
 
+def _lock_file(uri: str) -> Path:
+    """Return the file that is locked: of a database elsewhere, one beside it.
+
+    Another project may use that database too.
+    """
+    here = main_root()
+    database = database_file(uri)
+    if database is None or database.parent == here or not database.parent.is_dir():
+        return here / FOLDER / LOCK
+    return database.parent / f".{database.name}.lock"
+
+
 def _make_database(uri: str) -> None:
     """Make the tables of a database that is not there yet; it appears whole or not at all.
 
@@ -169,6 +191,8 @@ def _make_database(uri: str) -> None:
     """
     path = database_file(uri)
     if path is None:
+        if not uri.startswith("http"):
+            _within(partial(_open_with_others, uri), TABLES_S, uri)
         return
     if path.exists() and (path.is_dir() or path.stat().st_size):
         with closing(sqlite3.connect(path)) as database:
@@ -187,6 +211,31 @@ def _make_database(uri: str) -> None:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _open_with_others(uri: str) -> None:
+    """Open a database server's store, which makes its tables, while others may do so too.
+
+    MLflow looks whether there are tables and then makes them. Of two machines that do so at once,
+    one fails, and finds the tables that the other makes a little later.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import IntegrityError, InternalError, ProgrammingError
+
+    if uri in _opened:
+        return
+    deadline = time.monotonic() + TABLES_S / 2
+    while True:
+        try:
+            MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        except (MlflowException, IntegrityError, InternalError, ProgrammingError) as error:
+            if time.monotonic() > deadline or not HALF_MADE.search(str(error).lower()):
+                raise
+            time.sleep(AGAIN_S)
+        else:
+            _opened.add(uri)
+            return
 
 
 def make_tables(path: Path) -> None:

@@ -19,7 +19,9 @@ from quantline.errors import Failure
 from quantline.files import sha256_json, write_json
 from quantline.folders import atomic_folder
 from quantline.messages import redacted
-from quantline.tracking.mlflow_runs import FINISHED, Dataset, log_run
+from quantline.tracking.logged_models import BundleDescription
+from quantline.tracking.mlflow_runs import FINISHED, log_run
+from quantline.tracking.run_content import Dataset
 from quantline.tracking.store import FOLDER, TrackingError, database_file, events_root
 
 UNDELIVERED = "undelivered"
@@ -41,6 +43,8 @@ class Run:
     started: float | None = None
     logged: float = field(default_factory=time.time)
     status: str = FINISHED
+    parent: str | None = None
+    model: BundleDescription | None = None
 
 
 class Outcome(NamedTuple):
@@ -138,6 +142,8 @@ def kept() -> Iterator[tuple[Path, Run]]:
             values = json.loads(path.read_text(encoding="utf-8"))
             values["files"] = [_copy_of(folder, name) for name in values["files"]]
             values["datasets"] = [Dataset(**dataset) for dataset in values["datasets"]]
+            if values.get("model"):
+                values["model"] = BundleDescription(**values["model"])
             yield folder, Run(**values)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise_if_of_machine(error)

@@ -17,7 +17,7 @@ from quantline.metrics.target_metrics import _tasks
 from quantline.run.child_process import call_in_child
 from quantline.text import tokenizer
 from quantline.text.text_file import read_text_file
-from quantline.tracking.mlflow_runs import git_commit
+from quantline.tracking.run_origin import git_commit
 from quantline.tracking.undelivered import Run, keep, kept
 
 NUMBERS = (errno.EMFILE, errno.EIO, errno.ENOMEM)

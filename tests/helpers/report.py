@@ -9,12 +9,13 @@ from quantline.config.targets import Gate, Optimize, Target
 from quantline.files import sha256_file, write_json, write_text
 from quantline.model.family import FAMILIES
 from quantline.model.read_architecture import architecture_of
-from quantline.paths import EVENTS, EXPORTS, METRICS, REFERENCE
+from quantline.paths import EVENTS, EXPORTS, METRICS, MODEL, REFERENCE
 from quantline.report.build import Report
 from quantline.report.gates import check_gate
 from quantline.report.memory import memory_use
 from quantline.report.selection import choose, own_objections
 from quantline.report.variant import VariantRow
+from quantline.text.special_tokens import SpecialTokens, write_special_tokens
 from tests.helpers.lineage import vouch_for
 
 SHA256 = "ab" * 32
@@ -263,6 +264,8 @@ def write_measured(
 
 
 def write_truth(sha256: str = "e" * 64) -> None:
-    """Write what `reference` leaves of the evaluation text, whose hash is given."""
+    """Write what `reference` leaves of the evaluation text, and `load` of the special tokens."""
     truth = {"text_sha256": sha256, "tokens": 100, "gold_sha256": "a" * 64, "gold_items": 1000}
     write_json(REFERENCE / "reference.json", truth)
+    MODEL.mkdir(parents=True, exist_ok=True)
+    write_special_tokens(MODEL, SpecialTokens({}, {}, [1], [], [2], [], {}))

@@ -6,7 +6,7 @@ import pytest
 
 from quantline.errors import Failure, Reason, StageError
 from quantline.metrics.gold_items import load_gold
-from quantline.tracking.mlflow_runs import numbers
+from quantline.tracking.run_content import numbers
 
 
 def write_lines(path, *items: dict | str):

@@ -8,8 +8,8 @@ import pytest
 from quantline.config.targets import Gate, Optimize
 from quantline.report.champion import FIGURES, figure_tags, why_not_instead
 from quantline.report.variant import VariantRow
-from quantline.tracking.mlflow_runs import Dataset
 from quantline.tracking.model_registry import Champion
+from quantline.tracking.run_content import Dataset
 from tests.helpers.report import LINEAGE, TARGET, make_row
 
 GATE = TARGET.gates[0]

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from quantline.config.compose import load_params
 from quantline.files import sha256_json
 from quantline.paths import REPORTS
 from tests.helpers.report import event, write_events, write_measured
+from tests.helpers.tracking import runs
 
 
 @pytest.fixture
@@ -64,3 +66,24 @@ def test_compare_of_nothing_names_what_is_missing(project):
     assert report["pick"] is None
     assert {row["failure"] for row in report["variants"]} == {"missing_file"}
     assert sha256_json(report)
+
+
+def test_compare_is_the_run_above_its_variants_stages_and_failures(compared, monkeypatch):
+    from quantline.run.stage_names import run_name
+    from quantline.run.stage_record import failed_key
+
+    put = {}
+    monkeypatch.setattr(
+        "quantline.report.tracked_comparison.put_below",
+        lambda tracking, parent, tags: put.update({parent: tags}),
+    )
+    compared.stage("compare")
+    by_key = {run.data.tags["quantline.key"]: run for run in runs(compared.root)}
+    (above,) = [run for key, run in by_key.items() if key.startswith("compare:")]
+    variants = [run for run in by_key.values() if run.data.tags["stage"] == "evaluate"]
+    assert len(variants) == 2
+    assert {run.data.tags["mlflow.parentRunId"] for run in variants} == {above.info.run_id}
+    ((parent, tags),) = put.items()
+    assert parent == above.info.run_id
+    failed = run_name("export", "gguf-q4_k_m", load_params())
+    assert ("quantline.key", failed_key(failed, "smoke_failed")) in tags

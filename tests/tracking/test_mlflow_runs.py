@@ -12,18 +12,15 @@ from quantline.config.tracking import Tracking
 from quantline.errors import ConfigError, Failure, StageError
 from quantline.messages import without_secrets
 from quantline.run.stage import stage_run
-from quantline.tracking.mlflow_runs import (
-    DIGEST_LENGTH,
-    KEY,
+from quantline.tracking.mlflow_runs import DIGEST_LENGTH, KEY, PARENT, log_run, put_below
+from quantline.tracking.run_content import (
     Dataset,
     chart_figures,
     evaluation_datasets,
-    git_commit,
-    log_run,
     numbers,
-    uncommitted_files,
     variant_run,
 )
+from quantline.tracking.run_origin import git_commit, uncommitted_files, user_name
 from quantline.tracking.store import main_root, tracking_uri
 from tests.helpers.project import begin_project
 from tests.helpers.tracking import client_of, runs
@@ -98,6 +95,48 @@ def test_log_run_makes_another_run_for_another_key(folder):
         run.track("a", "a")
         run.track("b", "b")
     assert {logged.data.tags[KEY] for logged in runs(folder)} == {"a", "b"}
+
+
+def test_log_run_says_who_made_a_run_and_with_what(folder, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    subprocess.run(["git", "init", "-q", "-b", "main"], check=True)
+    remote = ["git", "remote", "add", "origin", "https://ada:verysecret@example.org/a.git"]
+    subprocess.run(remote, check=True)
+    with stage_run("load") as run:
+        run.track("a", "a")
+    (logged,) = runs(folder)
+    tags = logged.data.tags
+    assert (logged.info.user_id, tags["mlflow.user"]) == ("ada", "ada")
+    assert tags["mlflow.source.name"] == "stages/load.py"
+    assert tags["mlflow.source.type"] == "LOCAL"
+    assert tags["mlflow.source.git.branch"] == "main"
+    assert tags["mlflow.source.git.repoURL"] == "https://example.org/a.git"
+
+
+def test_user_name_is_unknown_where_the_system_knows_none(monkeypatch):
+    def fail():
+        raise KeyError("uid")
+
+    monkeypatch.setattr("getpass.getuser", fail)
+    assert user_name() == "unknown"
+
+
+def test_put_below_shows_stages_and_variants_below_the_newest_comparison(folder):
+    with stage_run("load") as run:
+        run.track("model:1", "model", tags={"made": "m1"})
+        run.track("model:2", "model", tags={"made": "m2"})
+        first = run.track("compare:1", "compare")
+        run.track("v:0a", "v", parent="compare:1")
+        tracking = run.params.tracking
+        assert put_below(tracking, first, [("made", "m1"), ("made", "nobody")]) == 1
+    below = {logged.data.tags[KEY]: logged.data.tags.get(PARENT) for logged in runs(folder)}
+    assert below == {"model:1": first, "v:0a": first, "model:2": None, "compare:1": None}
+    with stage_run("load") as run:
+        second = run.track("compare:2", "compare")
+        put_below(tracking, second, [("made", "m1"), (KEY, "compare:2")])
+    below = {logged.data.tags[KEY]: logged.data.tags.get(PARENT) for logged in runs(folder)}
+    assert below["model:1"] == second
+    assert below["compare:2"] is None
 
 
 def test_log_run_logs_nothing_of_the_environment(folder, monkeypatch):

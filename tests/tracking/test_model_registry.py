@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -11,6 +12,7 @@ from quantline.config.tracking import Tracking
 from quantline.errors import ConfigError, Failure, StageError
 from quantline.paths import EXPORTS, METRICS, REPORTS
 from quantline.tracking import model_registry
+from quantline.tracking.logged_models import COPY, DATA, BundleDescription
 from quantline.tracking.model_registry import Candidate, NoRegistryError, register
 from tests.helpers.attacks import tree
 from tests.helpers.lineage import vouch_for
@@ -49,6 +51,13 @@ def versions(name: str = NAME) -> list:
     return sorted(registered, key=lambda version: int(version.version))
 
 
+def copy_of_bundle(version) -> Path:
+    """Return the folder that a version keeps its bundle in."""
+    model_id = version.source.removeprefix("models:/")
+    location = client().get_logged_model(model_id).artifact_location
+    return Path(unquote(location.removeprefix("file://"))) / DATA / COPY
+
+
 def champion() -> str:
     return client().get_model_version_by_alias(NAME, "champion").version
 
@@ -69,7 +78,7 @@ def test_register_makes_one_version_for_the_same_bytes_and_the_alias_follows_the
     assert version.tags["artifact_sha256"] == "ab" * 32
     assert version.tags["variant"] == "gguf-q8_0"
     assert "mean_kld <= 0.1 passes" in version.tags["gates"]
-    assert (Path(version.source.removeprefix("file://")) / "manifest.json").is_file()
+    assert (copy_of_bundle(version) / "manifest.json").is_file()
     run = client().get_run(version.run_id)
     assert run.data.tags["target.laptop-cpu"] == "pick"
     assert run.data.params["recipe"] == "q8_0"
@@ -99,7 +108,7 @@ def test_a_copy_of_a_project_leaves_the_runs_and_the_champion_of_the_original_al
     compared.stage("compare")
     assert tree(original) == before
     (version,) = versions()
-    assert version.source.startswith((copy / "mlartifacts").as_uri())
+    assert copy_of_bundle(version).is_relative_to(copy / "mlartifacts")
     for run in client().search_runs(["1"]):
         assert run.info.artifact_uri == (copy / "mlartifacts" / run.info.run_id).as_uri() + (
             "/artifacts"
@@ -112,8 +121,7 @@ def test_a_version_keeps_its_bytes_when_the_variant_is_made_again(compared):
     compared.stage("compare")
     (version,) = versions()
     readme.write_text("of another export")
-    kept = Path(version.source.removeprefix("file://")) / "README.md"
-    assert kept.read_bytes() == first
+    assert (copy_of_bundle(version) / "README.md").read_bytes() == first
 
 
 def test_promote_registers_nothing_without_a_pick(compared):
@@ -161,8 +169,13 @@ def test_promote_registers_nothing_of_failures_alone(project):
 TRACKING = Tracking(uri="http://127.0.0.1:9", experiment="x", registry={"name": "n"})
 
 
+CANDIDATE = Candidate(
+    "run", "v:0a", BundleDescription("v", "llama.cpp", "0a", "here", [], [], []), {}, ""
+)
+
+
 def register_anything() -> model_registry.Version:
-    return register(TRACKING, Candidate("run", EXPORTS, {}, ""), lambda _: [])
+    return register(TRACKING, CANDIDATE, lambda _: [])
 
 
 def refuse(code: int):

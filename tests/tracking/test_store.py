@@ -163,3 +163,70 @@ def test_log_or_keep_names_what_is_wrong_with_an_address(project, uri, failure, 
     assert (outcome.run_id, outcome.error.failure) == (None, failure)
     assert words in str(outcome.error)
     assert time.monotonic() - started < 30
+
+
+def test_a_database_outside_the_project_is_locked_beside_itself(project, tmp_path, empty_database):
+    """Another project may use it at the same time."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    uri = f"sqlite:///{shared}/mlflow.db"
+    assert store._lock_file(uri) == shared / ".mlflow.db.lock"
+    assert store._lock_file("sqlite:///mlflow.db").parent == project.root / ".quantline"
+    assert store._lock_file("https://here").parent == project.root / ".quantline"
+    assert store._lock_file("sqlite:////nowhere/mlflow.db").parent == project.root / ".quantline"
+    shutil.copy(empty_database, shared / "mlflow.db")
+    assert log_or_keep(Tracking(uri=uri, experiment="x"), Run("a", "a")).error is None
+
+
+def test_tables_that_another_machine_is_making_are_waited_for(project, monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import ProgrammingError
+
+    errors = [
+        ProgrammingError("create table", {}, Exception('relation "experiments" already exists')),
+        MlflowException("Detected out-of-date database schema"),
+    ]
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            if errors:
+                raise errors.pop()
+
+        def search_experiments(self, max_results: int) -> None: ...
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
+    monkeypatch.setattr(store, "AGAIN_S", 0.01)
+    monkeypatch.setattr(store, "_opened", set())
+    uri = "postgresql+nodriver://127.0.0.1:9/x"
+    store._open_with_others(uri)
+    assert errors == [] and uri in store._opened
+
+    errors.append(MlflowException("password authentication failed"))
+    with pytest.raises(MlflowException, match="password"):
+        store._open_with_others(uri + "y")
+
+
+POSTGRES = shutil.which("initdb") and shutil.which("postgres")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not POSTGRES, reason="PostgreSQL is not installed")
+def test_processes_that_open_one_database_server_at_once_all_log_their_runs(project, tmp_path):
+    pytest.importorskip("psycopg2")
+    from tests.helpers.postgres import postgres
+
+    code = (
+        "import sys\n"
+        "from quantline.config.tracking import Tracking\n"
+        "from quantline.tracking.undelivered import Run, log_or_keep\n"
+        "outcome = log_or_keep(Tracking(uri=sys.argv[1], experiment='x'), Run(sys.argv[2], 'a'))\n"
+        "assert outcome.run_id and not outcome.error, outcome\n"
+    )
+    with postgres(tmp_path / "postgres") as uri:
+        started = []
+        for key in ("a", "b"):  # in projects of their own, so that no lock of ours parts them
+            root = tmp_path / key
+            shutil.copytree(project.root, root)
+            command = [sys.executable, "-c", code, uri, key]
+            started.append(subprocess.Popen(command, cwd=root))
+        assert [process.wait() for process in started] == [0, 0]
