@@ -1,6 +1,7 @@
 """`quantline compose`: from conf/ to params.yaml."""
 
 import os
+from pathlib import Path
 
 from quantline.cli.program import PARAMS, Overrides, app, stop
 from quantline.config.changes import summary
@@ -19,6 +20,7 @@ from quantline.errors import ConfigError
 from quantline.files import write_text
 from quantline.messages import say
 from quantline.metrics.target_metrics import check_metrics
+from quantline.run.model_elsewhere import is_model_elsewhere
 from quantline.run.project_lock import project_lock
 
 
@@ -50,7 +52,10 @@ def compose_project(overrides: list[str], keeps_project: bool = False) -> None:
     if keeps_project:
         check_run(present_params(), composed, overrides)
     check_metrics(params)
-    if missing := [*missing_inputs(params), *broken_links(params)]:
+    missing = [*missing_inputs(params), *broken_links(params)]
+    if is_model_elsewhere(params, Path.cwd()):
+        missing = [line for line in missing if not line.startswith("model.")]
+    if missing:
         raise ConfigError("\n".join(missing))
     try:
         changes = summary(load_params(PARAMS), params)

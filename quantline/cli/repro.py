@@ -23,6 +23,7 @@ from quantline.errors import ConfigError
 from quantline.files import as_json
 from quantline.messages import say
 from quantline.run.dvc_program import has_git
+from quantline.run.model_elsewhere import is_model_elsewhere
 from quantline.run.project_lock import project_lock
 from quantline.run.result_folders import check_result_folders
 
@@ -66,11 +67,18 @@ def _run_and_show() -> None:
     """
     # The page there may be of an earlier run: if this one makes none, none is shown.
     before = COMPARISON.stat().st_mtime_ns if COMPARISON.is_file() else None
-    failed, refused = run_dvc("repro", "--keep-going")
+    params = load_params(PARAMS)
+    elsewhere = is_model_elsewhere(params, Path.cwd())
+    options = ["--allow-missing"] if elsewhere else []
+    if elsewhere:
+        say(f"{params.model.path} is not here: what dvc.lock says of the model is up to date")
+    failed, refused = run_dvc("repro", "--keep-going", *options)
     if not failed and _make_stale_again():
-        failed, refused = run_dvc("repro", "--keep-going")
+        failed, refused = run_dvc("repro", "--keep-going", *options)
     # DVC does not run compare after a failure upstream, nor where a file changed behind its back.
-    if failed or not _is_present():
+    # Without the model, a new comparison would know less than the one that was pulled.
+    present = COMPARISON.is_file() if elsewhere else _is_present()
+    if failed or not present:
         run_module("stages.compare", *refused)
         if not COMPARISON.is_file() or COMPARISON.stat().st_mtime_ns == before:
             say(

@@ -186,9 +186,12 @@ def _hash_of(path: str) -> str | None:
 def _files_of(
     stage: str, keys: tuple[str, ...], values: dict[str, Any], lineage: Lineage
 ) -> list[str]:
-    """Return the files of the user's that a stage read; of a model, those that load found."""
+    """Return the files of the user's that a stage read; of a model, those that load found.
+
+    A model whose whole folder is not here, as with a colleague's, is judged by what was made of it.
+    """
     if stage != next(iter(READS)):
         return [values[key] for key in keys if values.get(key)]
     folders = [values.get("model.path"), values.get("model.adapter")]
-    below = tuple(f"{folder}/" for folder in folders if folder)
+    below = tuple(f"{folder}/" for folder in folders if folder and Path(folder).exists())
     return [path for path in sorted(lineage.files) if below and path.startswith(below)]

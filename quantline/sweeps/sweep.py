@@ -17,7 +17,7 @@ from quantline.sweeps.plan import Plan, Point
 from quantline.sweeps.results import Result, read_experiment, read_workspace
 from quantline.sweeps.run import Experiments
 from quantline.sweeps.tracked import log_sweep
-from quantline.tracking.mlflow_runs import git_commit
+from quantline.tracking.run_origin import git_commit
 from quantline.tracking.store import TrackingError
 
 

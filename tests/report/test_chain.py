@@ -209,3 +209,9 @@ def test_stale_stages_come_in_the_order_in_which_they_run(project):
     assert params is not None
     stages = [link.stage for link in stale_stages(params)]
     assert stages == ["reference", f"evaluate@{VARIANT}", "evaluate@gguf-q4_k_s"]
+
+
+def test_figures_of_a_model_that_only_a_colleague_has_are_not_stale(project):
+    shutil.rmtree("mine/model")
+    shutil.rmtree(MODEL)  # what load made of it, too
+    assert [link.stage for link in stale_links(VARIANT, load_params())] == []
