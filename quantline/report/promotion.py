@@ -13,7 +13,7 @@ from quantline.metrics.figure import columns_of
 from quantline.report.build import Report
 from quantline.report.champion import figure_tags, why_not_instead
 from quantline.report.gates import PASSES
-from quantline.report.tracked_comparison import NO_TOKENS, describe_bundle
+from quantline.report.tracked_comparison import describe_bundle
 from quantline.report.variant import VariantRow
 from quantline.run.stage import StageRun
 from quantline.tracking.model_registry import (
@@ -148,8 +148,6 @@ def promote(
     bundle = exports / row.variant
     manifest = read_json(bundle / MANIFEST)
     model = describe_bundle(bundle, manifest, copied=True)
-    if model is None:
-        raise StageError(Failure.PROMOTION_REFUSED, NO_TOKENS)
     key = variant_run(manifest)["key"]
     candidate = Candidate(run_id, key, model, tags, description.strip())
 

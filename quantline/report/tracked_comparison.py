@@ -99,22 +99,12 @@ def log_variant(
     model = None
     if models is not None:
         model = describe_bundle(bundle, manifest, copied=models == "copied")
-        if model is None:
-            run.warn(f"{row.variant} is no model in MLflow: {NO_TOKENS}")
     figures = _logged_figures(row)
     return run.track(**described, metrics=figures, datasets=datasets, parent=parent, model=model)
 
 
-NO_TOKENS = (
-    f"expected special_tokens.json in its bundle or in {MODEL}, which says where a text ends, "
-    "found none; run `quantline repro`"
-)
-
-
-def describe_bundle(
-    bundle: Path, manifest: dict[str, Any], copied: bool
-) -> BundleDescription | None:
-    """Return what MLflow's model of a variant is made from; None if no file says where texts end.
+def describe_bundle(bundle: Path, manifest: dict[str, Any], copied: bool) -> BundleDescription:
+    """Return what MLflow's model of a variant is made from.
 
     Args:
         bundle: Its folder.
@@ -122,9 +112,8 @@ def describe_bundle(
         copied: Whether MLflow keeps a copy of the bundle.
     """
     special = read_special_tokens(bundle) or read_special_tokens(MODEL)
-    if special is None:
-        return None
-    return bundle_description(bundle, manifest, special.begin, special.ends, copied)
+    begin = special.begin if special else None
+    return bundle_description(bundle, manifest, begin, special.ends if special else None, copied)
 
 
 def _verdict(row: VariantRow, report: Report) -> str:

@@ -38,8 +38,9 @@ class BundleDescription:
         runtime: The engine that serves it.
         artifact_sha256: Of the bundle.
         path: Where the bundle was when this was written.
-        begin: Token ids that are put before every text.
-        ends: Token ids at which a generated text ends.
+        begin: Token ids that are put before every text; None if only the runtime knows, which
+            reads them from a GGUF file.
+        ends: Token ids at which a generated text ends; None likewise.
         requirements: What the runtime needs, as pip takes it.
         copied: Whether the bundle is copied when the model is made.
     """
@@ -48,8 +49,8 @@ class BundleDescription:
     runtime: str
     artifact_sha256: str
     path: str
-    begin: list[int]
-    ends: list[int]
+    begin: list[int] | None
+    ends: list[int] | None
     requirements: list[str]
     copied: bool = False
 

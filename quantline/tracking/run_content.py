@@ -99,15 +99,19 @@ def chart_figures(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def bundle_description(
-    bundle: Path, manifest: dict[str, Any], begin: list[int], ends: list[int], copied: bool
+    bundle: Path,
+    manifest: dict[str, Any],
+    begin: list[int] | None,
+    ends: list[int] | None,
+    copied: bool,
 ) -> BundleDescription:
     """Return what MLflow's model of a variant is made from.
 
     Args:
         bundle: Its folder.
         manifest: Of the bundle.
-        begin: Token ids that are put before every text.
-        ends: Token ids at which a generated text ends.
+        begin: Token ids that are put before every text; None if only the bundle's runtime knows.
+        ends: Token ids at which a generated text ends; None likewise.
         copied: Whether MLflow keeps a copy of every bundle.
     """
     installed = versions("mlflow", "quantline")

@@ -3,6 +3,7 @@
 import getpass
 import subprocess
 
+from quantline.errors import REASON_OF_STAGE
 from quantline.messages import without_secrets
 
 SOURCES = ("conf", "demo", "dvc.yaml", "hydra_plugins", "quantline", "stages")
@@ -19,7 +20,7 @@ def origin_tags(stage: str | None) -> dict[str, str]:
     commit = git_commit()
     tags = {
         "mlflow.user": user_name(),
-        "mlflow.source.name": f"stages/{stage}.py" if stage else "quantline",
+        "mlflow.source.name": f"stages/{stage}.py" if stage in REASON_OF_STAGE else "quantline",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
         "git_commit": commit,

@@ -187,6 +187,20 @@ def test_logprobs_of_a_text_without_a_begin_token_leave_the_first_open():
     assert BundleModel(Letters(), [1], [END]).logprobs("a")["logprobs"] == [pytest.approx(0.097)]
 
 
+def test_a_model_asks_its_runtime_where_texts_begin_and_end_if_no_file_says_so():
+    class Serving(Letters):
+        def encode_whole(self, text: str) -> list[int]:
+            return [1, *self.encode(text), 2]
+
+        def stops_at(self, token: int) -> bool:
+            return token in (0, 3)
+
+    assert mlflow_model._own_tokens(Serving()) == ([1], [0, 3])
+    with pytest.raises(StageError, match="says where a text ends") as error:
+        mlflow_model._own_tokens(Letters())
+    assert error.value.failure is Failure.MISSING_TOKENIZER
+
+
 def test_predict_takes_texts_alone():
     import pandas as pd
 
