@@ -125,7 +125,7 @@ def _own_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
     if not isinstance(runtime, ServingRuntime):
         raise StageError(
             Failure.MISSING_TOKENIZER,
-            f"expected special_tokens.json in the bundle, which says where a text ends, found none, "
+            "expected special_tokens.json in the bundle, which says where a text ends, found none, "
             f"and {runtime.name} does not know; export the variant again",
         )
     plain = runtime.encode(SAMPLE)
