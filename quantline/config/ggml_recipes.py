@@ -63,6 +63,11 @@ class GgmlRecipe(Recipe):
     container: ClassVar[str] = "gguf"
 
     @property
+    def rounds_outside(self) -> bool:
+        """True: every tensor has a type of ggml's."""
+        return True
+
+    @property
     def uses_importance(self) -> bool:
         """Whether errors are weighted by an importance matrix."""
         return True

@@ -71,6 +71,7 @@ class Recipe(Section):
     * `scales_inputs`: whether layers that share an input are scaled together before rounding.
     * `container`: the format of a variant that names none.
     * `baseline`: the plain method that every layer is compared with, "rtn" or "ggml".
+    * `rounds_outside`: whether something outside of all blocks is rounded too.
     * `implementation`: "module:Class" of the Method that does it, imported when it is used; None
       if the weights stay as they are.
     """
@@ -104,6 +105,11 @@ class Recipe(Section):
         return self.storage != "none"
 
     @property
+    def rounds_outside(self) -> bool:
+        """Whether something outside of all blocks is rounded too."""
+        return False
+
+    @property
     def rounding_name(self) -> str:
         """How the method rounds, in the words of a budget's report."""
         return self.method
@@ -117,7 +123,8 @@ class GroupedRecipe(Recipe):
     bits: Bits = Field(description="Bits per weight.")
     group_size: GroupSize = Field(
         description="Neighbouring inputs that share a scale; -1 is the whole row. auto: in each "
-        "layer the largest of 128, 64 and 32 that divides its inputs, else the whole row."
+        "layer the largest of 128, 64 and 32 that divides its inputs, with eight bits 32 alone; "
+        "else the whole row."
     )
     budget: GridBudget | None = Field(
         default=None, description="Choose bits and group size layer by layer within a size."
@@ -135,6 +142,17 @@ class GroupedRecipe(Recipe):
         default=False,
         description="Afterwards move integers and scales to where the KL divergence rises least.",
     )
+    embedding_bits: Literal[8, 4] | None = Field(
+        default=8,
+        description="Bits of the embedding and of the output head in containers that hold them "
+        "rounded: both in ONNX, the head in safetensors if the variant says so. 8: rounded to "
+        "nearest. 4: rounded by the method. null: in floats.",
+    )
+
+    @property
+    def rounds_outside(self) -> bool:
+        """Whether embedding and head are rounded."""
+        return self.embedding_bits is not None
 
     @property
     def output_statistics(self) -> OutputStatistics:
@@ -150,16 +168,21 @@ class GroupedRecipe(Recipe):
         """
         grid: dict[str, Any] = {}
         if self.group_size == AUTO:
-            grid["group_size"] = largest_group(widths)
+            grid["group_size"] = largest_group(widths, self.bits)
         if self.symmetric == AUTO:
             grid["symmetric"] = of_expert
         return self.model_copy(update=grid) if grid else self
 
 
-def largest_group(widths: Iterable[int]) -> FixedGroupSize:
-    """Return the largest group size that divides all widths; the whole row if none does."""
+def largest_group(widths: Iterable[int], bits: int = 4) -> FixedGroupSize:
+    """Return the largest group size that divides all widths; the whole row if none does.
+
+    With eight bits only the smallest is looked at: a scale more costs little there, and onnxruntime
+    rounds the inputs of a layer in the blocks that its weight has.
+    """
     every = tuple(widths)
-    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in every)]
+    sizes = (min(GROUP_SIZES),) if bits == 8 else GROUP_SIZES
+    fitting = [size for size in sizes if all(width % size == 0 for width in every)]
     return max(fitting, default=WHOLE_ROW)
 
 

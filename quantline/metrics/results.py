@@ -24,6 +24,7 @@ from quantline.run.lineage import (
     write_lineage,
 )
 
+SIZES = ("size_bytes", "bits_per_weight", "layer_bits_per_weight")  # of the manifest
 SHOWN = ("mean_kld", "perplexity", "gold_accuracy")
 
 
@@ -97,7 +98,7 @@ def write_results(
         "runtime": runtime,
         "runtime_version": measured["runtime_version"],
     }
-    size = {key: manifest[key] for key in ("size_bytes", "bits_per_weight")}
+    size = {key: manifest[key] for key in SIZES}
     answers = {"items_sha256": sha256_file(files.answers)}
     experts = manifest.get("experts") or {}
     quality = measured["quality"] | measured_on | size | experts | answers

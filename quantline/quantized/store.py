@@ -5,6 +5,8 @@ scales were folded), lie in one safetensors file per part of the model. quantize
 report.
 """
 
+from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +25,7 @@ REST = "rest"  # the part that holds what lies outside the decoder blocks
 
 
 def _no_contents() -> dict[str, dict[str, Any]]:
-    return {"linears": {}, "overrides": {}, "blocks": {}}
+    return {"linears": {}, "outside": {}, "overrides": {}, "blocks": {}}
 
 
 class QuantizedWriter:
@@ -40,12 +42,19 @@ class QuantizedWriter:
 
     def add_linear(self, name: str, linear: QuantizedTensor) -> None:
         """Add a quantized linear layer, by its module name."""
+        self._add(name, linear, "linears")
+
+    def add_outside(self, name: str, linear: QuantizedTensor) -> None:
+        """Add a quantized embedding or output head, by its module name."""
+        self._add(name, linear, "outside")
+
+    def _add(self, name: str, linear: QuantizedTensor, contents: str) -> None:
         for part, values in linear.parts().items():
             self.tensors[f"{name}.{part}"] = values
         entry = linear.describe()
         if linear.storage != GROUPED:
             entry = {"kind": linear.storage} | entry
-        self.contents["linears"][name] = entry
+        self.contents[contents][name] = entry
 
     def add_override(self, name: str, tensor: np.ndarray) -> None:
         """Add a full-precision tensor that replaces the source's."""
@@ -108,6 +117,8 @@ class QuantizedModel:
     Attributes:
         report: The content of quantized.json.
         linears: Names of the quantized linear layers, sorted.
+        outside: Names of the quantized embedding and output head, which not every container holds
+            rounded; see `with_outside`.
         overrides: Names of the tensors that replace the source's, sorted.
         ggml_names: Names of the tensors that are stored in ggml's blocks, sorted.
     """
@@ -117,7 +128,9 @@ class QuantizedModel:
         self.folder = Path(folder)
         self.report = read_json(self.folder / REPORT)
         self._contents = self.report["contents"]
-        self.linears = sorted(self._contents["linears"])
+        self._linears = dict(self._contents["linears"])
+        self.linears = sorted(self._linears)
+        self.outside = sorted(self._contents.get("outside", {}))
         self.overrides = sorted(self._contents["overrides"])
         self.ggml_names = sorted(self._contents["blocks"])
 
@@ -125,16 +138,29 @@ class QuantizedModel:
         with safe_open(self.folder / f"{entry['part']}.safetensors", "np") as file:
             return file.get_tensor(key)
 
+    def with_outside(self, names: Iterable[str] | None = None) -> "QuantizedModel":
+        """Return the same store for a container that holds the embedding or the head rounded.
+
+        Args:
+            names: Which of them are among its `linears`; None for all.
+        """
+        model = copy(self)
+        wanted = self.outside if names is None else sorted(set(self.outside) & set(names))
+        outside = self._contents.get("outside", {})
+        model._linears = self._linears | {name: outside[name] for name in wanted}
+        model.linears = sorted(model._linears)
+        return model
+
     def linear(self, name: str) -> QuantizedTensor:
         """Return a quantized linear layer."""
-        entry = self._contents["linears"][name]
+        entry = self._linears[name]
         kind = STORAGES[entry.get("kind", GROUPED)]
         tensor_class = cast(type[QuantizedTensor], load_object(kind))
         return tensor_class.from_parts(lambda part: self._read(entry, f"{name}.{part}"), entry)
 
     def scheme(self, name: str, columns: int) -> Scheme:
         """Return the scheme of a quantized linear layer with `columns` inputs."""
-        entry = self._contents["linears"][name]
+        entry = self._linears[name]
         if entry.get("kind", GROUPED) == GROUPED:
             return GroupedLinear.scheme_of(entry, columns)
         return self.linear(name).scheme

@@ -36,7 +36,7 @@ def parts_of(recipe: Recipe, blocks: int) -> dict[str, int | None]:
     if recipe.storage == "none":
         return {}
     parts: dict[str, int | None] = {f"block-{layer:03d}": layer for layer in range(blocks)}
-    if recipe.storage == "ggml":
+    if recipe.rounds_outside:
         parts[REST] = None
     return parts
 
@@ -79,6 +79,7 @@ def quantize_model(
     given = QuantizationContext(recipe, source, source.arch, calibration, writer)
     ctx, transforms = fit(given, requested, folder, executor)
     layers: dict[str, Any] = {}
+    outside: dict[str, Any] = {}
     parts = parts_of(recipe, source.arch.layers)
     missing = {part: layer for part, layer in parts.items() if writer.report_of(part) is None}
     if executor is not None and executor.divides:
@@ -90,6 +91,7 @@ def quantize_model(
         done = writer.report_of(part)
         assert done is not None, part
         layers |= done["layers"]
+        outside |= done.get("outside", {})
         transforms += done["transforms"]
     check_some_layer(layers)
     if recipe.storage != "none":
@@ -110,6 +112,7 @@ def quantize_model(
         report["importance"] = ctx.tensor_types.write_importance(folder)
     else:
         report["layers"] = layers
+        report["outside"] = outside
     writer.close(report)
     return report
 

@@ -13,11 +13,11 @@ def quantize_block(ctx: "QuantizationContext", layer: int | None) -> dict[str, A
 
     Args:
         ctx: What to quantize, and how.
-        layer: The number of the block. None is what lies outside all blocks, which only ggml's
-            types quantize.
+        layer: The number of the block; None is what lies outside all blocks.
 
     Returns:
-        {layers: the report of each layer or tensor, transforms: the steps for the manifest}.
+        {layers: the report of each layer or tensor, transforms: the steps for the manifest}; of
+        grouped integers outside the blocks also {outside: the report of embedding and head}.
 
     Raises:
         StageError: As the drivers do.
@@ -26,7 +26,10 @@ def quantize_block(ctx: "QuantizationContext", layer: int | None) -> dict[str, A
         from quantline.recipes import ggml
 
         return ggml.quantize_block(ctx, layer)
-    assert layer is not None, "only ggml's types quantize what lies outside all blocks"
+    if layer is None:
+        from quantline.recipes import embedding_and_head
+
+        return embedding_and_head.quantize(ctx)
     if ctx.recipe.scales_inputs:
         from quantline.recipes import input_scaling
 

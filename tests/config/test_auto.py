@@ -34,6 +34,11 @@ def test_largest_group_divides_all_widths(widths, size):
     assert largest_group(widths) == size
 
 
+@pytest.mark.parametrize(("width", "size"), [(128, 32), (96, 32), (80, -1)])
+def test_largest_group_of_eight_bits_is_the_smallest_there_is(width, size):
+    assert largest_group((width,), bits=8) == size
+
+
 def test_for_layer_gives_experts_alone_a_fixed_zero_point():
     layer = recipe().for_layer([576])
     assert (layer.group_size, layer.symmetric) == (64, False)

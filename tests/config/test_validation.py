@@ -16,7 +16,7 @@ PROBLEMS = [
     (
         "+recipes.gptq-w4g128.bitts=3",
         RECIPE + r"\.bitts: unknown key \(did you mean bits\?\); valid keys here are act_order, "
-        "bits, budget, curvature, damping, group_size, method, ",
+        "bits, budget, curvature, damping, embedding_bits, group_size, method, ",
     ),
     ("recipes.gptq-w4g128.bitts=3", RECIPE + r"\.bitts: unknown key \(did you mean bits\?\)"),
     (
@@ -58,8 +58,8 @@ PROBLEMS = [
         r"variants\.gptq-w4g128\.dtype: only a variant whose recipe",
     ),
     (
-        "+variants.onnx-fp32.dtype=float16",
-        r"variants\.onnx-fp32\.dtype: onnx is exported in float32",
+        "+variants.onnx-fp32.dtype=bfloat16",
+        r"variants\.onnx-fp32\.dtype: onnx is exported in float32 or float16",
     ),
     (
         "+variants.bf16.split_max_mib=100",
@@ -118,7 +118,7 @@ PROBLEMS = [
         "+recipes.gptq-w4g128.budget={bits_per_weight: inf}",
         RECIPE + r"\.budget\.bits_per_weight: .*finite",
     ),
-    ("+recipes.int8.budget={}", r"recipes\.int8\.budget: unknown key"),
+    ("+recipes.none.budget={}", r"recipes\.none\.budget: unknown key"),
     ("calibration.part=[0.6,0.5]", r"calibration: .*0 <= from < to <= 1"),
     ("suite=quik", r"there is no suite quik \(did you mean quick\?\)"),
     ("model=local", r"model\.path has no value; give one: model\.path=\.\.\."),
@@ -140,7 +140,7 @@ def test_validate_refuses_numbers_that_a_library_would_stumble_over(override, me
 
 
 # What the default suite alone has; all else is composed from the quick one, in half the time.
-OF_DEFAULT = ("awq-w4g128", "int8", "onnx-fp32", "q4_k_m-curvature", "suite=")
+OF_DEFAULT = ("awq-w4g128", "onnx-fp32", "q4_k_m-curvature", "suite=")
 
 
 @pytest.mark.parametrize(("override", "message"), PROBLEMS)
@@ -153,7 +153,12 @@ def test_validate_names_what_does_not_fit(override, message):
 @pytest.mark.parametrize(
     ("variant", "container", "recipe", "message"),
     [
-        ("gguf-q4_k_m", "gguf", "int8", "gguf carries the methods kquant, kquant-curvature, none"),
+        (
+            "gguf-q4_k_m",
+            "gguf",
+            "rtn-w8",
+            "gguf carries the methods kquant, kquant-curvature, none",
+        ),
         ("bf16", "safetensors", "q4_k_m", "safetensors carries the methods awq, fp8, gptq"),
     ],
 )

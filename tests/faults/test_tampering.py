@@ -38,7 +38,11 @@ def bundles(tmp_path_factory, tiny_model, texts, empty_database) -> Path:
         patch.chdir(root)
         fork_children(patch)
         project = Project(root, tiny_model, texts)
-        project.compose(f"variant=[{','.join(VARIANTS)}]", "recipe=[none,int8]")
+        project.compose(
+            f"variant=[{','.join(VARIANTS)}]",
+            "recipe=[none,int8]",
+            "variants.onnx-int8.recipe=int8",
+        )
         project.stage("load")
         project.stage("calibrate")
         for recipe in ("none", "int8"):

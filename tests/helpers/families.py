@@ -39,6 +39,7 @@ WITH_EXPERTS = [name for name in ALL if FAMILIES[name].sparse]
 GRID = {"group_size": 32, "symmetric": False}
 GPTQ_CURVATURE = GRID | {"method": "gptq", "bits": 4, "curvature": True}
 INT8 = {"method": "int8"}
+WITH_GROUPS = ("rtn", "gptq", "awq")
 
 
 class FamilyModel:
@@ -90,7 +91,9 @@ class FamilyModel:
         return torch_logprobs(torch_model(self.checkpoint, self.unquantized), self.tokens)
 
     def quantized(self, recipe: dict[str, Any]) -> QuantizedModel:
-        """Return the model as a recipe quantizes it."""
+        """Return the model as a recipe quantizes it, by default without embedding and head."""
+        if recipe["method"] in WITH_GROUPS:
+            recipe = {"embedding_bits": None} | recipe
         key = json.dumps(recipe, sort_keys=True)
         if key not in self._quantized:
             folder = self.folder / f"quantized-{len(self._quantized)}"

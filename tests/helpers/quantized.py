@@ -25,8 +25,12 @@ def rounded(
     symmetric: bool = False,
     overrides: dict[str, np.ndarray] | None = None,
     recipe: dict[str, Any] | None = None,
+    outside: int = 0,
 ) -> QuantizedModel:
-    """Round all linear layers to nearest; bits 0 rounds none."""
+    """Round all linear layers to nearest; bits 0 rounds none.
+
+    Embedding and head are rounded to `outside` bits, symmetrically in groups of 32; 0 for floats.
+    """
     import torch
 
     from quantline.methods.integer.grid import Grid
@@ -41,6 +45,10 @@ def rounded(
         writer.add_linear(name, round_to_nearest(weight, Grid(bits, size, symmetric)))
     for name, tensor in (overrides or {}).items():
         writer.add_override(name, tensor)
+    for name in {model.arch.embedding, model.arch.head} if outside else ():
+        weight = torch.from_numpy(model.tensor(name))
+        linear = round_to_nearest(weight, Grid(outside, 32, True))
+        writer.add_outside(name.removesuffix(".weight"), linear)
     recipe = recipe or {"name": "rounded"}
     writer.close({"recipe": recipe, "transforms": [], "calibration": CALIBRATION})
     return QuantizedModel(folder)
@@ -69,11 +77,14 @@ def activations_rounded(folder: Path, model: Checkpoint, kind: str) -> Quantized
     return QuantizedModel(folder)
 
 
-def torch_model(model: Checkpoint, quantized: QuantizedModel, halved: str | None = None) -> Any:
+def torch_model(
+    model: Checkpoint, quantized: QuantizedModel, halved: str | None = None, outside: bool = False
+) -> Any:
     """Return the float32 torch model whose weights are the canonical ones.
 
     transformers loads it from an ordinary folder of them. Weights of rounded layers with `halved`
-    in their names are rounded to bfloat16 before.
+    in their names are rounded to bfloat16 before. With `outside`, embedding and head are rounded
+    too, if the store has them.
     """
     import torch
     from safetensors.numpy import save_file
@@ -81,6 +92,7 @@ def torch_model(model: Checkpoint, quantized: QuantizedModel, halved: str | None
 
     torch.set_num_threads(1)
     tensors = {name: model.tensor(name) for name in model.names}
+    quantized = quantized.with_outside() if outside else quantized
     for name in quantized.linears:
         tensors[f"{name}.weight"] = quantized.linear(name).dequantize()
     for name, tensor in tensors.items():

@@ -83,6 +83,7 @@ def metrics_of(size: float, kld: float) -> dict[str, Any]:
     return {
         "size_bytes": size * 2**20,
         "bits_per_weight": 4.5,
+        "layer_bits_per_weight": 4.25,
         "mean_kld": kld,
         "mean_kld_se": kld / 10,
         "p999_kld": 9 * kld,

@@ -100,13 +100,14 @@ def test_registered_metric_has_a_column_on_the_page(own, section, monkeypatch):
 
 def test_registered_metric_has_a_column_in_markdown_and_in_the_terminal(own):
     register_far_share(
-        markdown=Column("far", ".1%", order=25), cli=Column("far %", ".0f", scale=100, order=25)
+        markdown=Column("far", ".1%", order=22), cli=Column("far %", ".0f", scale=100, order=25)
     )
     row = make_row("a", 2, 0.01)
     row.metrics[KEY] = 0.04
     lines = render_markdown(make_report([row])).splitlines()
-    assert "| variant | MiB | bits/weight | far | KL divergence |" in "\n".join(lines)
-    assert any(line.startswith("| a | 2.0 | 4.50 | 4.0% | 0.01000 ± 0.00100 |") for line in lines)
+    assert "| variant | MiB | bits/weight | far | bits/weight in layers |" in "\n".join(lines)
+    shown = "| a | 2.0 | 4.50 | 4.0% | 4.25 | 0.01000 ± 0.00100 |"
+    assert any(line.startswith(shown) for line in lines)
     columns = cli_columns()
     assert [column.heading for column in columns][:4] == ["MiB", "bits/w", "far %", "ppl"]
     assert (columns[2].text(0.04), columns[2].text(None)) == ("4", "-")
@@ -176,6 +177,7 @@ def test_columns_of_stand_in_their_order():
     assert [column.heading for column in columns_of("quality")] == [
         "MiB",
         "bits/w",
+        "bits/w in layers",
         "KL divergence",
         "perplexity",
         "same top, %",

@@ -22,6 +22,7 @@ MANIFEST = {
     "runtime": "llama.cpp",
     "size_bytes": 2**20,
     "bits_per_weight": 4.5,
+    "layer_bits_per_weight": 4.25,
 }
 MEASURED = {
     "quality": {"mean_kld": 0.25, "perplexity": 3.0},
@@ -58,6 +59,7 @@ def test_write_results_names_the_bytes_and_the_runtime(files):
         "perplexity": 3.0,
         "size_bytes": 2**20,
         "bits_per_weight": 4.5,
+        "layer_bits_per_weight": 4.25,
         "items_sha256": sha256_file(files.answers),
         **measured_on,
     }

@@ -35,6 +35,22 @@ def test_quantized_model_reads_what_the_writer_wrote(tmp_path):
     assert np.array_equal(stored_blocks.data, blocks)
 
 
+def test_with_outside_has_the_embedding_and_the_head_among_its_linears(tmp_path):
+    embedding = random_grouped(seed=2)
+    writer = QuantizedWriter(tmp_path)
+    writer.add_linear(LAYER, random_grouped(seed=1))
+    writer.add_outside("embed", embedding)
+    writer.add_outside("head", random_grouped(seed=3))
+    writer.close({})
+    model = QuantizedModel(tmp_path)
+    assert (model.linears, model.outside) == ([LAYER], ["embed", "head"])
+    assert model.with_outside().linears == ["embed", "head", LAYER]
+    assert model.with_outside(["head"]).linears == ["head", LAYER]
+    stored = model.with_outside().linear("embed")
+    assert np.array_equal(stored.integers, embedding.integers)
+    assert model.linears == [LAYER]
+
+
 def test_quantized_model_reads_eight_bit_floats(tmp_path):
     linear = random_float8()
     writer = QuantizedWriter(tmp_path)

@@ -34,8 +34,10 @@ def contents(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_parts_of_are_blocks_and_for_ggml_the_rest():
-    assert parts_of(GPTQ, 2) == {"block-000": 0, "block-001": 1}
+def test_parts_of_are_blocks_and_the_rest_if_something_is_rounded_there():
+    assert parts_of(GPTQ, 2) == {"block-000": 0, "block-001": 1, "rest": None}
+    in_floats = GPTQ.model_copy(update={"embedding_bits": None})
+    assert parts_of(in_floats, 1) == {"block-000": 0}
     assert parts_of(KQUANT, 1) == {"block-000": 0, "rest": None}
     assert parts_of(NONE, 2) == {}
 
@@ -64,7 +66,7 @@ def test_quantize_model_goes_on_at_the_block_where_it_stopped(model, tmp_path, m
     assert set(contents(resumed)) == {"block-000.json", "block-000.safetensors"}
     monkeypatch.setattr(quantize, "quantize_block", note_blocks)
     assert quantize_model("g", GPTQ, *model, resumed) == report
-    assert blocks == [1] and contents(resumed) == contents(whole)
+    assert blocks == [1, None] and contents(resumed) == contents(whole)
 
 
 def test_quantize_model_reports_every_layer_and_every_step(model, tmp_path):

@@ -175,11 +175,14 @@ def test_render_markdown_is_the_decision_and_the_table():
     rows = [make_row("a", 2, 0.01), without_gold(make_row("b", 3, 0.3)), failed_row("gone")]
     lines = render_markdown(make_report(rows)).splitlines()
     assert lines[0] == "# demo: a (target laptop)"
-    heading = "| variant | MiB | bits/weight | KL divergence | perplexity | gold | tokens/s |"
+    heading = (
+        "| variant | MiB | bits/weight | bits/weight in layers | KL divergence | perplexity "
+        "| gold | tokens/s |"
+    )
     assert heading in lines
-    assert "|---|---:|---:|---:|---:|---:|---:|" in lines
-    assert "| a | 2.0 | 4.50 | 0.01000 ± 0.00100 | 3.000 | 90.0% | 90 |" in lines
-    assert "| b | 3.0 | 4.50 | 0.30000 ± 0.03000 | 3.000 | – | 90 |" in lines
+    assert "|---|---:|---:|---:|---:|---:|---:|---:|" in lines
+    assert "| a | 2.0 | 4.50 | 4.25 | 0.01000 ± 0.00100 | 3.000 | 90.0% | 90 |" in lines
+    assert "| b | 3.0 | 4.50 | 4.25 | 0.30000 ± 0.03000 | 3.000 | – | 90 |" in lines
     assert "- b: mean_kld is 0.3, the gate wants <= 0.1" in lines
 
 

@@ -28,6 +28,7 @@ QUALITY_KEYS = {
     "tokens",
     "size_bytes",
     "bits_per_weight",
+    "layer_bits_per_weight",
     "artifact_sha256",
     "runtime",
     "runtime_version",

@@ -27,7 +27,7 @@ from tests.helpers.quantized import rounded
 ROUNDINGS: dict[str, dict[str, Any]] = {
     "none": {"bits": 0},
     "rtn-w4g128": {"group_size": 128},
-    "int8": {"bits": 8, "group_size": -1, "symmetric": True},
+    "rtn-w8": {"bits": 8, "group_size": 32, "symmetric": True, "outside": 8},
 }
 MANIFEST = {
     "source": {"kind": "local", "path": "m", "revision": None, "adapter": None},
@@ -118,6 +118,9 @@ def test_export_makes_everything_that_a_bundle_promises(quick, capsys, variant):
     weights = sum(tensor["weights"] for tensor in tensors)
     stored = sum(tensor["bytes"] for tensor in tensors)
     assert manifest["bits_per_weight"] == 8 * stored / weights
+    embedding = manifest["tensors"]["model.embed_tokens.weight"]
+    inside = 8 * (stored - embedding["bytes"]) / (weights - embedding["weights"])
+    assert manifest["layer_bits_per_weight"] == inside
     assert manifest["substituted_share"] == 0
     assert manifest["transforms"][-1]["step"] == "export"
     size = manifest["size_bytes"] / 2**20
@@ -181,8 +184,8 @@ def test_export_writes_a_readme_whose_python_lines_run(quick, variant):
 
 
 def test_export_says_which_stage_makes_missing_weights(ready, capsys):
-    shutil.rmtree(QUANTIZED / "int8")
-    words = "run `dvc repro quantize@int8`"
+    shutil.rmtree(QUANTIZED / "rtn-w8")
+    words = "run `dvc repro quantize@rtn-w8`"
     assert_refused(ready, capsys, "onnx-int8", "export_artifact_missing", "missing_file", words)
 
 

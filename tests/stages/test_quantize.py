@@ -43,7 +43,10 @@ def files_of(name: str) -> set[str]:
     if name == "none":
         return {"quantized.json", LINEAGE}
     made = {"quantized.json", LINEAGE, "block-000.safetensors", "block-001.safetensors"}
-    return made | ({"rest.safetensors", "imatrix.gguf"} if name in K_QUANTS else set())
+    if name in K_QUANTS:
+        made |= {"imatrix.gguf"}
+    in_floats = ("int8", "smoothquant-w8a8", "fp8-w8a8")
+    return made | ({"rest.safetensors"} if name not in in_floats else set())
 
 
 @pytest.mark.parametrize(

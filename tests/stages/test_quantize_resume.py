@@ -27,7 +27,7 @@ def kill_after(project: Project, name: str, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "remaining"),
-    [("awq-w4g128", ["block-001"]), ("q4_k_m", ["block-001", "rest"])],
+    [("awq-w4g128", ["block-001", "rest"]), ("q4_k_m", ["block-001", "rest"])],
 )
 def test_quantize_resumes_at_the_block_where_it_was_killed(
     calibrated_project, quantize_once, name, remaining, capsys, monkeypatch

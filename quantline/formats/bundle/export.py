@@ -4,7 +4,7 @@ Exporting a GGUF variant imports neither torch nor transformers.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -75,8 +75,7 @@ def export_bundle(
     rows = source.shape(source.arch.embedding)[0]
     trace = smoke(folder, rows)
     substituted = substitutions(tensors)
-    weights = sum(tensor["weights"] for tensor in tensors.values())
-    tensor_bytes = sum(tensor["bytes"] for tensor in tensors.values())
+    around = (source.arch.embedding, source.arch.head, source.arch.head_bias)
     hashes = {path: file["sha256"] for path, file in files.items()}
     report = quantized.report
     manifest = {
@@ -92,7 +91,10 @@ def export_bundle(
         "layers": report.get("layers", report.get("tensors", {})),
         "limits": container.limits(source),
         "substituted_share": sum(pair["share"] for pair in substituted),
-        "bits_per_weight": 8 * tensor_bytes / weights,
+        "bits_per_weight": bits_per_weight(tensors.values()),
+        "layer_bits_per_weight": bits_per_weight(
+            tensor for name, tensor in tensors.items() if name not in around
+        ),
         "size_bytes": size_bytes,
         "files": files,
         "artifact_sha256": sha256_json(hashes),
@@ -146,6 +148,16 @@ def transforms(
     for pair in substituted:
         steps.append({"step": "substitute", **pair})
     return steps
+
+
+def bits_per_weight(tensors: Iterable[dict[str, Any]]) -> float:
+    """Return the bits per weight of some entries of the manifest's `tensors`."""
+    size = 0
+    weights = 0
+    for tensor in tensors:
+        size += tensor["bytes"]
+        weights += tensor["weights"]
+    return 8 * size / weights if weights else 0.0
 
 
 def container_packages() -> set[str]:

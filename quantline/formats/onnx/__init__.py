@@ -11,6 +11,6 @@ register_container(
         packages=("onnx", "onnxruntime", "torch", "transformers"),
         colour="#3f8f5b",
         marker="^",
-        dtypes=("float32",),
+        dtypes=("float32", "float16"),
     )
 )

@@ -1,4 +1,4 @@
-"""ONNX with a key-value cache: float32, or integers in place of the decoder's linear layers."""
+"""ONNX with a key-value cache: floats, or integers in place of linear layers and embedding."""
 
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from quantline.quantized.store import QuantizedModel
 
 # Whole numbers, as safetensors and as ONNX name their types.
 WHOLE_NUMBERS = {"I64": "INT64", "I32": "INT32", "I16": "INT16", "I8": "INT8", "U8": "UINT8"}
+
+
+# Weights of a matrix that is stored in float16 where other weights are rounded to integers. What is
+# smaller, such as norms and states of a recurrence, stays in float32.
+LARGE = 1 << 16
 
 
 class OnnxContainer(HuggingFaceContainer):
@@ -44,13 +49,11 @@ class OnnxContainer(HuggingFaceContainer):
         if variant.runtime == genai_config.RUNTIME:
             config = genai_config.make_config(source, graph, FILE)
             write_json(folder / genai_config.FILE, config)
-        write_model(graph, source, quantized, folder)
+        held = quantized.with_outside()
+        requested = {name: _requested(source, held, name, variant) for name in source.names}
+        halves = {name for name, kind in requested.items() if kind == "F16"}
+        write_model(graph, source, held, folder, halves)
         copy_side_files(source.folder, folder)
-        requested = {}
-        for name in source.names:
-            layer = name.removesuffix(".weight")
-            quantizes = layer in quantized.linears
-            requested[name] = quantized.linear(layer).kind if quantizes else _kind(source, name)
         return requested
 
     def read_back(self, folder: Path, source: Checkpoint) -> dict[str, StoredTensor]:
@@ -63,10 +66,12 @@ class OnnxContainer(HuggingFaceContainer):
         self, source: Checkpoint, quantized: QuantizedModel, name: str, stored_type: str
     ) -> np.ndarray:
         """Return the values, float32, that a tensor has to have."""
+        held = quantized.with_outside()
         layer = name.removesuffix(".weight")
-        if layer in quantized.linears:
-            return quantized.linear(layer).dequantize()
-        return unquantized_values(source, quantized, name)
+        if layer in held.linears:
+            return held.linear(layer).dequantize()
+        values = unquantized_values(source, held, name)
+        return values.astype(np.float16).astype(np.float32) if stored_type == "F16" else values
 
     def open_source(self, model: Path) -> Checkpoint:
         """Open the model, of which a graph holds the text decoder alone."""
@@ -90,7 +95,15 @@ class OnnxContainer(HuggingFaceContainer):
         return serve_text(manifest)
 
 
-def _kind(source: Checkpoint, name: str) -> str:
-    """Return what a tensor that is not quantized is stored as."""
+def _requested(source: Checkpoint, quantized: QuantizedModel, name: str, variant: Variant) -> str:
+    """Return what a tensor shall be stored as."""
+    layer = name.removesuffix(".weight")
+    if layer in quantized.linears:
+        return quantized.linear(layer).kind
     stored = source.stored_dtype(name)
-    return "F32" if stored.startswith(("F", "BF")) else WHOLE_NUMBERS.get(stored, stored)
+    if not stored.startswith(("F", "BF")):
+        return WHOLE_NUMBERS.get(stored, stored)
+    shape = source.shape(name)
+    is_large = len(shape) > 1 and np.prod(shape) >= LARGE
+    halved = variant.dtype == "float16" or (variant.dtype is None and bool(quantized.linears))
+    return "F16" if is_large and halved else "F32"

@@ -4,6 +4,7 @@ The weights of a large model lie in model.onnx.data beside it.
 """
 
 import json
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -16,14 +17,17 @@ from quantline.formats.bundle.unquantized import unquantized_values
 from quantline.formats.container import StoredTensor
 from quantline.formats.onnx.quantized_nodes import (
     DOMAIN,
-    INTEGERS,
+    MATMUL,
+    PACKED,
     PARTS,
     QUANTIZED_OPERATORS,
     QuantizedNodes,
     dequantize,
+    gather_block_quantized,
     integer_attributes,
-    quantized_nodes,
+    matmul_nbits,
 )
+from quantline.formats.onnx.sixteen_bits import TYPES, read_as_float32, takes_rows
 from quantline.formats.onnx.subgraphs import graphs_of, names_read, nodes_of
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
@@ -34,13 +38,18 @@ DATA_FILE = "model.onnx.data"
 LARGEST_INSIDE = 1536 << 20  # bytes of weights in model.onnx itself; protobuf ends at 2 GiB
 ALIGNMENT = 4096  # onnxruntime maps a tensor of the data file that starts at a page
 WEIGHT = ".weight"
+FLOATS: dict[int, str] = {TensorProto.FLOAT: "F32", TensorProto.FLOAT16: "F16"}
 # Key of the graph's metadata for the tensors that belong to the model and that it never reads, such
 # as keys of layers that take those of another layer.
 UNREAD = "quantline.unread"
 
 
 def write_model(
-    graph: onnx.ModelProto, source: TensorSource, quantized: QuantizedModel, folder: Path
+    graph: onnx.ModelProto,
+    source: TensorSource,
+    quantized: QuantizedModel,
+    folder: Path,
+    halves: Collection[str] = (),
 ) -> None:
     """Write the model's files.
 
@@ -49,6 +58,7 @@ def write_model(
         source: The unquantized model.
         quantized: The quantized weights.
         folder: Where to write.
+        halves: Tensors that are stored in float16.
 
     Raises:
         StageError: unsupported_width.
@@ -58,12 +68,14 @@ def write_model(
         unread = sorted(set(source.names) - names_read(graph.graph))
         for name in source.names:
             if name not in layers:
-                initializers.add(name, float_values(source, quantized, name))
+                values = float_values(source, quantized, name)
+                initializers.add(name, in_float16(values) if name in halves else values)
         if layers:
             _put_integers(graph, quantized, layers, initializers)
     if unread:
         helper.set_model_props(graph, {UNREAD: json.dumps(unread)})
     graph.graph.initializer.extend(initializers.tensors)
+    read_as_float32(graph.graph)
     # onnx.save would look at every tensor again; the bytes are all in place.
     (folder / FILE).write_bytes(graph.SerializeToString(deterministic=True))
     onnx.checker.check_model(folder / FILE)
@@ -73,6 +85,12 @@ def float_values(source: TensorSource, quantized: QuantizedModel, name: str) -> 
     """Return a tensor that is not quantized, in float32; whole numbers as they are stored."""
     values = unquantized_values(source, quantized, name, None)
     return values if values.dtype.kind in "iub" else values.astype(np.float32, copy=False)
+
+
+def in_float16(values: np.ndarray) -> np.ndarray:
+    """Return values in float16, or as they are if one of them does not fit it."""
+    largest = np.finfo(np.float16).max
+    return values.astype(np.float16) if (np.abs(values) <= largest).all() else values
 
 
 def _fits_inside(source: TensorSource, quantized: QuantizedModel) -> bool:
@@ -130,8 +148,8 @@ def _put_integers(
 ) -> None:
     """Replace the products of every quantized layer by nodes that carry its integers.
 
-    A model may use a weight in another way than a linear layer does. It then has the values that
-    the integers stand for.
+    So are the rows that are read of a quantized embedding. A model may use a weight in another way
+    than a linear layer or an embedding does. It then has the values that the integers stand for.
 
     Args:
         model: The graph, in which a layer is a Transpose of its weight and a MatMul, or a Gemm.
@@ -144,19 +162,22 @@ def _put_integers(
         if node.op_type == "Transpose" and node.input[0] in layers:
             transposed[node.output[0]] = layers[node.input[0]]
     calls: dict[str, int] = {}
+    tensors: dict[str, set[str]] = {}
     for graph in graphs_of(model.graph):
         nodes = []
         for node in graph.node:
-            layer = _layer_of(node, layers, transposed)
+            layer = _embedding_of(node, layers) or _layer_of(node, layers, transposed)
             if layer is None:
                 nodes.append(node)
                 continue
             calls[layer] = calls.get(layer, 0) + 1
             replacement = _replacement(node, layer, quantized, calls[layer])
             nodes += replacement.nodes
-            if calls[layer] == 1:
-                for name, array in replacement.tensors.items():
+            put = tensors.setdefault(layer, set())
+            for name, array in replacement.tensors.items():
+                if name not in put:
                     initializers.add(name, array)
+                    put.add(name)
         del graph.node[:]
         graph.node.extend(nodes)
     _drop_unread(model.graph, set(transposed))
@@ -165,6 +186,11 @@ def _put_integers(
         initializers.add(weight, quantized.linear(layers[weight]).dequantize())
     if all(known.domain != DOMAIN for known in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+
+
+def _embedding_of(node: onnx.NodeProto, layers: dict[str, str]) -> str | None:
+    """Return the quantized layer of which a node reads rows."""
+    return layers.get(node.input[0]) if takes_rows(node) else None
 
 
 def _layer_of(
@@ -186,16 +212,18 @@ def _layer_of(
 def _replacement(
     node: onnx.NodeProto, layer: str, quantized: QuantizedModel, number: int
 ) -> QuantizedNodes:
-    """Return the nodes in place of a product, the n-th of this layer."""
+    """Return the nodes in place of a product or of rows that are read, the n-th of this layer."""
     linear = quantized.linear(layer)
     assert isinstance(linear, GroupedLinear), "what ContainerInfo.carries allows"
     call = layer if number == 1 else f"{layer}.{number}"
     x = node.input[0]
     y = node.output[0]
+    if takes_rows(node):
+        return gather_block_quantized(layer, linear, node.input[1], y, call)
     if len(node.input) < 3:  # of a Gemm the third is a bias
-        return quantized_nodes(layer, linear, x, y, call)
+        return matmul_nbits(layer, linear, x, y, call)
     product = f"{call}.product"
-    replacement = quantized_nodes(layer, linear, x, product, call)
+    replacement = matmul_nbits(layer, linear, x, product, call)
     bias = helper.make_node("Add", [product, node.input[2]], [y], name=f"{call}.bias")
     return QuantizedNodes([*replacement.nodes, bias], replacement.tensors)
 
@@ -237,8 +265,7 @@ def read_model(folder: Path, source: TensorSource) -> dict[str, StoredTensor]:
 
 def _stored_floats(folder: Path, tensor: TensorProto) -> StoredTensor:
     """Describe a weight that is not quantized."""
-    is_float = tensor.data_type == TensorProto.FLOAT
-    kind = "F32" if is_float else TensorProto.DataType.Name(tensor.data_type)
+    kind = FLOATS.get(tensor.data_type) or TensorProto.DataType.Name(tensor.data_type)
     return StoredTensor(kind, tuple(tensor.dims), _size(tensor), partial(_read, folder, tensor))
 
 
@@ -246,25 +273,28 @@ def _stored_integers(
     folder: Path, node: onnx.NodeProto, parts: dict[str, TensorProto]
 ) -> StoredTensor:
     """Describe a quantized layer by its node and the tensors that belong to it."""
-    if node.op_type == "MatMulNBits":
-        attributes = integer_attributes(node)
-        bits = attributes["bits"]
+    attributes = integer_attributes(node)
+    bits = attributes["bits"]
+    rows, blocks, _ = parts[PACKED].dims
+    shape = (rows, blocks * attributes["block_size"])
+    if node.op_type == MATMUL:
         shape = (attributes["N"], attributes["K"])
-    else:
-        bits = 8
-        shape = tuple(reversed(parts[INTEGERS].dims))
     size = sum(_size(tensor) for tensor in parts.values())
-    return StoredTensor(f"int{bits}", shape, size, partial(_dequantize, folder, node, parts))
+    return StoredTensor(f"int{bits}", shape, size, partial(_dequantize, folder, node, parts, shape))
 
 
-def _dequantize(folder: Path, node: onnx.NodeProto, parts: dict[str, TensorProto]) -> np.ndarray:
-    """Read a quantized layer."""
-    return dequantize(node, {part: _read(folder, tensor) for part, tensor in parts.items()})
+def _dequantize(
+    folder: Path, node: onnx.NodeProto, parts: dict[str, TensorProto], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Read a quantized layer [out, in]."""
+    arrays = {part: _read(folder, tensor) for part, tensor in parts.items()}
+    return dequantize(node, arrays, shape[-1])
 
 
 def _read(folder: Path, tensor: TensorProto) -> np.ndarray:
-    """Read a tensor, from the data file if it lies there."""
-    return numpy_helper.to_array(tensor, base_dir=str(folder))
+    """Read a tensor, from the data file if it lies there; one of 16 bits in float32."""
+    values = numpy_helper.to_array(tensor, base_dir=str(folder))
+    return values.astype(np.float32) if tensor.data_type in TYPES else values
 
 
 def _size(tensor: TensorProto) -> int:

@@ -1,31 +1,36 @@
 """Grouped integers as ONNX nodes, and back.
 
-Groups become com.microsoft's MatMulNBits (onnxruntime, docs/ContribOperators.md), which computes in
-float32 here: its accuracy_level is left unset. int8 by the row becomes DynamicQuantizeLinear and
-MatMulInteger, which onnxruntime fuses; its weights are unsigned around 128, because processors
-without VNNI saturate on signed ones.
+A layer becomes com.microsoft's MatMulNBits, and an embedding its GatherBlockQuantized (onnxruntime,
+docs/ContribOperators.md); a head that is the embedding reads the same tensors. Products with eight
+bits round their inputs to eight bits too, block by block: in float32, onnxruntime's kernels take
+thirty times as long for a token. Those with fewer bits are computed in float32.
 """
 
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from quantline.errors import Failure, StageError
 from quantline.quantized.tensors import GroupedLinear
 
-BLOCK_SIZES = (256, 128, 64, 32, 16)  # that MatMulNBits has
+BLOCK_SIZES = (256, 128, 64, 32, 16)  # that both operators have
+# Of a whole row, that its inputs are rounded in where a weight has eight bits. Smaller ones round
+# them more finely, and take longer.
+LARGEST_ROUNDED_BLOCK = 32
 # What the tensors of a layer are called after its name.
 PACKED = "weight_packed"
-INTEGERS = "weight_int8"
 SCALE = "weight_scale"
 ZERO = "weight_zero_point"
-PARTS = (PACKED, INTEGERS, SCALE, ZERO)
-INT8_ZERO = 128
+PARTS = (PACKED, SCALE, ZERO)
 
-QUANTIZED_OPERATORS = ("MatMulNBits", "MatMulInteger")
+MATMUL = "MatMulNBits"
+GATHER = "GatherBlockQuantized"
+QUANTIZED_OPERATORS = (MATMUL, GATHER)
 DOMAIN = "com.microsoft"
+IN_INT8 = 4  # accuracy_level: inputs are rounded to int8
 
 
 class QuantizedNodes(NamedTuple):
@@ -45,31 +50,9 @@ def slot_bits(bits: int) -> int:
     return 4 if bits == 3 else bits
 
 
-def quantized_nodes(
+def matmul_nbits(
     name: str, linear: GroupedLinear, x: str, y: str, call: str | None = None
 ) -> QuantizedNodes:
-    """Make the nodes of a layer: int8 by the row becomes `dynamic_int8`, all else `matmul_nbits`.
-
-    Args:
-        name: The layer's module name, which begins the names of its nodes and tensors.
-        linear: The layer's integers, scales and zero points.
-        x: Name of the input in the graph.
-        y: Name of the output in the graph.
-        call: What begins the names of the nodes, if a model calls the layer more than once.
-
-    Returns:
-        The nodes that compute y from x, and the tensors that they read.
-
-    Raises:
-        StageError: unsupported_width.
-    """
-    per_row = linear.group_size == linear.integers.shape[1]
-    if linear.bits == 8 and linear.symmetric and per_row:
-        return dynamic_int8(name, linear, x, y, call or name)
-    return matmul_nbits(name, linear, x, y, call or name)
-
-
-def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) -> QuantizedNodes:
     """Make one MatMulNBits node.
 
     Groups that are no block size are cut into blocks that share a scale; where a group is a whole
@@ -78,11 +61,11 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) ->
     points are left out where they are what the node assumes: the middle of the slot.
 
     Args:
-        name: The layer's module name.
+        name: The layer's module name, which begins the names of its tensors.
         linear: The layer's integers, scales and zero points.
         x: Name of the input in the graph.
         y: Name of the output in the graph.
-        call: The node's name.
+        call: The node's name, if a model calls the layer more than once.
 
     Returns:
         The node, and its packed integers, scales and zero points.
@@ -93,6 +76,82 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) ->
     rows, columns = linear.integers.shape
     bits = slot_bits(linear.bits)
     block_size = _block_size(name, linear)
+    tensors = _tensors(name, linear, bits, block_size)
+    node = helper.make_node(
+        MATMUL,
+        [x, *tensors],
+        [y],
+        name=call or name,
+        domain=DOMAIN,
+        K=columns,
+        N=rows,
+        bits=bits,
+        block_size=block_size,
+    )
+    if bits == 8:
+        node.attribute.append(helper.make_attribute("accuracy_level", IN_INT8))
+    return QuantizedNodes([node], tensors)
+
+
+def gather_block_quantized(
+    name: str, linear: GroupedLinear, ids: str, y: str, call: str | None = None
+) -> QuantizedNodes:
+    """Make the nodes that read rows of an embedding, from the tensors that `matmul_nbits` reads.
+
+    Its blocks lie in an axis of their own, as MatMulNBits wants them. Giving them another shape
+    would be one more copy of the embedding in memory.
+
+    Args:
+        name: The embedding's module name.
+        linear: Symmetric, in groups that are block sizes.
+        ids: Name of the tokens in the graph.
+        y: Name of the output in the graph.
+        call: What begins the names of the nodes, if a model reads the embedding more than once.
+
+    Returns:
+        The nodes, and the tensors that they read.
+    """
+    assert can_gather(linear), "what quantline/recipes/embedding_and_head.py makes"
+    call = call or name
+    block_size = linear.group_size
+    tensors = _tensors(name, linear, linear.bits, block_size)
+    packed, scale = tensors
+    last = f"{name}.last_axis"
+    width = f"{name}.width"
+    constants = {last: np.array([-1]), width: np.array([linear.integers.shape[1]])}
+    of_blocks = f"{call}.scale_of_blocks"
+    blocks = f"{call}.blocks"
+    shape = f"{call}.shape_of_ids"
+    flat = f"{call}.shape"
+    nodes = [
+        helper.make_node("Unsqueeze", [scale, last], [of_blocks], name=f"{call}.unsqueeze"),
+        helper.make_node(
+            GATHER,
+            [packed, ids, of_blocks],
+            [blocks],
+            name=call,
+            domain=DOMAIN,
+            gather_axis=0,
+            quantize_axis=2,
+            bits=linear.bits,
+            block_size=block_size,
+        ),
+        helper.make_node("Shape", [ids], [shape], name=f"{call}.ids"),
+        helper.make_node("Concat", [shape, width], [flat], name=f"{call}.concat", axis=0),
+        helper.make_node("Reshape", [blocks, flat], [y], name=f"{call}.reshape"),
+    ]
+    return QuantizedNodes(nodes, tensors | constants)
+
+
+def can_gather(linear: GroupedLinear) -> bool:
+    """Whether GatherBlockQuantized can read rows of a weight from what MatMulNBits reads."""
+    in_slots = linear.bits == slot_bits(linear.bits) and linear.bits > 2
+    return linear.symmetric and in_slots and linear.group_size in BLOCK_SIZES
+
+
+def _tensors(name: str, linear: GroupedLinear, bits: int, block_size: int) -> dict[str, np.ndarray]:
+    """Return the packed integers [out, blocks, bytes], scales and zero points of a layer."""
+    rows, columns = linear.integers.shape
     blocks = -(-columns // block_size)
     repeats = blocks // linear.scales.shape[1]
     padded = np.zeros((rows, blocks * block_size), np.uint8)
@@ -100,22 +159,17 @@ def matmul_nbits(name: str, linear: GroupedLinear, x: str, y: str, call: str) ->
     packed = pack(padded.reshape(-1, block_size), bits)
     tensors = {
         f"{name}.{PACKED}": packed.reshape(rows, blocks, -1),
-        f"{name}.{SCALE}": np.repeat(linear.scales, repeats, 1),
+        f"{name}.{SCALE}": _in_16_bits(np.repeat(linear.scales, repeats, 1)),
     }
     if not (linear.zeros == 1 << (bits - 1)).all():
         tensors[f"{name}.{ZERO}"] = pack(np.repeat(linear.zeros, repeats, 1), bits)
-    node = helper.make_node(
-        "MatMulNBits",
-        [x, *tensors],
-        [y],
-        name=call,
-        domain=DOMAIN,
-        K=columns,
-        N=rows,
-        bits=bits,
-        block_size=block_size,
-    )
-    return QuantizedNodes([node], tensors)
+    return tensors
+
+
+def _in_16_bits(scales: np.ndarray) -> np.ndarray:
+    """Return scales in bfloat16 if it holds them exactly; those of a quantized source may not."""
+    halves = scales.astype(ml_dtypes.bfloat16)
+    return halves if (halves.astype(np.float32) == scales).all() else scales
 
 
 def _block_size(name: str, linear: GroupedLinear) -> int:
@@ -125,54 +179,19 @@ def _block_size(name: str, linear: GroupedLinear) -> int:
         StageError: unsupported_width.
     """
     size = linear.group_size
-    fitting = [block for block in BLOCK_SIZES if size % block == 0]
+    is_row = size == linear.integers.shape[1]
+    most = LARGEST_ROUNDED_BLOCK if is_row and linear.bits == 8 else BLOCK_SIZES[0]
+    sizes = [block for block in BLOCK_SIZES if block <= most]
+    fitting = [block for block in sizes if size % block == 0]
     if fitting:
         return fitting[0]
-    if size != linear.integers.shape[1]:
+    if not is_row:
         raise StageError(
             Failure.UNSUPPORTED_WIDTH,
             f"expected groups that MatMulNBits' smallest block of {BLOCK_SIZES[-1]} divides, found "
             f"groups of {size} weights in {name}; use group_size 32",
         )
-    return min(BLOCK_SIZES, key=lambda block: -size % block)
-
-
-def dynamic_int8(name: str, linear: GroupedLinear, x: str, y: str, call: str) -> QuantizedNodes:
-    """Make nodes that round activations per tensor at run time and multiply integers.
-
-    There is one scale per output channel.
-
-    Args:
-        name: The layer's module name.
-        linear: Eight bits, symmetric, one group per row.
-        x: Name of the input in the graph.
-        y: Name of the output in the graph.
-        call: What begins the nodes' names.
-
-    Returns:
-        The nodes, and the integers, scales and zero point that they read.
-    """
-    weight = f"{name}.{INTEGERS}"
-    scale = f"{name}.{SCALE}"
-    zero = f"{name}.{ZERO}"
-    tensors = {
-        weight: np.ascontiguousarray(linear.integers.T),
-        scale: linear.scales.reshape(-1),
-        zero: np.array(INT8_ZERO, np.uint8),
-    }
-    x_parts = [f"{call}.x", f"{call}.x_scale", f"{call}.x_zero"]
-    quantized, x_scale, x_zero = x_parts
-    product = f"{call}.sum"
-    as_float = f"{call}.float"
-    both_scales = f"{call}.scale"
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", [x], x_parts, name=f"{call}.quantize"),
-        helper.make_node("MatMulInteger", [quantized, weight, x_zero, zero], [product], name=call),
-        helper.make_node("Cast", [product], [as_float], name=f"{call}.cast", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [x_scale, scale], [both_scales], name=f"{call}.scales"),
-        helper.make_node("Mul", [as_float, both_scales], [y], name=f"{call}.rescale"),
-    ]
-    return QuantizedNodes(nodes, tensors)
+    return min(sizes, key=lambda block: -size % block)
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:
@@ -192,28 +211,25 @@ def unpack(data: np.ndarray, bits: int, count: int) -> np.ndarray:
     return values.reshape(len(data), -1)[:, :count].astype(np.float32)
 
 
-def dequantize(node: onnx.NodeProto, parts: dict[str, np.ndarray]) -> np.ndarray:
+def dequantize(node: onnx.NodeProto, parts: dict[str, np.ndarray], columns: int) -> np.ndarray:
     """Return the weight float32 [out, in] that a node stands for.
 
     Args:
-        node: A MatMulNBits or a MatMulInteger.
+        node: One of QUANTIZED_OPERATORS.
         parts: Its tensors, by PACKED, SCALE and so on.
+        columns: Its inputs.
     """
-    if node.op_type == "MatMulInteger":
-        steps = parts[INTEGERS].T.astype(np.float32) - np.float32(parts[ZERO])
-        return steps * parts[SCALE][:, None]
     attributes = integer_attributes(node)
-    rows = attributes["N"]
-    columns = attributes["K"]
     bits = attributes["bits"]
     block_size = attributes["block_size"]
-    blocks = -(-columns // block_size)
+    rows, blocks, _ = parts[PACKED].shape
     integers = unpack(parts[PACKED].reshape(rows * blocks, -1), bits, block_size)
     zeros: np.ndarray | np.float32 = np.float32(1 << (bits - 1))
     if ZERO in parts:
         zeros = unpack(parts[ZERO], bits, blocks)[:, :, None]
-    steps = integers.reshape(rows, -1, block_size) - zeros
-    return (steps * parts[SCALE][:, :, None]).reshape(rows, -1)[:, :columns]
+    steps = integers.reshape(rows, blocks, block_size) - zeros
+    scales = parts[SCALE].astype(np.float32)
+    return (steps * scales[:, :, None]).reshape(rows, -1)[:, :columns]
 
 
 def integer_attributes(node: onnx.NodeProto) -> dict[str, int]:

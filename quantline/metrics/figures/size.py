@@ -37,6 +37,18 @@ register_figure(
 
 register_figure(
     Figure(
+        "layer_bits_per_weight",
+        label="bits per weight without embedding and head",
+        better="lower",
+        columns={
+            "markdown": Column("bits/weight in layers", ".2f", order=25),
+            "quality": Column("bits/w in layers", ".2f", order=25),
+        },
+    )
+)
+
+register_figure(
+    Figure(
         "memory_mib",  # of the report, not of a file: quantline.report.memory makes it
         label="memory",
         better="lower",
