@@ -98,7 +98,8 @@ def write_results(
         "runtime": runtime,
         "runtime_version": measured["runtime_version"],
     }
-    size = {key: manifest[key] for key in SIZES}
+    # Bundles of before have less in their manifests.
+    size = {key: manifest[key] for key in SIZES if key in manifest}
     answers = {"items_sha256": sha256_file(files.answers)}
     experts = manifest.get("experts") or {}
     quality = measured["quality"] | measured_on | size | experts | answers
