@@ -144,9 +144,8 @@ class GroupedRecipe(Recipe):
     )
     embedding_bits: Literal[8, 4] | None = Field(
         default=8,
-        description="Bits of the embedding and of the output head in containers that hold them "
-        "rounded: both in ONNX, the head in safetensors if the variant says so. 8: rounded to "
-        "nearest. 4: rounded by the method. null: in floats.",
+        description="Bits of the embedding and of the output head in ONNX; safetensors keep them "
+        "in floats. 8: rounded to nearest. 4: rounded by the method. null: in floats.",
     )
 
     @property

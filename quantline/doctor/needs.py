@@ -1,8 +1,8 @@
 """What a whole run will take: seconds, memory and disk, from a model's sizes and a machine's speed.
 
 Seconds follow from the operations of each stage and from what one second of this machine does; of a
-stage that has run with the same parameters before, they are those of then. The constants are
-measured (benchmarks/README.md) and good for a factor of two.
+stage that has run with the same parameters before, they are those of then. The constants are good
+for a factor of two or three.
 """
 
 import re

@@ -5,7 +5,6 @@ scales were folded), lie in one safetensors file per part of the model. quantize
 report.
 """
 
-from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
@@ -138,16 +137,13 @@ class QuantizedModel:
         with safe_open(self.folder / f"{entry['part']}.safetensors", "np") as file:
             return file.get_tensor(key)
 
-    def with_outside(self, names: Iterable[str] | None = None) -> "QuantizedModel":
-        """Return the same store for a container that holds the embedding or the head rounded.
+    def with_outside(self) -> "QuantizedModel":
+        """Return the same store for a container that holds embedding and head rounded.
 
-        Args:
-            names: Which of them are among its `linears`; None for all.
+        They are among its `linears`.
         """
         model = copy(self)
-        wanted = self.outside if names is None else sorted(set(self.outside) & set(names))
-        outside = self._contents.get("outside", {})
-        model._linears = self._linears | {name: outside[name] for name in wanted}
+        model._linears = self._linears | self._contents.get("outside", {})
         model.linears = sorted(model._linears)
         return model
 
