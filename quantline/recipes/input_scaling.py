@@ -27,7 +27,7 @@ from quantline.model.tensor_source import TensorSource
 from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import attempt, say_how
-from quantline.recipes.layer_report import check_gain, layer_report
+from quantline.recipes.layer_report import LayerJudge, check_gain
 
 
 @dataclass
@@ -279,12 +279,12 @@ def _quantize_linear(
     statistics = ctx.statistics(name, hessian)
     scaled = weight * scales / divisors[:, None]
     plain = dequantize_like(method.quantize_baseline(name, weight), weight)
+    judge = LayerJudge(weight, plain, statistics)
     prepared, failure = preparation
 
     def report_of(linear: QuantizedTensor) -> dict[str, Any]:
         stored = dequantize_like(linear, weight) * divisors[:, None] / scales
-        coverage = ctx.calibration.coverage(name)
-        report = layer_report(linear, weight, stored, plain, statistics, coverage, prepared)
+        report = judge.report(linear, stored, ctx.calibration.coverage(name), prepared)
         return report | method.extra_report(weight, stored * scales, scales, statistics)
 
     linear: QuantizedTensor | None = None

@@ -15,45 +15,62 @@ TOLERANCE = 1e-6  # share by which two float32 sums of the same errors may diffe
 MEASURES = ("output_change", "divergence", "error")
 
 
-def layer_report(
-    linear: QuantizedTensor,
-    weight: torch.Tensor,
-    stored: torch.Tensor,
-    baseline: torch.Tensor,
-    statistics: LayerStatistics,
-    coverage: dict[str, Any],
-    prepared: Prepared | None,
-) -> dict[str, Any]:
-    """Return what the report says of a layer.
+class LayerJudge:
+    """Compares what is to stand in a layer's place with its weight, and with plain rounding."""
 
-    Args:
-        linear: The quantized layer.
-        weight: The unquantized weight, float32 [out, in].
-        stored: The weight that stands in its place, float32 [out, in].
-        baseline: The same after plain rounding, float32 [out, in].
-        statistics: Of the layer.
-        coverage: What the calibration says of the tokens that the layer saw.
-        prepared: What the method made of the Hessian.
+    def __init__(
+        self, weight: torch.Tensor, plain: torch.Tensor, statistics: LayerStatistics
+    ) -> None:
+        """Take a layer, and judge its plain rounding once for all that is compared with it.
 
-    Returns:
-        The error tr(Δ H Δᵀ), and with G the divergence tr(G Δ H Δᵀ) too, each also of the baseline.
-    """
-    hessian = statistics.hessian
-    fisher_out = statistics.fisher_out
-    error, divergence = error_and_divergence(stored - weight, hessian, fisher_out)
-    rtn_error, rtn_divergence = error_and_divergence(baseline - weight, hessian, fisher_out)
-    report = {
-        **linear.describe(),
-        "shape": list(weight.shape),
-        **coverage,
-        "damping": None if prepared is None else prepared.damping,
-        "error": error,
-        "rtn_error": rtn_error,
-    }
-    if fisher_out is not None:
-        report["divergence"] = divergence
-        report["rtn_divergence"] = rtn_divergence
-    return report
+        Args:
+            weight: The unquantized weight, float32 [out, in].
+            plain: The same after plain rounding, float32 [out, in].
+            statistics: Of the layer.
+        """
+        self.weight = weight
+        self.plain = plain
+        self.statistics = statistics
+        self.plain_errors = self._errors(plain)
+
+    def _errors(self, stored: torch.Tensor) -> tuple[float, float | None]:
+        difference = stored - self.weight
+        return error_and_divergence(difference, self.statistics.hessian, self.statistics.fisher_out)
+
+    def report(
+        self,
+        linear: QuantizedTensor,
+        stored: torch.Tensor,
+        coverage: dict[str, Any],
+        prepared: Prepared | None,
+    ) -> dict[str, Any]:
+        """Return what the report says of a layer.
+
+        Args:
+            linear: The quantized layer.
+            stored: The weight that stands in its place, float32 [out, in].
+            coverage: What the calibration says of the tokens that the layer saw.
+            prepared: What the method made of the Hessian.
+
+        Returns:
+            The error tr(Δ H Δᵀ), and with G the divergence tr(G Δ H Δᵀ) too, each also of plain
+            rounding.
+        """
+        is_plain = torch.equal(stored, self.plain)
+        error, divergence = self.plain_errors if is_plain else self._errors(stored)
+        rtn_error, rtn_divergence = self.plain_errors
+        report = {
+            **linear.describe(),
+            "shape": list(self.weight.shape),
+            **coverage,
+            "damping": None if prepared is None else prepared.damping,
+            "error": error,
+            "rtn_error": rtn_error,
+        }
+        if divergence is not None:
+            report["divergence"] = divergence
+            report["rtn_divergence"] = rtn_divergence
+        return report
 
 
 def check_gain(layer: str, report: dict[str, Any], baseline: str) -> None:

@@ -13,7 +13,7 @@ from quantline.model.same_bits import same_bits
 from quantline.quantized.tensors import QuantizedTensor
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import attempt, say_how
-from quantline.recipes.layer_report import check_gain, layer_report
+from quantline.recipes.layer_report import LayerJudge, check_gain
 
 
 @same_bits()
@@ -59,18 +59,11 @@ def _quantize_linear(
     statistics = ctx.statistics(name, hessian)
     check_size(name, weight)
     baseline = method.quantize_baseline(name, weight)
-    plain = dequantize_like(baseline, weight)
+    judge = LayerJudge(weight, dequantize_like(baseline, weight), statistics)
 
     def report_of(linear: QuantizedTensor) -> dict[str, Any]:
-        return layer_report(
-            linear,
-            weight,
-            dequantize_like(linear, weight),
-            plain,
-            statistics,
-            ctx.calibration.coverage(name),
-            prepared,
-        )
+        stored = dequantize_like(linear, weight)
+        return judge.report(linear, stored, ctx.calibration.coverage(name), prepared)
 
     kept = ctx.source_codes.grouped(name, baseline)
     if kept is not None:
