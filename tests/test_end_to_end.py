@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from quantline import links
 from tests.helpers.clone import Clone
 from tests.helpers.project import tiny_inputs
 
@@ -16,7 +17,7 @@ OF_GPTQ = ("gptq-w4g128", "onnx-int4-gptq")
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, make_model, texts, empty_database) -> Clone:
-    """A clone with a model whose feed-forward width, 320, groups of 128 do not divide."""
+    """A clone with a model whose feed-forward width, 320, the recipe's groups do not divide."""
     root = tmp_path_factory.mktemp("clone")
     odd = tmp_path_factory.mktemp("odd") / "model"
     model = make_model(odd, intermediate_size=320, num_hidden_layers=1)
@@ -26,6 +27,7 @@ def clone(tmp_path_factory, make_model, texts, empty_database) -> Clone:
         f"variant=[{','.join(VARIANTS)}]",
         *tiny_inputs(model, texts),
         "evaluation.speed.threads=1",
+        "recipes.gptq-w4g128.group_size=128",
     ]
     return Clone.begin(root, overrides)
 
@@ -45,7 +47,7 @@ def check_a_failure_stops_its_own_variants_alone(clone: Clone) -> None:
 def check_the_named_setting_mends_it(clone: Clone) -> None:
     """And nothing else runs again."""
     before = clone.finished()
-    clone.overrides.append("recipes.gptq-w4g128.group_size=32")
+    clone.overrides[-1] = "recipes.gptq-w4g128.group_size=32"
     clone.quantline("repro")
     rows = clone.report()
     assert set(rows) == set(VARIANTS)
@@ -58,6 +60,17 @@ def check_the_named_setting_mends_it(clone: Clone) -> None:
     assert abs(kld["bf16"]) < 1e-4 < kld["gptq-w4g128"]
     assert kld["gguf-q8_0"] < kld["gptq-w4g128"]
     assert kld["onnx-int4-gptq"] == pytest.approx(kld["gptq-w4g128"], rel=0.05)
+
+
+def check_artifacts_are_on_disk_once(clone: Clone) -> None:
+    """What DVC caches is a link to its cache, or shares its blocks where the file system can."""
+    cached = [path for path in (clone.root / ".dvc/cache").rglob("*") if path.is_file()]
+    inodes = {path.stat().st_ino for path in cached}
+    shares_blocks = links.clone(cached[0], clone.root / "shared")
+    for folder in ("calibration", "reference", "quantized/q8_0", "exports/gguf-q8_0"):
+        files = [path for path in (clone.root / "artifacts" / folder).rglob("*") if path.is_file()]
+        assert files
+        assert shares_blocks or all(path.stat().st_ino in inodes for path in files), folder
 
 
 def check_nothing_runs_when_nothing_changed(clone: Clone) -> None:
@@ -104,6 +117,7 @@ def check_an_edit_of_conf_is_noticed_before_anything_runs(clone: Clone) -> None:
 def test_repro_leads_from_a_checkpoint_to_the_page(clone):
     check_a_failure_stops_its_own_variants_alone(clone)
     check_the_named_setting_mends_it(clone)
+    check_artifacts_are_on_disk_once(clone)
     check_nothing_runs_when_nothing_changed(clone)
     check_a_sweep_reruns_its_recipe_alone(clone)
     check_an_edit_of_conf_is_noticed_before_anything_runs(clone)
