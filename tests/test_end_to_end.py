@@ -97,8 +97,8 @@ def check_a_sweep_reruns_its_recipe_alone(clone: Clone) -> None:
     assert "three-bits" in clone.dvc("exp", "show", "--csv")
     assert "gptq-w4g128" in clone.dvc("metrics", "show")
     plots = clone.dvc("plots", "show", "--json")
-    assert "size against divergence" in plots
-    assert "mean_kld_front" in plots
+    assert "reports/plots/mean_kld.svg" in plots
+    assert "reports/plots/gold_accuracy.svg" in plots
     assert "error" not in plots
 
 
