@@ -51,7 +51,9 @@ def meta_model(config: dict[str, Any]) -> PreTrainedModel:
 def _without_initial_values() -> Iterator[None]:
     """Have parameters count as initialized for transformers, as they are while it loads weights.
 
-    They are on the meta device, where drawing values is in vain and takes most of the time.
+    They are on the meta device, where drawing values is in vain and takes most of the time. So is
+    filling memory that is never read, as torch does where its algorithms are to be deterministic:
+    a parameter is in memory, untouched, for the moment before it is put on the meta device.
     """
 
     def mark(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -59,10 +61,14 @@ def _without_initial_values() -> Iterator[None]:
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     hook = register_module_parameter_registration_hook(mark)
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
     try:
         with guard_torch_init_functions():
             yield
     finally:
+        settings.fill_uninitialized_memory = fills
         hook.remove()
 
 
