@@ -17,6 +17,7 @@ from pathlib import Path
 from quantline.errors import Failure, StageError
 from quantline.executor.item import Item
 from quantline.executor.queue import Queue
+from quantline.messages import say
 from quantline.run.answers import failure_answer
 from quantline.run.leash import end_with_parent
 
@@ -47,7 +48,7 @@ def _do(queue: Queue, item: Item, name: str) -> None:
         if isinstance(error, KeyboardInterrupt):
             raise
         if not isinstance(error, StageError):
-            traceback.print_exc()
+            say("".join(traceback.format_exception(error)), error=True)
         queue.fail(item.id, failure_answer(error))
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)

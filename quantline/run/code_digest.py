@@ -40,6 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "recipes/grid_counts.py",
         "report",
         "runtimes",
+        "text",
     ),
 }
 

@@ -177,9 +177,13 @@ def _make_version(client: "MlflowClient", name: str, candidate: Candidate) -> st
         client, candidate.run_id, candidate.key, candidate.model, {}, candidate.tags
     )
     copy_bundle(client, model_id, Path(candidate.model.path))
+    source = f"models:/{model_id}"
+    if not client.tracking_uri.startswith("http"):
+        # Without a server MLflow would look for the model in the process's own store, not in this.
+        source = client.get_logged_model(model_id).artifact_location
     version = client.create_model_version(
         name,
-        f"models:/{model_id}",
+        source,
         candidate.run_id,
         tags=candidate.tags,
         description=candidate.description,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 FOLDER = ".quantline"
 LOCK = "mlflow.lock"
+SQLITE_HEADER = b"SQLite format 3\0"
 LOCK_WAIT_S = 60.0  # making the tables takes seconds, on a busy machine many
 TABLES_S = 120.0  # the same in a database server
 AGAIN_S = 0.5  # between two looks at tables that somebody else makes
@@ -179,9 +180,17 @@ def _lock_file(uri: str) -> Path:
     """
     here = main_root()
     database = database_file(uri)
-    if database is None or database.parent == here or not database.parent.is_dir():
+    if database is None or database.parent == here or not _may_be_database(database):
         return here / FOLDER / LOCK
     return database.parent / f".{database.name}.lock"
+
+
+def _may_be_database(path: Path) -> bool:
+    """Whether a file is a database, or can become one; nothing is written beside another file."""
+    if not path.is_file():
+        return path.parent.is_dir() and not path.exists()
+    with path.open("rb") as file:
+        return file.read(len(SQLITE_HEADER)) in (b"", SQLITE_HEADER)
 
 
 def _make_database(uri: str) -> None:

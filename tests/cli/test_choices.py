@@ -28,7 +28,7 @@ def test_list_marks_what_params_has_and_says_what_each_is(folder):
     row = next(line.split() for line in lines if "gptq-w3g32 " in line)
     assert row == ["gptq-w3g32", "gptq", "3", "32", "-"]
     rows = quantline("list", "variants").output.splitlines()
-    assert any(line.split() == ["onnx-int8", "int8", "onnx", "onnxruntime"] for line in rows)
+    assert any(line.split() == ["onnx-int8", "rtn-w8", "onnx", "onnxruntime"] for line in rows)
 
 
 def test_list_says_which_runtimes_are_not_installed_and_how_to_get_them(folder, monkeypatch):

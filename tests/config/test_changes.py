@@ -18,7 +18,7 @@ def test_another_suite_is_told_by_the_names_that_come_and_go():
     lines = summary(composed("suite=default"), composed("suite=quick"))
     assert lines == [
         "suite: default -> quick",
-        "recipes: without q4_k_m-curvature, q8_0, awq-w4g128, int8",
+        "recipes: without q4_k_m-curvature, q8_0, awq-w4g128, rtn-w8",
         "variants: without gguf-q4_k_m-curvature, gguf-q8_0, awq-w4g128, onnx-fp32, onnx-int8, "
         "onnx-int4-gptq",
     ]

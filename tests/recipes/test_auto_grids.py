@@ -153,7 +153,7 @@ def test_auto_gives_the_bits_of_groups_that_are_stated(tmp_path, method):
 
 
 def test_what_was_chosen_is_told(dense, mixture):
-    recipe = AUTO | {"method": "rtn"}
+    recipe = AUTO | {"method": "rtn", "embedding_bits": None}
     report = dense.quantized(recipe).report
     counts = {"groups of 64": 12, "whole rows": 2}
     assert report["transforms"][-1] == {

@@ -40,6 +40,7 @@ IRRELEVANT_FILES = {
     "reports/*": "gate makes the comparison anew",
     "dvc.yaml": "says what DVC runs again; the lineage says what a figure comes from",
     ".quantline/*": "who holds the lock",
+    "metrics/summary/*": "what DVC's tables show of metrics/",
 }
 # Parameters that no figure comes from, and why.
 IRRELEVANT_PARAMS = {
@@ -48,6 +49,7 @@ IRRELEVANT_PARAMS = {
     "tracking.*": "where runs are logged",
     "evaluation.limits.*": "when a process is stopped; a figure that is there was measured",
     "limits.*": "the same for stages",
+    "executor.*": "who computes: the bytes are the same",
     "*watch": "what makes DVC run a stage again; the path itself is a parameter too",
 }
 BYTE_CHANGES = 1  # of each file in every run

@@ -141,7 +141,7 @@ def test_page_opens_a_flip_by_keyboard_to_the_prompt_and_both_answers(browser):
 
 def test_page_reaches_every_part_that_scrolls_and_every_control_by_the_tab_key(browser):
     tab, _ = open_page(browser, complete_report(), PHONE)
-    controls = tab.locator("a, button, summary, .wide")
+    controls = tab.locator("a, button, input, summary, .wide")
     wanted = controls.evaluate_all("all => all.filter(e => e.checkVisibility()).length")
     position = "[...document.querySelectorAll('*')].indexOf(document.{})"
     reached = set()

@@ -264,8 +264,9 @@ def test_what_a_child_does_is_told_while_it_works(call, monkeypatch, capsys):
     body = """
         from quantline.run.progress import counting
         with counting("divergence", "token", 100) as advance:
+            time.sleep(0.3)  # so that it is written at once
             advance(40)
-            time.sleep(0.5)
+            time.sleep(0.7)
         return {}
     """
     call(textwrap.dedent(body))

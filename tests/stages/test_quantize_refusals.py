@@ -73,7 +73,7 @@ def test_quantize_refuses_a_layer_worse_than_round_to_nearest(
 
     monkeypatch.setattr(Gptq, "improve", improve_badly)
     failure = Failure.WORSE_THAN_ROUND_TO_NEAREST
-    words = "model.layers.0.self_attn.q_proj has the error"
+    words = "model.layers.0.mlp.down_proj has the error"
     assert_refused(calibrated_project, capsys, "gptq-w4g128", failure, words)
 
 

@@ -34,7 +34,7 @@ def test_read_space_takes_hydras_ranges_and_intervals():
     assert space.axes[0].values == ("0", "1", "2")
     assert space.axes[1].interval == Interval(0.001, 1, False, True)
     assert space.size is None
-    assert read_space(["seed=interval(1,9)"]).axes[0].interval == Interval(1, 9, True, False)
+    assert read_space(["seed=int(interval(1,9))"]).axes[0].interval == Interval(1, 9, True, False)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_without_optuna_it_is_said_how_to_install_it(monkeypatch):
 
 
 def test_first_choices_are_the_corners_of_a_space():
-    space = read_space(["recipes.gptq.bits=2,3,4", "seed=interval(1,9)"])
+    space = read_space(["recipes.gptq.bits=2,3,4", "seed=int(interval(1,9))"])
     assert first_choices(space) == [
         {"recipes.gptq.bits": "2", "seed": "1"},
         {"recipes.gptq.bits": "4", "seed": "9"},

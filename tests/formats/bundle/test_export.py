@@ -34,6 +34,7 @@ KEYS = {
     "limits",
     "substituted_share",
     "bits_per_weight",
+    "layer_bits_per_weight",
     "size_bytes",
     "files",
     "artifact_sha256",

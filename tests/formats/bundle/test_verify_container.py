@@ -45,8 +45,8 @@ def test_check_container_describes_every_tensor(three_bits):
     assert tensors[NAME] == {
         "requested": "int3",
         "actual": "int4",
-        "bits_per_weight": 4 + (32 + 4) / 32,
-        "bytes": 512 * 256 * (4 + (32 + 4) / 32) / 8,
+        "bits_per_weight": 4 + (16 + 4) / 32,
+        "bytes": 512 * 256 * (4 + (16 + 4) / 32) / 8,
         "weights": 512 * 256,
     }
     assert tensors["model.norm.weight"]["actual"] == "F32"
