@@ -53,9 +53,7 @@ def versions(name: str = NAME) -> list:
 
 def copy_of_bundle(version) -> Path:
     """Return the folder that a version keeps its bundle in."""
-    model_id = version.model_id
-    location = client().get_logged_model(model_id).artifact_location
-    return Path(unquote(location.removeprefix("file://"))) / DATA / COPY
+    return Path(unquote(version.source.removeprefix("file://"))) / DATA / COPY
 
 
 def champion() -> str:
