@@ -55,7 +55,11 @@ def test_each_conversion_is_applied_once_and_taken_back(model_type, class_name, 
 def test_layers_join_where_the_conversion_of_the_published_form_has_no_tensors(tmp_path):
     """Step 3.7's experts are published stacked: a bundle's, which lie apart, are none of those."""
     class_name = "Step3p7ForConditionalGeneration"
-    config = AutoConfig.for_model("step3p7", architectures=[class_name])
+    layers = ["dense"] * 3 + ["sparse"]
+    sizes = SIZES | {"num_hidden_layers": 4, "n_routed_experts": 2, "mlp_layer_types": layers}
+    sizes |= {"layer_types": ["full_attention"] * 4, "share_expert_dim": 32, "head_dim": 16}
+    text = {"model_type": "step3p5", **sizes}
+    config = AutoConfig.for_model("step3p7", architectures=[class_name], text_config=text)
     config.save_pretrained(tmp_path)
     apart = [f"model.language_model.layers.3.mlp.experts.0.{part}_proj" for part in ("gate", "up")]
     tensors = {f"{layer}.weight_scale": np.zeros((1, 1), np.float32) for layer in apart}
