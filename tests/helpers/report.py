@@ -270,3 +270,10 @@ def write_truth(sha256: str = "e" * 64) -> None:
     write_json(REFERENCE / "reference.json", truth)
     MODEL.mkdir(parents=True, exist_ok=True)
     write_special_tokens(MODEL, SpecialTokens({}, {}, [1], [], [2], [], {}))
+
+
+def write_pick() -> None:
+    """Leave figures of bf16, and of gguf-q8_0, which is the pick of the target laptop-cpu."""
+    write_truth()
+    write_measured("bf16", 10, 0, **DECIDED)
+    write_measured("gguf-q8_0", 5, 0.001, **DECIDED)

@@ -1,12 +1,9 @@
 """A finished project on a tiny model, to publish from."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from tests.helpers.project import Project
-from tests.report.conftest import measured
+from tests.report.conftest import copy_of, measured
 
 __all__ = ["measured"]
 
@@ -14,7 +11,4 @@ __all__ = ["measured"]
 @pytest.fixture
 def project(measured, tmp_path, monkeypatch) -> Project:
     """A copy of it, as the working folder."""
-    root = tmp_path / "project"
-    shutil.copytree(measured, root)
-    monkeypatch.chdir(root)
-    return Project(root, Path("mine/model"), Path("mine/texts"))
+    return copy_of(measured, tmp_path, monkeypatch)

@@ -58,3 +58,11 @@ def measured(tmp_path_factory, tiny_model, texts, empty_database) -> Path:
             for variant in VARIANTS:
                 project.stage(stage, variant)
     return root
+
+
+def copy_of(measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Return a copy of the finished project, as the working folder."""
+    root = tmp_path / "project"
+    shutil.copytree(measured, root)
+    monkeypatch.chdir(root)
+    return Project(root, Path("mine/model"), Path("mine/texts"))

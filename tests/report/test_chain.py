@@ -19,6 +19,7 @@ from quantline.run.lineage import lineage_file, read_lineage
 from tests.helpers.changes import changed, flip_one_byte
 from tests.helpers.command_line import quantline
 from tests.helpers.project import Project
+from tests.report.conftest import copy_of
 
 pytestmark = pytest.mark.xdist_group("chain")  # one measured variant for all
 
@@ -29,10 +30,7 @@ OVERRIDES = ["model.adapter=mine/adapter", "target=any", "target.gates=[]"]
 @pytest.fixture
 def project(measured, tmp_path, monkeypatch) -> Project:
     """A copy of it, as the working folder."""
-    root = tmp_path / "project"
-    shutil.copytree(measured, root)
-    monkeypatch.chdir(root)
-    return Project(root, Path("mine/model"), Path("mine/texts"))
+    return copy_of(measured, tmp_path, monkeypatch)
 
 
 def test_a_file_that_is_new_beside_the_model_makes_figures_stale(project):

@@ -1,6 +1,5 @@
 """The page in a real browser: sorting, keyboard, accessibility. Skipped without chromium."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -10,33 +9,15 @@ import pytest
 from quantline.config.targets import Hardware
 from quantline.report.build import Report
 from quantline.report.page import render_page
+from tests.helpers.browser import DESKTOP, PHONE, UNFOLD, needs_browser, open_browser
 from tests.helpers.report import TARGET, failed_row, make_report, make_row
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PHONE = 390
-DESKTOP = 1280
-UNFOLD = "all => all.forEach(details => details.open = true)"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+    yield from open_browser()
 
 
 def complete_report() -> Report:

@@ -5,20 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from quantline.sweeps.page import render_page
+from tests.helpers.browser import DESKTOP, PHONE, UNFOLD, needs_browser, open_browser
 from tests.helpers.sweeps import grid_report
-from tests.report.test_page_browser import CHROMIUM, DESKTOP, FLAGS, PHONE, UNFOLD
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
+    yield from open_browser()
 
 
 @pytest.fixture(scope="module")

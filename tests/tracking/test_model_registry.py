@@ -17,7 +17,13 @@ from quantline.tracking.model_registry import Candidate, NoRegistryError, regist
 from tests.helpers.attacks import tree
 from tests.helpers.lineage import vouch_for
 from tests.helpers.project import Project
-from tests.helpers.report import DECIDED, event, write_events, write_measured, write_truth
+from tests.helpers.report import (
+    DECIDED,
+    event,
+    write_events,
+    write_measured,
+    write_pick,
+)
 
 NAME = "quantline-model-laptop-cpu"
 CHOICE = [
@@ -33,9 +39,7 @@ OTHER_BYTES = "cd" * 32
 def compared(project) -> Project:
     """A project with bf16, and with gguf-q8_0, which is the pick, whose comparison promotes it."""
     project.compose(*CHOICE)
-    write_truth()
-    write_measured("bf16", 10, 0, **DECIDED)
-    write_measured("gguf-q8_0", 5, 0.001, **DECIDED)
+    write_pick()
     return project
 
 
