@@ -9,9 +9,9 @@ named failure of this variant.
 import sys
 
 from quantline.formats.bundle.manifest import check_bundle
+from quantline.metrics.measuring_process import measure_in_child
 from quantline.metrics.results import ResultFiles, write_results
 from quantline.paths import EXPORTS, METRICS, REFERENCE
-from quantline.run.child_process import call_in_child
 from quantline.run.stage import StageRun, stage_run
 from quantline.tracking.run_content import chart_figures, variant_run
 
@@ -22,17 +22,12 @@ def evaluate(run: StageRun) -> None:
     runtime = run.params.variants[name].runtime
     evaluation = run.params.evaluation
     manifest = check_bundle(EXPORTS / name)
-    arguments = {
-        "bundle": str(EXPORTS / name),
-        "runtime": runtime,
-        "reference": str(REFERENCE),
-        **evaluation.speed.model_dump(),
-    }
-    measured = call_in_child(
-        "quantline.metrics.measure:measure_bundle",
-        arguments,
+    measured = measure_in_child(
+        EXPORTS / name,
+        runtime,
+        REFERENCE,
+        evaluation.speed,
         evaluation.limits,
-        f"the measuring process of {name}",
         evaluation.pythons.get(runtime),
     )
     files = ResultFiles.of(METRICS, name)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from quantline.config.texts import Limits, Speed, Text
 from quantline.folders import atomic_folder
-from quantline.run.child_process import call_in_child
 
 if TYPE_CHECKING:
     from quantline.calibration.store import CalibrationStore
@@ -77,18 +76,11 @@ def measure(
             runtime_unavailable, runtime_crashed, timed_out, out_of_memory, non_finite.
     """
     from quantline.formats.bundle.manifest import check_bundle
+    from quantline.metrics.measuring_process import measure_in_child
     from quantline.metrics.results import ResultFiles, write_results
 
     path = Path(bundle)
     manifest = check_bundle(path)
     runtime = manifest["runtime"]
-    arguments = {
-        "bundle": str(path),
-        "runtime": runtime,
-        "reference": str(reference),
-        **speed.model_dump(),
-    }
-    function = "quantline.metrics.measure:measure_bundle"
-    label = f"the measuring process of {path.name}"
-    measured = call_in_child(function, arguments, limits or Limits(), label)
+    measured = measure_in_child(path, runtime, Path(reference), speed, limits or Limits())
     return write_results(ResultFiles.of(Path(folder), path.name), manifest, runtime, measured)

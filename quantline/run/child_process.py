@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -36,7 +36,12 @@ CRASH = "Fatal Python error"  # what faulthandler writes first; then the frames,
 
 
 def call_in_child(
-    function: str, arguments: dict[str, Any], limits: Limits, label: str, python: str | None = None
+    function: str,
+    arguments: dict[str, Any],
+    limits: Limits,
+    label: str,
+    python: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Call a function in a fresh process.
 
@@ -50,6 +55,7 @@ def call_in_child(
         limits: Of time and memory.
         label: What messages call the process.
         python: The interpreter; by default this one.
+        variables: Of its environment, in place of this process's.
 
     Raises:
         StageError: What the function raises; runtime_crashed, timed_out, out_of_memory,
@@ -69,7 +75,9 @@ def call_in_child(
                 limits,
                 label,
                 follower.look,
-                env=_environment(Path(folder), python) | {PROGRESS: str(told)},
+                env=_environment(Path(folder), python)
+                | {PROGRESS: str(told)}
+                | dict(variables or {}),
             )
         except OSError as error:
             if not isinstance(error, PermissionError):  # of a file that is no program

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from quantline.run import worker
 from quantline.run.child_process import Limits, result_of
 
 LONGEST = 300  # seconds of a fork
-CALLERS = ("stages.smoke", "stages.evaluate")  # modules that have a name for it
+CALLERS = ("stages.smoke", "quantline.metrics.measuring_process")  # modules that have a name for it
 
 
 def fork_children(patch: Any) -> None:
@@ -28,9 +29,14 @@ def fork_children(patch: Any) -> None:
 
 
 def call_in_fork(
-    function: str, arguments: dict[str, Any], limits: Limits, label: str, python: str | None = None
+    function: str,
+    arguments: dict[str, Any],
+    limits: Limits,
+    label: str,
+    python: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Do what `call_in_child` does, without its limits, in a fork of this process."""
+    """Do what `call_in_child` does, without limits and variables, in a fork of this process."""
     assert python is None, "a fork has no other interpreter"
     with tempfile.TemporaryDirectory() as folder:
         call, answer = Path(folder) / "call.json", Path(folder) / "answer.json"

@@ -24,7 +24,7 @@ from typing import Any
 
 from quantline.run import child_process
 from quantline.run.stage import StageRun, stage_run
-from tests.helpers.children import begin_fork
+from tests.helpers.children import CALLERS, begin_fork
 
 RENAMING = {"os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
 STAGES = ("load", "calibrate", "reference", "quantize", "export", "evaluate", "compare")
@@ -193,7 +193,8 @@ def _replace_what_is_slow(module: Any, root: Path) -> None:
             path.write_text(json.dumps(result))
         return json.loads(path.read_text())
 
-    for owner in (module, importlib.import_module("stages.smoke"), child_process):
+    callers = map(importlib.import_module, CALLERS)
+    for owner in (module, *callers, child_process):
         if hasattr(owner, "call_in_child"):
             owner.call_in_child = answer
 

@@ -1,13 +1,18 @@
 """The measuring process: what it imports, and what it hands back."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from quantline.metrics import measure
+from quantline.config.texts import Limits, Speed
+from quantline.metrics import measure, measuring_process
+from quantline.run.child_process import call_in_child
 from tests.helpers.capped_model import CappedModel
+from tests.helpers.project import ROOT
 
 
 def test_measure_bundle_measures_speed_first_and_returns_json(tmp_path, monkeypatch):
@@ -59,3 +64,22 @@ def test_measure_bundle_in_a_light_runtime_imports_neither_torch_nor_transformer
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_measuring_process_waits_as_a_server_does(tmp_path, monkeypatch):
+    """A stage's threads give up their core at once; llama.cpp would have a fifth of its speed."""
+    module = "def call(**arguments):\n    import os\n    return dict(os.environ) | arguments\n"
+    (tmp_path / "says.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+
+    def says(_function, *rest):
+        return call_in_child("says:call", *rest)
+
+    monkeypatch.setattr(measuring_process, "call_in_child", says)
+    speed = Speed(prompt_tokens=8, new_tokens=4, repetitions=2)
+    seen = measuring_process.measure_in_child(
+        Path("b"), "llama.cpp", Path("r"), speed, Limits(seconds=60)
+    )
+    assert int(seen["GOMP_SPINCOUNT"]) > 0
+    assert os.environ["GOMP_SPINCOUNT"] == "0"
+    assert (seen["bundle"], seen["reference"], seen["new_tokens"]) == ("b", "r", 4)
