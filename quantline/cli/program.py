@@ -37,6 +37,8 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except (ConfigError, StageError) as error:
             raise stop(error) from None
+        except BrokenPipeError:
+            raise  # who read the output has read enough, such as `head`: click ends without a word
         except OSError as error:
             say(f"{failure_of(error)}: {error}{advice_on(error)}", error=True)
             raise typer.Exit(1) from None

@@ -1,5 +1,6 @@
 """Modules that a command runs: with this Python, and none of them outlives the command."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from quantline.cli import program
 from quantline.run.leash import is_running
@@ -90,3 +93,19 @@ def test_run_leaves_nothing_running_when_it_is_asked_to_end(folder, number):
     assert "nothing is running any more; run the same command again: finished stages" in words
     assert (folder / "tidied").exists()
     assert not any(is_running(member) for member in members)
+
+
+def test_a_reader_that_has_read_enough_is_no_error(capsys):
+    """As `head` is: `quantline init --help | head -1`."""
+    app = typer.Typer(cls=program.Program)
+
+    @app.command()
+    def one() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    @app.command()
+    def other() -> None:
+        """Typer makes no group of a single command."""
+
+    done = CliRunner().invoke(app, ["one"])
+    assert (done.exit_code, done.output, capsys.readouterr().err) == (1, "", "")
