@@ -9,8 +9,8 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,25 +20,30 @@ from quantline.files import read_json, write_json
 from quantline.run import worker
 from quantline.run.child_process import result_of
 
-CALLERS = ("stages.smoke", "stages.evaluate")
+CALLERS = ("stages.smoke", "quantline.metrics.measuring_process")  # modules with a name for it
 LONGEST = 240  # seconds
 
 
 @contextmanager
 def forks_for_processes() -> Iterator[None]:
     """Let the stages call functions in forks, in this block."""
-    patches = [mock.patch(f"{module}.call_in_child", call_in_fork) for module in CALLERS]
-    for patch in patches:
-        patch.start()
-    yield
-    for patch in patches:
-        patch.stop()
+    with ExitStack() as patches:
+        for module in CALLERS:
+            patches.enter_context(mock.patch(f"{module}.call_in_child", call_in_fork))
+        yield
 
 
 def call_in_fork(
-    function: str, arguments: dict[str, Any], limits: Any, label: str, python: str | None = None
+    function: str,
+    arguments: dict[str, Any],
+    limits: Any,
+    label: str,
+    python: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Do what quantline/run/child_process.py does, with LONGEST in place of the limits.
+
+    The environment stays as it is: a fork's libraries have read theirs.
 
     Raises:
         StageError: What the function raises; timed_out, runtime_crashed.
