@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from quantline.messages import say
 from quantline.model.checkpoint_files import inside
 from quantline.model.origin import is_legal
 
@@ -12,6 +13,8 @@ README = "README.md"
 LARGEST = 1 << 20  # bytes of a text that is read or brought
 LONGEST = 200  # characters of a value that is kept
 MOST = 100  # entries of a list that are kept
+TERMS = ("license", "license_name", "license_link")  # keys of a card
+METADATA = "---"  # all that a card's head says
 NAMES = ("model_name", "name")  # keys of a card under which some name the model
 LANGUAGE = re.compile(r"[A-Za-z][\w-]{0,39}")
 GGUF_KEYS = {
@@ -50,7 +53,14 @@ def bring_card(source: Path, folder: Path) -> dict[str, Any]:
         shutil.copyfile(source / name, folder / name)
     card: dict[str, Any] = {}
     if (source / README).exists() and _is_small(inside(source, README)):
-        card = read_card((source / README).read_text(encoding="utf-8", errors="replace"))
+        card, unread = read_card((source / README).read_text(encoding="utf-8", errors="replace"))
+        if unread:
+            say(
+                f"load: expected {'YAML' if METADATA in unread else 'a short line of text'} under "
+                f"{', '.join(unread)} of the source's {README}, found something else; bundles do "
+                "not name it, so mend the card if they should",
+                error=True,
+            )
     return card | ({"legal": legal} if legal else {})
 
 
@@ -59,30 +69,33 @@ def _is_small(path: Path) -> bool:
     return path.is_file() and path.stat().st_size <= LARGEST
 
 
-def read_card(text: str) -> dict[str, Any]:
-    """Return what a model card says under the Hub's keys, so far as it is what they are for.
+def read_card(text: str) -> tuple[dict[str, Any], list[str]]:
+    """Read what a model card says under the Hub's keys, so far as it is what they are for.
 
-    A card that is no YAML says nothing: it is a text for people, and no part of the model.
+    Returns:
+        {name, license, license_name, license_link, languages}, so far as they are known, and the
+        keys under which something else is written; METADATA for a card whose head is no YAML.
     """
     import yaml
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     match = REGEX_YAML_BLOCK.search(text)
+    if match is None:
+        return {}, []
     try:
-        data = yaml.safe_load(match[2]) if match else None
+        data = yaml.safe_load(match[2])
     except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
+        return {}, [METADATA]
     if not isinstance(data, dict):
-        return {}
-    card: dict[str, Any] = {}
-    for key in ("license", "license_name", "license_link"):
-        card[key] = _line(data.get(key))
+        return {}, [METADATA]
+    card: dict[str, Any] = {key: _line(data.get(key)) for key in TERMS}
+    unread = [key for key in TERMS if data.get(key) is not None and card[key] is None]
     card["name"] = next((name for key in NAMES if (name := _line(data.get(key)))), None)
     languages = data.get("language")
     listed = languages if isinstance(languages, list) else [languages]
     codes = [_line(code) for code in listed[:MOST]]
     card["languages"] = [code for code in codes if code and LANGUAGE.fullmatch(code)]
-    return {key: value for key, value in card.items() if value}
+    return {key: value for key, value in card.items() if value}, unread
 
 
 def card_of_gguf(path: Path) -> dict[str, Any]:

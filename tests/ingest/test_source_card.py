@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantline.errors import Failure, StageError
-from quantline.ingest.source_card import LARGEST, bring_card, read_card
+from quantline.ingest.source_card import LARGEST, METADATA, bring_card, read_card
 from quantline.model.origin import Origin, is_legal, origin_of, read_origin
 
 MODEL = Path("artifacts/model")
@@ -51,22 +51,30 @@ def test_load_brings_the_terms_and_writes_down_what_the_card_says(project, tiny_
     assert read_origin(MODEL).name == "Mine"
 
 
-# Cards that say nothing that can be used.
-USELESS = [
-    "",
-    "# No metadata",
-    "---\n: [\n---\n",
-    "---\n- a\n---\n",
-    "---\nlicense: [mit]\nlanguage: 3\nmodel_name: {a: b}\n---\n",
-    f"---\nlicense: {'x' * 500}\n---\n",
-    '---\nlicense: "a\\u202eb"\n---\n',
-    "---\na: &a [x, x]\nlicense: *a\n---\n",
-]
+# Cards that say nothing that can be used → the keys under which something else is written.
+USELESS = {
+    "": [],
+    "# No metadata": [],
+    "---\n: [\n---\n": [METADATA],
+    "---\n- a\n---\n": [METADATA],
+    "---\nlicense: [mit]\nlanguage: 3\nmodel_name: {a: b}\n---\n": ["license"],
+    f"---\nlicense: {'x' * 500}\n---\n": ["license"],
+    '---\nlicense: "a\\u202eb"\n---\n': ["license"],
+    "---\na: &a [x, x]\nlicense_link: *a\n---\n": ["license_link"],
+}
 
 
 @pytest.mark.parametrize("text", USELESS)
 def test_read_card_takes_nothing_that_is_not_what_its_key_is_for(text):
-    assert read_card(text) == {}
+    assert read_card(text) == ({}, USELESS[text])
+
+
+def test_bring_card_says_which_terms_it_could_not_read(tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "README.md").write_text("---\nlicense: {a: b}\nmodel_name: Mine\n---\n")
+    assert bring_card(source, tmp_path) == {"name": "Mine"}
+    assert "a short line of text under license of the source's README.md" in capsys.readouterr().err
 
 
 def test_bring_card_refuses_a_link_that_leads_out_of_the_folder(tmp_path):
