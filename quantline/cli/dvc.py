@@ -22,15 +22,25 @@ def run_dvc(*arguments: str) -> tuple[int, list[str]]:
     """
     REFUSALS.unlink(missing_ok=True)
     code = run_module(PROGRAM, str(REFUSALS), *arguments)
+    return code, refusals_of(REFUSALS, code)
+
+
+def refusals_of(path: Path, code: int) -> list[str]:
+    """Return a sentence for everything that a call of DVC has refused, each with a run event.
+
+    Args:
+        path: Where it has written that.
+        code: Its exit code.
+    """
     sentences = []
-    for name, said in _read(REFUSALS, code):
+    for name, said in _read(path, code):
         stage, _, instance = (name or "").partition("@")
         known = stage in REASON_OF_STAGE
         run = StageRun(stage if known else "repro", instance or None if known else None)
         sentence = f"DVC did not run {name or 'the pipeline'}: {said}; {ADVICE}"
         run.fail(Failure.PIPELINE_REFUSED, sentence, Reason.PIPELINE_REFUSED)
         sentences.append(sentence)
-    return code, sentences
+    return sentences
 
 
 def _read(path: Path, code: int) -> list[tuple[str | None, str]]:

@@ -86,18 +86,22 @@ def stop(error: ConfigError | StageError) -> typer.Exit:
     return typer.Exit(1)
 
 
+def python_first() -> dict[str, str]:
+    """Return this environment, in which `python` is this one, also where no .venv/ is activated."""
+    folder = str(Path(sys.executable).parent)
+    return os.environ | {"PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
+
+
 def run_module(module: str, *arguments: str) -> int:
     """Run a module with this Python and return its exit code.
 
-    `python` in dvc.yaml is this one too, also where .venv/ is not activated. The module ends with
-    this process. If this process is asked to end, all that the module has started ends first.
+    `python` in dvc.yaml is this one too. The module ends with this process. If this process is
+    asked to end, all that the module has started ends first.
     """
-    folder = str(Path(sys.executable).parent)
-    path = os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])
     command = [sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(
         command,
-        env=os.environ | {"PATH": path},
+        env=python_first(),
         preexec_fn=leashed(),  # noqa: PLW1509  the commands have one thread
     )
     try:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,7 +19,9 @@ from quantline.cli.program import (
     run_module,
     stop,
 )
+from quantline.cli.side_by_side import SHARED, run_side_by_side
 from quantline.config.compose import load_params, project_root
+from quantline.config.params import Params
 from quantline.errors import ConfigError
 from quantline.files import as_json
 from quantline.messages import say
@@ -31,14 +34,25 @@ DVC_FOLDER = Path(".dvc")
 
 
 @app.command()
-def repro(overrides: Overrides = None) -> None:
+def repro(
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Recipes and exports at once")] = 1,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="GiB that they may hold together (four fifths of what is free)",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Compose, run the pipeline, and show the comparison (also when a variant has failed)."""
     try:
         os.chdir(project_root())
         with ends_in_one_line(), project_lock("quantline repro"):
             _check_tree()
             compose_project(overrides or [], keeps_project=True)
-            _run_and_show()
+            _run_and_show(jobs, memory)
     except ConfigError as error:
         raise stop(error) from None
 
@@ -59,8 +73,12 @@ def _check_tree() -> None:
         say("no git repository here: `dvc exp` and `dvc repro` by themselves need `git init`")
 
 
-def _run_and_show() -> None:
+def _run_and_show(jobs: int, memory: float | None) -> None:
     """Run what is not up to date, and print the comparison.
+
+    Args:
+        jobs: How many recipes and exports run at once.
+        memory: GiB that they may hold together.
 
     Raises:
         typer.Exit: With 1, if anything failed.
@@ -72,7 +90,10 @@ def _run_and_show() -> None:
     options = ["--allow-missing"] if elsewhere else []
     if elsewhere:
         say(f"{params.model.path} is not here: what dvc.lock says of the model is up to date")
-    failed, refused = run_dvc("repro", "--keep-going", *options)
+    if jobs > 1 and not elsewhere:
+        failed, refused = _run_side_by_side(params, jobs, memory)
+    else:
+        failed, refused = run_dvc("repro", "--keep-going", *options)
     if not failed and _make_stale_again():
         failed, refused = run_dvc("repro", "--keep-going", *options)
     # DVC does not run compare after a failure upstream, nor where a file changed behind its back.
@@ -97,6 +118,25 @@ def _run_and_show() -> None:
     if failed:
         say("something failed: the page and events.jsonl name it", error=True)
         raise typer.Exit(1)
+
+
+def _run_side_by_side(params: Params, jobs: int, memory: float | None) -> tuple[int, list[str]]:
+    """Run the pipeline with recipes and exports side by side.
+
+    Returns:
+        As `run_dvc` does.
+    """
+    failed, refused = run_dvc("repro", *SHARED)
+    if failed:
+        return failed, refused
+    beside = run_side_by_side(params, jobs, memory)
+    if not beside.failed:
+        return run_dvc("repro", "--keep-going")
+    # What has failed would fail again, so that the others alone are evaluated.
+    left = [f"evaluate@{name}" for name in params.variants if f"export@{name}" not in beside.failed]
+    if left:
+        refused = run_dvc("repro", "--keep-going", *left)[1]
+    return 1, beside.refused + refused
 
 
 def _make_stale_again() -> bool:

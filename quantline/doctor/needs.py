@@ -77,14 +77,7 @@ def needs_of(params: Params, sizes: ModelSizes, flops: float, before: Mapping[st
         seconds[f"quantize {name}"] = START_S + slower * recipe_seconds(recipe, sizes)
     speed = params.evaluation.speed
     decoded = (speed.repetitions + 1) * (speed.new_tokens + speed.prompt_tokens / 8)
-    memory: dict[str, float] = {
-        "calibrate": FIXED_BYTES
-        + CALIBRATION_BLOCKS * 4 * sizes.block_weights
-        + min(2 * RESIDENT_STATES, 2 * states_bytes(params, sizes)),
-        "quantize": FIXED_BYTES + QUANTIZE_BLOCKS * 4 * sizes.block_weights,
-    }
     for name, variant in params.variants.items():
-        size = variant_bytes(params, name, sizes)
         times = TO_ONNX if variant.format == "onnx" else 1.0
         exported = times * EXPORT_S * slower * sizes.parameters / 1e6
         seconds[f"export {name}"] = 2 * START_S + exported
@@ -92,8 +85,6 @@ def needs_of(params: Params, sizes: ModelSizes, flops: float, before: Mapping[st
         # Decoding reads all weights for each token.
         decode_s = decoded * 2 * sizes.parameters / flops * 8
         seconds[f"evaluate {name}"] = START_S + pass_s + head_s + decode_s
-        held = 4 * sizes.parameters if variant.runtime == "transformers" else 2 * size
-        memory[f"evaluate {name}"] = FIXED_BYTES + held
     seconds["compare"] = START_S
     measured = set()
     for stage in seconds:
@@ -102,12 +93,31 @@ def needs_of(params: Params, sizes: ModelSizes, flops: float, before: Mapping[st
         if run_id in before:
             seconds[stage] = before[run_id]
             measured.add(stage)
+    memory = memory_of_stages(params, sizes)
     most = max(memory, key=lambda stage: memory[stage])
     disk = disk_bytes(params, sizes)
     passing = states_bytes(params, sizes) * (
         sizes.blocks + 5 if params.calibration.curvature else 2
     )
     return Needs(seconds, frozenset(measured), memory[most], most, disk, disk + passing)
+
+
+def memory_of_stages(params: Params, sizes: ModelSizes) -> dict[str, float]:
+    """Return the bytes that each stage holds at most; of those that hold little, none."""
+    memory: dict[str, float] = {
+        "calibrate": FIXED_BYTES
+        + CALIBRATION_BLOCKS * 4 * sizes.block_weights
+        + min(2 * RESIDENT_STATES, 2 * states_bytes(params, sizes)),
+    }
+    for name in params.recipes:
+        memory[f"quantize {name}"] = FIXED_BYTES + QUANTIZE_BLOCKS * 4 * sizes.block_weights
+    for name, variant in params.variants.items():
+        size = variant_bytes(params, name, sizes)
+        held = 4 * sizes.parameters if variant.runtime == "transformers" else 2 * size
+        memory[f"evaluate {name}"] = FIXED_BYTES + held
+        # The bundle is tried in a process of its own, while the stage waits for it.
+        memory[f"export {name}"] = 2 * FIXED_BYTES + held
+    return memory
 
 
 def calibration_operations(params: Params, sizes: ModelSizes) -> float:
