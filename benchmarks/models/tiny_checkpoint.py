@@ -6,6 +6,8 @@ some noise, so that no norm is all ones and no bias all zeros.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,18 +67,31 @@ def write_checkpoint(architecture: Architecture, folder: Path, seed: int = 0) ->
         raise NotTinyError(f"{parameters / 1e6:.0f} M parameters with the sizes that are known")
     if empty.config.is_encoder_decoder:
         raise NotTinyError("it is no decoder: it reads a text with an encoder of its own")
-    # Memory that no one has written to holds NaN, so that it is noticed.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = auto.from_config(config, dtype=torch.float32).eval()
-        _draw_weights(model)
-    model = model.to(torch.bfloat16)
-    model.save_pretrained(folder)
-    for name in TOKENIZER:
-        shutil.copy(ROOT / "demo/model" / name, folder)
-    kind = _try(_read_back(auto, folder), vocabulary, seed)
+    with _unwritten_memory_seen():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = auto.from_config(config, dtype=torch.float32).eval()
+            _draw_weights(model)
+        model = model.to(torch.bfloat16)
+        model.save_pretrained(folder)
+        for name in TOKENIZER:
+            shutil.copy(ROOT / "demo/model" / name, folder)
+        kind = _try(_read_back(auto, folder), vocabulary, seed)
     return MadeCheckpoint(type(model).__name__, parameters, kind)
+
+
+@contextmanager
+def _unwritten_memory_seen() -> Iterator[None]:
+    """Have memory that no one has written to hold NaN, so that it is noticed."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 def _read_back(auto: Any, folder: Path) -> Any:

@@ -170,7 +170,7 @@ def quantize_by_curvature(
         The blocks uint8 [out, bytes per row], and the damping that was used.
 
     Raises:
-        StageError: non_finite, if a weight is not finite; as gptq.inverse_factor does.
+        StageError: non_finite, if a weight is not finite; as inverse_factor.inverse_factor does.
     """
     known = block_type(ggml_type)
     matrix = torch.from_numpy(np.ascontiguousarray(weight))

@@ -11,7 +11,7 @@ import torch
 from quantline.methods.ggml.blocks import Blocks, BlockType
 from quantline.methods.ggml.quantize import quantize_blocks
 from quantline.methods.integer.curvature_descent import nearest_level
-from quantline.methods.integer.gptq import inverse_factor
+from quantline.methods.inverse_factor import inverse_factor
 from quantline.methods.threads import run_over_rows
 
 
@@ -112,7 +112,7 @@ def quantize_with_feedback(
         The blocks, row by row, and the damping that was used.
 
     Raises:
-        StageError: As gptq.inverse_factor does; non_finite.
+        StageError: As `inverse_factor` does; non_finite.
     """
     upper, damping = inverse_factor(hessian, damping)
     remaining = weight.clone()

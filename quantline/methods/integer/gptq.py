@@ -10,19 +10,18 @@ import numba
 import numpy as np
 import torch
 
-from quantline.errors import Failure, StageError
 from quantline.methods.gptq import GptqRecipe
 from quantline.methods.integer.clip_search import fit_grids
 from quantline.methods.integer.coordinate_descent import refine_rows
 from quantline.methods.integer.grid import Grid, grouped_linear
 from quantline.methods.integer.grouped_method import GroupedMethod
 from quantline.methods.integer.output_error import choose_rows, replace_rows
+from quantline.methods.inverse_factor import inverse_factor
 from quantline.methods.threads import host_copy, run_over_rows
 from quantline.quantized.tensors import GroupedLinear
 
 BLOCK_COLUMNS = 128
 DAMPING = 0.01  # of recipes that do not say
-DAMPING_LIMIT = 1.0
 
 
 class GptqFactor(NamedTuple):
@@ -37,36 +36,6 @@ class GptqFactor(NamedTuple):
     order: torch.Tensor
     upper: torch.Tensor
     damping: float
-
-
-def inverse_factor(hessian: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """Return U, upper triangular, with UᵀU = (H + d · mean(diag H) · I)⁻¹, and d.
-
-    Args:
-        hessian: H, float32 [in, in].
-        damping: The first d; while the matrix cannot be factored, d grows tenfold, up to
-            DAMPING_LIMIT. From 0.02 it is 0.02 and 0.2.
-
-    Raises:
-        StageError: hessian_not_positive_definite, if no d helps that is at most DAMPING_LIMIT.
-    """
-    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    tried = []
-    while damping <= DAMPING_LIMIT:
-        tried.append(f"{damping:g}")
-        damped = hessian + damping * hessian.diagonal().mean() * identity
-        lower, broken = torch.linalg.cholesky_ex(damped)
-        if not broken:
-            upper, broken = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not broken and torch.isfinite(upper).all():
-                return upper, damping
-        damping *= 10
-    raise StageError(
-        Failure.HESSIAN_NOT_POSITIVE_DEFINITE,
-        "expected second moments that can be inverted with a damping of at most "
-        f"{DAMPING_LIMIT:g}, found none (tried {', '.join(tried) or 'none'}); calibrate on more "
-        "text",
-    )
 
 
 def factorize(

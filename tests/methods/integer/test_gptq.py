@@ -10,6 +10,7 @@ from quantline.methods.integer.clip_search import fit_grids
 from quantline.methods.integer.coordinate_descent import refine_rows
 from quantline.methods.integer.grid import Grid, nearest_integers, split_groups
 from quantline.methods.integer.round_to_nearest import round_to_nearest
+from quantline.methods.inverse_factor import inverse_factor
 from tests.helpers.layers import error_of, errors_of, uneven_layer
 
 
@@ -111,7 +112,7 @@ def test_gptq_factorize_refuses_moments_that_no_damping_mends():
 def test_gptq_round_columns_does_what_a_plain_loop_does():
     weight, hessian = uneven_layer(13)
     scales, zeros = fit_grids(weight, Grid(4, 64, False))
-    upper, _ = gptq.inverse_factor(hessian, 0.01)
+    upper, _ = inverse_factor(hessian, 0.01)
     integers, errors = gptq.round_columns(
         weight, scales.expand(-1, 64), zeros.expand(-1, 64), upper, 15
     )
