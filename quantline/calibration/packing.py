@@ -6,7 +6,13 @@ matrix with its transpose: positive semidefinite whatever was rounded, which rou
 would not be.
 """
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 COLUMNS = 512  # of the factor that are multiplied at once
 FIRST_DAMPING = 1e-7  # of a correlation of 1; about what float32 sums leave of a singular matrix
@@ -28,15 +34,45 @@ def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = diagonal.clamp(min=0).sqrt()
     inverse = torch.where(size > 0, 1 / size, 0)
     correlation = moments * inverse[..., :, None] * inverse[..., None, :]
+    count = matrix.shape[-1]
+    stack = correlation.reshape(-1, count, count)
+    triangle = np.empty((len(stack), count * (count + 1) // 2), np.float16)
     damping = FIRST_DAMPING
-    broken = torch.ones(1)
-    while broken.any():
-        correlation.diagonal(dim1=-2, dim2=-1).fill_(1 + damping)
-        lower, broken = torch.linalg.cholesky_ex(correlation)
+    factors = None
+    while factors is None:
+        stack.diagonal(dim1=-2, dim2=-1).fill_(1 + damping)
+        factors = _factors(stack)
         damping *= 10
-    rows, columns = np.tril_indices(matrix.shape[-1])
-    triangle = lower.numpy()[..., rows, columns].astype(np.float16)
-    return diagonal.float().numpy(), triangle
+    for row, span in enumerate(_rows(count)):
+        triangle[:, span] = factors[:, row, : row + 1].numpy()
+    shape = (*matrix.shape[:-2], triangle.shape[-1])
+    return diagonal.float().numpy(), triangle.reshape(shape)
+
+
+def _factors(stack: "torch.Tensor") -> "torch.Tensor | None":
+    """Return the Cholesky factors of matrices [m, n, n], in their lower halves.
+
+    Returns:
+        None if one of them is not positive definite.
+    """
+    import torch
+
+    from quantline.model.triangular import BLOCK, factor_in_place
+
+    if stack.shape[-1] <= BLOCK:
+        lower, broken = torch.linalg.cholesky_ex(stack)
+        return None if broken.any() else lower
+    lower = stack.clone()
+    whole = all(factor_in_place(matrix) is not None for matrix in lower)
+    return lower if whole else None
+
+
+def _rows(count: int) -> Iterator[slice]:
+    """Yield where the rows of a triangle of so many columns are, one after another."""
+    start = 0
+    for row in range(count):
+        yield slice(start, start + row + 1)
+        start += row + 1
 
 
 def unpack(diagonal: np.ndarray, triangle: np.ndarray) -> np.ndarray:
@@ -44,9 +80,9 @@ def unpack(diagonal: np.ndarray, triangle: np.ndarray) -> np.ndarray:
     import torch
 
     width = diagonal.shape[-1]
-    rows, columns = np.tril_indices(width)
     factor = np.zeros((*diagonal.shape, width), np.float32)
-    factor[..., rows, columns] = triangle
+    for row, span in enumerate(_rows(width)):
+        factor[..., row, : row + 1] = triangle[..., span]
     lower = torch.from_numpy(factor)
     size = torch.from_numpy(diagonal).clamp(min=0).sqrt()
     lower *= size[..., None] / lower.norm(dim=-1, keepdim=True)

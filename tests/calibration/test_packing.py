@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from quantline.calibration import packing
 from quantline.calibration.packing import pack, unpack
+from quantline.model import triangular
 
 
 def correlated_moments(seed: int, width: int, samples: int) -> np.ndarray:
@@ -64,3 +65,15 @@ def test_unpack_keeps_moments_of_few_tokens_positive_definite(width):
     unpacked = unpack(*pack(singular)).astype(np.float64)
     size = np.sqrt(np.diagonal(unpacked))
     assert np.linalg.eigvalsh(unpacked / np.outer(size, size)).min() > -1e-6
+
+
+def test_pack_takes_a_matrix_of_more_columns_than_are_factored_at_once(monkeypatch):
+    moments = correlated_moments(3, 40, 90)
+    whole = pack(moments)
+    monkeypatch.setattr(triangular, "BLOCK", 16)
+    diagonal, triangle = pack(moments)
+    assert np.array_equal(diagonal, whole[0])
+    assert np.allclose(triangle, whole[1], rtol=2**-10, atol=2**-20)
+    few = pack(correlated_moments(4, 40, 5))  # singular: it takes some damping
+    assert np.isfinite(few[1]).all()
+    assert np.linalg.eigvalsh(unpack(*few).astype(np.float64)).min() > -1e-3

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from quantline.methods.inverse_factor import BLOCK, inverse_factor
+from quantline.methods.inverse_factor import inverse_factor
 from quantline.model.same_bits import same_bits
+from quantline.model.triangular import BLOCK
 
 
 def moments(size: int, tokens: int) -> torch.Tensor:
