@@ -1,5 +1,6 @@
 """Workers of Ray and of Slurm, where their packages are installed; and what is said where not."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from quantline.executor.item import FUNCTIONS, Item
 from quantline.executor.run_items import run_items
 from quantline.files import read_json
 from tests.helpers.project import ROOT
+from tests.helpers.slurm import write_slurm
 
 RAY = Executor(kind="ray", threads=1, workers=2)
 SLURM = Executor(kind="slurm", threads=1, workers=2, minutes=5, cluster="local")
@@ -70,6 +72,32 @@ def test_slurm_does_items_in_jobs_of_this_machine(tmp_path, plugin):
     pytest.importorskip("submitit")
     assert squares_of(SLURM, tmp_path) == {n: n**2 for n in range(4)}
     assert not (tmp_path / "items").exists()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """A folder of Slurm's commands, which are found first."""
+    folder = tmp_path / "slurm"
+    write_slurm(folder)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ["PATH"]]))
+    return folder
+
+
+@pytest.mark.slow
+def test_slurm_submits_jobs_that_ask_for_what_they_need(tmp_path, plugin, slurm):
+    pytest.importorskip("submitit")
+    what = {"cluster": "slurm", "sbatch": {"partition": "gpu"}, "memory_mib": 2048}
+    made = tmp_path / "made"
+    made.mkdir()
+    executor = SLURM.model_copy(update=what)
+    assert squares_of(executor, made) == {n: n**2 for n in range(4)}
+    jobs = [json.loads(path.read_text()) for path in sorted((slurm / "jobs").glob("*.json"))]
+    assert len(jobs) == executor.workers
+    for job in jobs:
+        lines = set(job["text"].splitlines())
+        wanted = ("partition=gpu", "cpus-per-task=1", "mem=2GB", "time=5", "job-name=quantline")
+        assert {f"#SBATCH --{option}" for option in wanted} <= lines
+        assert job["State"] in ("COMPLETED", "CANCELLED")
 
 
 @pytest.mark.slow
