@@ -116,17 +116,3 @@ def _gpus() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-
-
-def peak_memory_mib() -> float:
-    """Return the peak of this process's resident memory in MiB, pages of mapped files included.
-
-    Not getrusage's: that starts from the peak of the process that started this one.
-
-    Raises:
-        RuntimeError: If the kernel does not tell it.
-    """
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("expected VmHWM in /proc/self/status, found none; the figures need Linux")

@@ -14,9 +14,9 @@ from quantline.errors import Failure, StageError
 from quantline.metrics.machine import (
     describe_machine,
     other_work,
-    peak_memory_mib,
     read_processors,
 )
+from quantline.run.peak_memory import peak_memory_mib
 from quantline.run.progress import progress
 from quantline.runtimes.runtime import Runtime
 

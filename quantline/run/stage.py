@@ -19,6 +19,7 @@ from quantline.errors import REASON_OF_STAGE, ConfigError, Failure, Reason, Stag
 from quantline.folders import atomic_folder, resumable_folder
 from quantline.messages import say, shortened
 from quantline.paths import EVENTS
+from quantline.run.peak_memory import peak_of_processes_mib
 from quantline.run.progress import at_work
 from quantline.run.project_lock import project_lock
 from quantline.run.result_folders import check_result_folders
@@ -147,9 +148,10 @@ class StageRun(StageRecord):
     def succeed(self) -> None:
         """Write the last event and print the summary."""
         seconds = time.perf_counter() - self._timer
-        payload = {"seconds": round(seconds, 3)}
+        peak = peak_of_processes_mib()
+        payload = {"seconds": round(seconds, 3), "peak_mib": round(peak)}
         self.event("info", f"{self.label}: {self._summary}", Reason.STAGE_FINISHED, payload)
-        say(f"{self.label}: {self._summary}, {seconds:.1f} s")
+        say(f"{self.label}: {self._summary}, {seconds:.1f} s, peak memory {peak:,.0f} MiB")
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def test_peak_memory_mib_is_that_of_this_process_alone():
     """getrusage would give this process's peak, which is larger than that of its child."""
     held = bytearray(300 << 20)
     code = (
-        "from quantline.metrics.machine import peak_memory_mib\n"
+        "from quantline.run.peak_memory import peak_memory_mib\n"
         "before = peak_memory_mib()\n"
         "held = bytearray(64 << 20)\n"
         "held = None\n"

@@ -61,7 +61,9 @@ def test_stage_run_writes_events_output_and_summary(folder, capsys):
         run.set_summary("1 file, 0.1 MiB")
     assert Path("artifacts/exports/bf16/file").read_text() == "content"
     printed = capsys.readouterr().out
-    assert re.fullmatch(r"export bf16: 1 file, 0\.1 MiB, \d+\.\d s\n", printed)
+    assert re.fullmatch(
+        r"export bf16: 1 file, 0\.1 MiB, \d+\.\d s, peak memory [\d,]+ MiB\n", printed
+    )
     written = read_events(folder)
     started, looked, finished = written
     assert [event["severity"] for event in written] == ["info", "warning", "info"]
@@ -69,6 +71,7 @@ def test_stage_run_writes_events_output_and_summary(folder, capsys):
     assert reasons == ["stage_started", None, "stage_finished"]
     assert looked["payload"] == {"instance": "bf16", "rows": 3}
     assert finished["payload"]["seconds"] >= 0
+    assert finished["payload"]["peak_mib"] > 10
     for event in written:
         assert event.keys() == KEYS
         assert event["stage"] == "export"

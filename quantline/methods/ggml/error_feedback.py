@@ -11,7 +11,7 @@ import torch
 from quantline.methods.ggml.blocks import Blocks, BlockType
 from quantline.methods.ggml.quantize import quantize_blocks
 from quantline.methods.integer.curvature_descent import nearest_level
-from quantline.methods.inverse_factor import inverse_factor
+from quantline.methods.integer.inverse_factor import inverse_factor
 from quantline.methods.threads import run_over_rows
 
 

@@ -15,8 +15,8 @@ from quantline.methods.integer.clip_search import fit_grids
 from quantline.methods.integer.coordinate_descent import refine_rows
 from quantline.methods.integer.grid import Grid, grouped_linear
 from quantline.methods.integer.grouped_method import GroupedMethod
+from quantline.methods.integer.inverse_factor import inverse_factor
 from quantline.methods.integer.output_error import choose_rows, replace_rows
-from quantline.methods.inverse_factor import inverse_factor
 from quantline.methods.threads import host_copy, run_over_rows
 from quantline.quantized.tensors import GroupedLinear
 

@@ -6,7 +6,7 @@ import torch
 from quantline.methods.ggml.block_types import block_type
 from quantline.methods.ggml.error_feedback import quantize_with_feedback, round_block_columns
 from quantline.methods.ggml.quantize import quantize_blocks
-from quantline.methods.inverse_factor import inverse_factor
+from quantline.methods.integer.inverse_factor import inverse_factor
 from tests.helpers.ggml_layers import random_torch_layer
 
 

@@ -9,8 +9,8 @@ from quantline.methods.integer import gptq
 from quantline.methods.integer.clip_search import fit_grids
 from quantline.methods.integer.coordinate_descent import refine_rows
 from quantline.methods.integer.grid import Grid, nearest_integers, split_groups
+from quantline.methods.integer.inverse_factor import inverse_factor
 from quantline.methods.integer.round_to_nearest import round_to_nearest
-from quantline.methods.inverse_factor import inverse_factor
 from tests.helpers.layers import error_of, errors_of, uneven_layer
 
 

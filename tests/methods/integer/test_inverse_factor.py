@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantline.methods.inverse_factor import inverse_factor
+from quantline.methods.integer.inverse_factor import inverse_factor
 from quantline.model.same_bits import same_bits
 from quantline.model.triangular import BLOCK
 
