@@ -127,7 +127,7 @@ class SideBySide:
         refusals.unlink(missing_ok=True)
         command = [sys.executable, "-m", PROGRAM, str(refusals), "--wait-for-lock"]
         process = subprocess.Popen(
-            [*command, "repro", "--quiet", "--single-item", task.stage],
+            [*command, "repro", "--single-item", task.stage],
             env=python_first(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
