@@ -19,6 +19,7 @@ from quantline.config.params import Params
 from quantline.errors import ConfigError
 from quantline.files import MIB
 from quantline.messages import say
+from quantline.run.dvc_program import WARNINGS_ALONE
 from quantline.run.leash import leashed
 from quantline.run.process_tree import end_tree
 from quantline.run.project_lock import FOLDER
@@ -125,9 +126,9 @@ class SideBySide:
     def _start(self, task: Task) -> None:
         refusals = FOLDER / f"refusals-{task.stage}.json"
         refusals.unlink(missing_ok=True)
-        command = [sys.executable, "-m", PROGRAM, str(refusals), "--wait-for-lock"]
+        command = [sys.executable, "-m", PROGRAM, str(refusals), WARNINGS_ALONE]
         process = subprocess.Popen(
-            [*command, "repro", "--single-item", task.stage],
+            [*command, "--wait-for-lock", "repro", "--single-item", task.stage],
             env=python_first(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 Refusal = tuple[str | None, str]
 SYSTEM_CONFIG = "DVC_SYSTEM_CONFIG_DIR"
+WARNINGS_ALONE = "--warnings-alone"
 NO_GIT = "[core]\n    no_scm = true\n"
 
 
@@ -79,9 +80,22 @@ def has_git(folder: Path) -> bool:
 
 
 def run(path: Path, arguments: list[str]) -> int:
-    """Run a command of DVC, write what it refuses, and return its exit code."""
+    """Run a command of DVC, write what it refuses, and return its exit code.
+
+    Args:
+        path: Where to write that.
+        arguments: DVC's; after WARNINGS_ALONE, it says nothing that is less than a warning. Its
+            own --quiet would leave out what it refuses.
+    """
     from dvc.cli import main
 
+    if arguments[:1] == [WARNINGS_ALONE]:
+        from dvc.ui import ui
+
+        arguments = arguments[1:]
+        ui.enable = lambda: None  # by which `main` would let it give advice
+        for handler in logging.getLogger("dvc").handlers:
+            handler.addFilter(lambda record: record.levelno >= logging.WARNING)
     keep = KeepRefusals()
     logging.getLogger("dvc").addHandler(keep)
     try:

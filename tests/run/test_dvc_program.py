@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from quantline.run.dvc_program import KeepRefusals, has_git
+from quantline.run.dvc_program import WARNINGS_ALONE, KeepRefusals, has_git
 from tests.helpers.project import ROOT
 
 PIPELINE = """
@@ -65,3 +65,22 @@ def test_what_stops_all_of_dvc_is_kept_with_its_cause():
         record = logging.LogRecord("dvc", logging.ERROR, "", 0, "", None, sys.exc_info())
     keep.emit(record)
     assert keep.refusals == [(None, "unable to acquire lock: held by process 12")]
+
+
+def test_dvc_can_leave_out_what_is_less_than_a_warning(folder):
+    command = [sys.executable, "-m", "quantline.run.dvc_program", "refusals.json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "true"}
+    for stage, refused in (("goes", []), ("wants", ["wants"])):
+        arguments = [WARNINGS_ALONE, "repro", "--single-item", stage]
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=folder,
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.stdout == ""
+        found = json.loads((folder / "refusals.json").read_text())
+        assert [name for name, _ in found] == refused
+        assert ("does not exist" in done.stderr) == bool(refused)
