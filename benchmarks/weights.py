@@ -78,8 +78,9 @@ def measure(
                 found = texts.divergences(quantized)
                 row = {"weights": weights, "recipe": recipe, **times}
                 row["kld"] = {text: mean_and_error(values) for text, values in found.items()}
-                equal = equal or found
-                if weights != "equal":
+                if weights == "equal":
+                    equal = found
+                else:
                     row["over equal"] = {
                         text: mean_and_error(values - equal[text]) for text, values in found.items()
                     }

@@ -1,7 +1,7 @@
 """Forks in place of the fresh processes in which stages try and measure a bundle.
 
 A fresh process imports for seconds what a fork has already. What native code brings down is a fork
-here too, and is named in the same way.
+here too, and is named in the same way. Tests that are not about the process use them too.
 """
 
 import os
@@ -17,6 +17,7 @@ from unittest import mock
 
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json
+from quantline.methods import threads
 from quantline.run import worker
 from quantline.run.child_process import result_of
 
@@ -48,6 +49,7 @@ def call_in_fork(
     Raises:
         StageError: What the function raises; timed_out, runtime_crashed.
     """
+    assert python is None, "a fork has no other interpreter"
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder) / "call.json"
         answer = Path(folder) / "answer.json"
@@ -69,12 +71,25 @@ def call_in_fork(
         return result_of(read_json(answer))
 
 
+def begin_fork() -> None:
+    """Compute with one thread from here on, in a fork, and end it if it hangs.
+
+    Threads stay in the parent. OpenMP's would be waited for, for ever, if the parent has had some.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LONGEST)
+    threads._pool.cache_clear()
+    os.cpu_count = lambda: 1  # what llama.cpp and onnxruntime go by
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.set_num_threads = lambda _: None
+
+
 def _answer(call: Path, answer: Path) -> None:
     """Answer a call and end this process."""
     code = 1
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(LONGEST)
+        begin_fork()
         worker.main(call, answer)
         code = 0
     except BaseException as error:

@@ -5,7 +5,9 @@
         --calibration /tmp/smollm2/calibration.txt --evaluation /tmp/smollm2/evaluation.txt
 
 The models come as 4-bit GGUF files; noise as large as their rounding is added (noise.py), so the
-result is a little worse than the original, with the activations of a real model.
+result is a little worse than the original, with the activations of a real model. Tensors of more
+than 4 bits get none: of Gemma's blocks that is all but the outputs of attention and half of the
+down projections.
 """
 
 import argparse

@@ -213,7 +213,7 @@ def run_side_by_side(params: Params, jobs: int, memory_gib: float | None) -> Sid
         memory_gib: That they may hold together; by default four fifths of what is free.
 
     Raises:
-        ConfigError: If the model's size is not known, and no memory is given.
+        ConfigError: If the model's size cannot be read.
     """
     import psutil
 

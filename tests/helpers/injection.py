@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models.forks import CALLERS, begin_fork
 from quantline.run import child_process
 from quantline.run.stage import StageRun, stage_run
-from tests.helpers.children import CALLERS, begin_fork
 
 RENAMING = {"os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
 STAGES = ("load", "calibrate", "reference", "quantize", "export", "evaluate", "compare")
