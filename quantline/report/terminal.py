@@ -52,10 +52,10 @@ def _text(text: str) -> str:
 def _table(report: dict[str, Any]) -> Table:
     columns = cli_columns()
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # eight figures in 80 columns
-    table.add_column("variant", no_wrap=True)
+    table.add_column("variant", overflow="fold")
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", min_width=len("pick*"))
     for row in report["variants"]:
         figures = row["metrics"] | row["speed"]
         style = ""

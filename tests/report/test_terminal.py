@@ -75,3 +75,13 @@ def test_print_report_prints_in_any_encoding(monkeypatch):
     print_report(make_report([make_row("small", 2.5, 0.001, pareto=True)]).to_json())
     sys.stdout.flush()
     assert b"\\u25c6 on the Pareto front" in written.getvalue()
+
+
+def test_print_report_keeps_long_names_and_the_pick_in_eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "gguf-q3_k_m-curvature-budget"
+    heading, first, second, *_ = printed([make_row(name, 2.5, 0.001)])
+    assert first.endswith(" pick")
+    assert first.split()[0] + second.strip() == name
+    for column in cli_columns():
+        assert column.heading in heading
