@@ -147,6 +147,20 @@ class GroupedRecipe(Recipe):
         description="Bits of the embedding and of the output head in ONNX; safetensors keep them "
         "in floats. 8: rounded to nearest. 4: rounded by the method. null: in floats.",
     )
+    safetensors_head: bool = Field(
+        default=False,
+        description="Whether safetensors hold the output head in those bits too, in the layout "
+        "compressed-tensors. It has to be a matrix of its own, not the embedding.",
+    )
+
+    @model_validator(mode="after")
+    def _head_has_bits(self) -> Self:
+        if self.safetensors_head and self.embedding_bits is None:
+            raise ValueError(
+                "expected embedding_bits of 8 or 4 with safetensors_head, found null; set "
+                "embedding_bits=8, or safetensors_head=false"
+            )
+        return self
 
     @property
     def rounds_outside(self) -> bool:

@@ -76,6 +76,11 @@ def misfits(variant: Variant, recipes: Mapping[str, Recipe]) -> Iterator[str]:
         yield f".layout: {variant.format} has {' or '.join(layouts)}, found {variant.layout}"
     elif variant.layout != DEFAULT_LAYOUT and recipe.activations:
         yield f".layout: {recipe.method} needs {DEFAULT_LAYOUT}, found {variant.layout}"
+    elif variant.layout != DEFAULT_LAYOUT and getattr(recipe, "safetensors_head", False):
+        yield (
+            f".layout: a head in integers (safetensors_head of {variant.recipe}) needs "
+            f"{DEFAULT_LAYOUT}, found {variant.layout}"
+        )
     if variant.split_max_mib and not container.splits:
         yield f".split_max_mib: {variant.format} is never split, found {variant.split_max_mib}"
     if variant.dtype and recipe.storage != "none":

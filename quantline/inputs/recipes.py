@@ -6,6 +6,7 @@ from quantline.config.ggml_recipes import GgmlRecipe
 from quantline.config.recipes import GroupedRecipe, Recipe, largest_group
 from quantline.errors import Failure, StageError
 from quantline.model.checkpoint import Checkpoint
+from quantline.recipes.rounded_head import head_misfit
 
 
 def check_recipe(
@@ -28,11 +29,8 @@ def check_recipe(
     """
     if isinstance(recipe, GgmlRecipe):
         _check_overrides(recipe, checkpoint, converter)
-    if isinstance(recipe, GroupedRecipe) and recipe.budget is None:
-        size = recipe.group_size
-        if not isinstance(size, str) and size > 0:  # neither auto nor the whole row
-            return _misfit(name, size, checkpoint)
-    return None
+    problem = _misfit(recipe, name, checkpoint) or head_misfit(name, recipe, checkpoint)
+    return f"recipes.{name} is going to fail, and the others go on: {problem}" if problem else None
 
 
 def _check_overrides(recipe: GgmlRecipe, checkpoint: Checkpoint, converter: str | None) -> None:
@@ -51,8 +49,13 @@ def _check_overrides(recipe: GgmlRecipe, checkpoint: Checkpoint, converter: str 
             check_overrides(recipe, checkpoint)
 
 
-def _misfit(name: str, size: int, checkpoint: Checkpoint) -> str | None:
-    """Say which layers have rows that groups of a size do not divide."""
+def _misfit(recipe: Recipe, name: str, checkpoint: Checkpoint) -> str | None:
+    """Say which layers have rows that groups of the recipe's size do not divide."""
+    if not isinstance(recipe, GroupedRecipe) or recipe.budget is not None:
+        return None
+    size = recipe.group_size
+    if isinstance(size, str) or size <= 0:  # auto, or the whole row
+        return None
     widths: dict[int, str] = {}
     for layer in checkpoint.arch.linears():
         if f"{layer}.weight" in checkpoint:
@@ -62,7 +65,7 @@ def _misfit(name: str, size: int, checkpoint: Checkpoint) -> str | None:
         return None
     rows = ", ".join(str(width) for width in odd)
     return (
-        f"recipes.{name} is going to fail, and the others go on: groups of {size} do not divide "
-        f"rows of {rows} weights, such as those of {widths[odd[0]]}; set "
-        f"recipes.{name}.group_size=auto, or {largest_group(widths)} for all layers"
+        f"groups of {size} do not divide rows of {rows} weights, such as those of "
+        f"{widths[odd[0]]}; set recipes.{name}.group_size=auto, or {largest_group(widths)} for all "
+        "layers"
     )

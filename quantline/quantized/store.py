@@ -5,6 +5,7 @@ scales were folded), lie in one safetensors file per part of the model. quantize
 report.
 """
 
+from collections.abc import Collection
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
@@ -137,13 +138,18 @@ class QuantizedModel:
         with safe_open(self.folder / f"{entry['part']}.safetensors", "np") as file:
             return file.get_tensor(key)
 
-    def with_outside(self) -> "QuantizedModel":
+    def with_outside(self, names: Collection[str] | None = None) -> "QuantizedModel":
         """Return the same store for a container that holds embedding and head rounded.
 
         They are among its `linears`.
+
+        Args:
+            names: Of those that the container holds so; by default all.
         """
         model = copy(self)
-        model._linears = self._linears | self._contents.get("outside", {})
+        outside = self._contents.get("outside", {})
+        held = outside if names is None else {name: outside[name] for name in names}
+        model._linears = self._linears | held
         model.linears = sorted(model._linears)
         return model
 

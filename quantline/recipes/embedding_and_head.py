@@ -42,22 +42,45 @@ def quantize(ctx: QuantizationContext) -> dict[str, Any]:
     """
     reports = {}
     for name in dict.fromkeys((ctx.arch.embedding, ctx.arch.head)):
-        shape = ctx.source.shape(name)
-        recipe = _recipe_of(ctx, shape[-1])
-        if recipe is None or len(shape) != 2 or not name.endswith(WEIGHT):
+        rounded = round_outside(ctx, name)
+        if rounded is None:
             continue
         module = name.removesuffix(WEIGHT)
-        hessian = _hessian(ctx, name, shape[-1], recipe)
-        linear, report = _round(ctx, name, recipe, hessian)
+        linear, reports[module] = rounded
         ctx.writer.add_outside(module, linear)
-        reports[module] = report
     return {"layers": {}, "transforms": [], "outside": reports}
 
 
-def _recipe_of(ctx: QuantizationContext, width: int) -> GroupedRecipe | None:
-    """Return the recipe with the grid of rows of a width; None if their only group is the row."""
-    recipe = ctx.recipe
+def round_outside(
+    ctx: QuantizationContext, name: str
+) -> tuple[GroupedLinear, dict[str, Any]] | None:
+    """Round the embedding or the head.
+
+    Args:
+        ctx: With a GroupedRecipe.
+        name: The tensor.
+
+    Returns:
+        The rounded matrix and its report; None if it stays as it is.
+
+    Raises:
+        StageError: non_finite; as the method does.
+    """
+    shape = ctx.source.shape(name)
+    recipe = recipe_outside(ctx, name)
+    if recipe is None or len(shape) != 2 or not name.endswith(WEIGHT):
+        return None
+    return _round(ctx, name, recipe, _hessian(ctx, name, shape[-1], recipe))
+
+
+def recipe_outside(ctx: QuantizationContext, name: str) -> GroupedRecipe | None:
+    """Return the recipe with the grid of the embedding or head, or of what a budget chose for it.
+
+    None if the only group of its rows is the row.
+    """
+    recipe = ctx.recipe.model_copy(update=ctx.grids.get(name.removesuffix(WEIGHT)))
     assert isinstance(recipe, GroupedRecipe), "only these round outside of blocks here"
+    width = ctx.source.shape(name)[-1]
     grid = {"bits": recipe.embedding_bits, "symmetric": True, "curvature": False, "budget": None}
     recipe = recipe.model_copy(update=grid).for_layer((width,))
     size = recipe.group_size

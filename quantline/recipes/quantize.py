@@ -20,6 +20,7 @@ from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import check_some_layer, fallbacks
 from quantline.recipes.grid_counts import describe_grids, grid_counts
 from quantline.recipes.quantize_block import quantize_block
+from quantline.recipes.rounded_head import check_head
 from quantline.run.progress import progress
 
 
@@ -67,8 +68,8 @@ def quantize_model(
 
     Raises:
         StageError: config_invalid for a budget that nothing fits in; worse_than_round_to_nearest;
-            non_finite; unsupported_width; as the method and the calibration do; as `run_items`
-            does.
+            non_finite; unsupported_width; unsupported_architecture; as the method and the
+            calibration do; as `run_items` does.
     """
     requested = {"name": name, **recipe.model_dump(mode="json")}
     writer = QuantizedWriter(folder)
@@ -76,6 +77,7 @@ def quantize_model(
     if finished is not None:
         return finished
     check_taken_apart(recipe, source.arch)
+    check_head(name, recipe, source)
     given = QuantizationContext(recipe, source, source.arch, calibration, writer)
     ctx, transforms = fit(given, requested, folder, executor)
     layers: dict[str, Any] = {}

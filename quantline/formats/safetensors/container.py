@@ -16,7 +16,7 @@ from quantline.formats.bundle.hugging_face import HuggingFaceContainer, copy_sid
 from quantline.formats.bundle.unquantized import unquantized_values
 from quantline.formats.container import StoredTensor
 from quantline.formats.safetensors.fused import fused_tensors, keys_as_stored
-from quantline.formats.safetensors.ignored import ignored_modules, module_names
+from quantline.formats.safetensors.ignored import head_names, ignored_modules, module_names
 from quantline.formats.safetensors.layouts.layout import (
     check_held,
     layout_of,
@@ -52,6 +52,7 @@ class SafetensorsContainer(HuggingFaceContainer):
             StageError: unsupported_width, readback_mismatch (scales that the layout cannot hold),
                 and as `check_loadable` and `check_grids` do.
         """
+        quantized = _held(source, quantized)
         schemes = _schemes(source, quantized)
         if schemes:
             activations = quantized.activations_rounded
@@ -85,6 +86,7 @@ class SafetensorsContainer(HuggingFaceContainer):
         self, source: Checkpoint, quantized: QuantizedModel, name: str, stored_type: str
     ) -> np.ndarray:
         """Return the values, float32, that a tensor stored as `stored_type` has to have."""
+        quantized = _held(source, quantized)
         module = name.removesuffix(".weight")
         if module in quantized.linears:
             return quantized.linear(module).dequantize()
@@ -96,6 +98,17 @@ class SafetensorsContainer(HuggingFaceContainer):
     def serve(self, manifest: dict[str, Any]) -> str:
         """Return the section "## Serve it" of a bundle's README."""
         return serve_text(manifest)
+
+
+def _held(source: Checkpoint, quantized: QuantizedModel) -> QuantizedModel:
+    """Return the quantized weights with the output head among them, if the recipe asks for it."""
+    if not quantized.report["recipe"].get("safetensors_head"):
+        return quantized
+    return quantized.with_outside([_module_of_head(source)])
+
+
+def _module_of_head(source: Checkpoint) -> str:
+    return source.arch.head.removesuffix(".weight")
 
 
 def _float_type(source: Checkpoint, name: str, variant: Variant) -> str:
@@ -193,9 +206,16 @@ def _write_tensors(
             {scheme: module_names(source, names) for scheme, names in schemes.items()},
             ignored_modules(source, quantized),
             module_names(source, source.arch.expert_linears()),
+            _names_of_head(source, quantized),
         )
     write_json(folder / "config.json", config)
     return requested
+
+
+def _names_of_head(source: Checkpoint, quantized: QuantizedModel) -> list[str]:
+    """Return all names of the output head, if it is quantized."""
+    head = _module_of_head(source)
+    return head_names(source) if head in quantized.linears else []
 
 
 def _regrouped(schemes: dict[Scheme, list[str]], size: int) -> dict[Scheme, list[str]]:

@@ -19,6 +19,7 @@ from quantline.methods.method import LayerStatistics, load_method
 from quantline.model.dtypes import NUMPY_DTYPES
 from quantline.model.same_bits import same_bits
 from quantline.recipes.budget.costs import Costs
+from quantline.recipes.budget.head_grids import HeadGrids
 from quantline.recipes.context import QuantizationContext
 
 # Bytes at most, besides the name: of a tensor in the header of a safetensors file; of a layer that
@@ -32,7 +33,8 @@ class GridPlan:
     """The Plan of a recipe of grouped integers.
 
     An item is the layers that read one input, since servers fuse those (queries, keys and values;
-    gate and up) and want them alike; so are all experts of a block. Sizes are those of the layout
+    gate and up) and want them alike; so are all experts of a block. A head is one, where
+    safetensors hold it in integers. Sizes are those of the layout
     compressed-tensors.
     """
 
@@ -59,7 +61,18 @@ class GridPlan:
             self.options[item] = [grid_label(bits, size) for bits in budget.bits for size in sizes]
             alone = cast(GroupedRecipe, ctx.recipe_of(linears[0]))
             self.unbudgeted[item] = grid_label(recipe.bits, cast(int, alone.group_size))
+        self.head = HeadGrids(ctx, budget.bits) if recipe.safetensors_head else None
         weights = {f"{name}.weight" for names in self.linears.values() for name in names}
+        if self.head:
+            sizes_of_head = self.head.group_sizes
+            item = self.head.module
+            self.options[item] = [
+                grid_label(bits, sizes_of_head[bits]) for bits in self.head.offered
+            ]
+            self.unbudgeted[item] = grid_label(
+                self.head.own_bits, sizes_of_head[self.head.own_bits]
+            )
+            weights.add(f"{item}.weight")
         names = ctx.source.names
         self.fixed_bytes = sum(self._bytes(name) for name in names if name not in weights)
         grids = min(len(budget.bits) * len(budget.group_sizes), len(self.options))
@@ -111,6 +124,10 @@ class GridPlan:
     def size(self, item: str, option: str) -> int:
         """Return the bytes that the layers of an item take on a grid."""
         bits, group_size = parse_grid(option)
+        if self.head and item == self.head.module:
+            name = f"{item}.weight"
+            shape = self.ctx.source.shape(name)
+            return packed_bytes(shape, bits, group_size, True, self._bytes_per_number(name))
         total = 0
         for linear in self.linears[item]:
             name = f"{linear}.weight"
@@ -128,6 +145,11 @@ class GridPlan:
         curvature rounding lowers the cost.
         """
         costs_of_items = {}
+        if self.head and layer is None:
+            costs_of_items[self.head.module] = {
+                grid_label(bits, self.head.group_sizes[bits]): cost
+                for bits, cost in self.head.costs(costs).items()
+            }
         for item, linears in self.linears.items():
             if self.ctx.arch.layer_index(item) != layer:
                 continue
@@ -155,9 +177,12 @@ class GridPlan:
 
     def context_for(self, choice: dict[str, str]) -> QuantizationContext:
         """Return the context with the chosen grid for every layer."""
-        grids = {}
+        grids: dict[str, dict[str, Any]] = {}
         for item, option in choice.items():
             bits, group_size = parse_grid(option)
+            if self.head and item == self.head.module:
+                grids[item] = {"embedding_bits": bits}
+                continue
             for name in self.linears[item]:
                 grids[name] = {"bits": bits, "group_size": group_size}
         return replace(self.ctx, grids=grids)

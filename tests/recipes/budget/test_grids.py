@@ -19,6 +19,7 @@ from quantline.runtimes.runtime import open_runtime
 from tests.helpers.budget import (
     MODEL,
     assert_refused,
+    bits_per_weight,
     budget_of,
     compose,
     context_in,
@@ -121,6 +122,31 @@ def test_grid_plan_refuses_group_sizes_that_no_row_allows(ready, capsys, make_mo
     compose(ready, f"recipes.{NAME}.budget.group_sizes=[128]")
     words = "add 32, or -1 for whole rows"
     assert_refused(ready, capsys, NAME, Failure.UNSUPPORTED_WIDTH, words)
+
+
+def test_grid_plan_chooses_the_bits_of_a_head_in_integers(ready, make_model, tmp_path):
+    shutil.rmtree(ready.root / MODEL)
+    untied = make_model(tmp_path / "untied", num_hidden_layers=1, tie_word_embeddings=False)
+    place_model(untied, ready.root / MODEL)
+    ready.stage("calibrate")
+    chosen = {}
+    for limit in ("bits_per_weight=6", "bits_per_weight=9"):
+        compose(
+            ready,
+            f"recipes.{NAME}.safetensors_head=true",
+            f"recipes.{NAME}.budget.bits=[4,8]",
+            f"recipes.{NAME}.budget.{limit}",
+        )
+        quantized = quantize(ready, NAME)
+        chosen[limit] = options_of(quantized)["lm_head"]
+        packed = export(quantized, tmp_path / limit, "safetensors")
+        assert bits_per_weight(packed, "safetensors") <= float(limit.partition("=")[2])
+        stored = PackedIntegers().shape(Checkpoint(packed), "lm_head")
+        assert stored == Checkpoint(MODEL).shape("lm_head.weight")
+        head = quantized.with_outside(["lm_head"]).linear("lm_head")
+        assert grid_label(head.bits, head.group_size) == chosen[limit]
+    assert chosen["bits_per_weight=6"].startswith("w4"), chosen
+    assert chosen["bits_per_weight=9"] == "w8g32", chosen
 
 
 def test_recipe_of_a_layer_without_a_choice_is_the_recipe(ready):

@@ -50,6 +50,7 @@ class EightBits(Layout[GroupedLinear | FloatLinear]):
         schemes: Mapping[Scheme, list[str]],
         unquantized_modules: list[str],
         of_experts: Collection[str] = (),
+        of_head: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config (see Layout)."""
         kind = only_grid(schemes).kind

@@ -57,6 +57,7 @@ class Awq(Layout[GroupedLinear]):
         schemes: Mapping[Scheme, list[str]],
         unquantized_modules: list[str],
         of_experts: Collection[str] = (),
+        of_head: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config (see Layout)."""
         grid = only_grid(schemes)

@@ -56,6 +56,7 @@ class PackedIntegers(Layout[GroupedLinear]):
         schemes: Mapping[Scheme, list[str]],
         unquantized_modules: list[str],
         of_experts: Collection[str] = (),
+        of_head: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config (see Layout).
 
@@ -65,7 +66,8 @@ class PackedIntegers(Layout[GroupedLinear]):
         grids, its layers are listed.
         """
         experts = frozenset(of_experts)
-        rest = _without(schemes, experts)
+        head = frozenset(of_head)
+        rest = _without(schemes, experts | head)
         grids = group_by_grid(rest)
         targets = {
             grid: names if len(grids) > 1 else [ALL_LINEARS] for grid, names in grids.items()
@@ -75,6 +77,8 @@ class PackedIntegers(Layout[GroupedLinear]):
             if list(grids) != [grid]:
                 patterns = [ALL_LINEARS] if not grids else expert_patterns(experts)
                 groups.insert(0, (grid, patterns))
+        # By its name: to vLLM a head is no linear layer.
+        groups += group_by_grid(_only(schemes, head)).items()
         return QuantizationConfig(
             config_groups={
                 f"group_{number}": QuantizationScheme(targets=names, weights=_arguments(grid))

@@ -69,6 +69,7 @@ class Layout(ABC, Generic[Tensor]):
         schemes: Mapping[Scheme, list[str]],
         unquantized_modules: list[str],
         of_experts: Collection[str] = (),
+        of_head: Collection[str] = (),
     ) -> dict[str, Any]:
         """Return the quantization_config of config.json.
 
@@ -76,6 +77,7 @@ class Layout(ABC, Generic[Tensor]):
             schemes: Scheme → the layers that are stored by it.
             unquantized_modules: The linear layers that are not quantized.
             of_experts: The quantized layers that are experts', which share one grid.
+            of_head: The names of the output head, if it is quantized.
 
         Raises:
             StageError: unsupported_width, if the layers have more schemes than the layout allows.
