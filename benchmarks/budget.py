@@ -213,7 +213,7 @@ def main() -> None:
                 results = {
                     "model": model.name,
                     "calibration": options.calibration.name,
-                    "evaluation": options.evaluation.name,
+                    "evaluation": [path.name for path in options.evaluation],
                     "calibration_tokens": int(model.calibration.size),
                     "evaluation_tokens": int(model.evaluation.size),
                     "calibration_seconds": times,

@@ -32,13 +32,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     evaluation = DEMO_DATA / "evaluation.txt"
     parser.add_argument("--model", type=Path, default=DEMO_MODEL)
     parser.add_argument("--calibration", type=Path, default=calibration)
-    parser.add_argument("--evaluation", type=Path, default=evaluation)
+    parser.add_argument(
+        "--evaluation", type=Path, nargs="+", default=[evaluation], help="one text or several"
+    )
     parser.add_argument(
         "--sequences",
         type=int,
         nargs=2,
         default=[128, 100],
-        help="calibration and evaluation sequences",
+        help="of calibration, and of each evaluation text",
     )
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
 
@@ -50,13 +52,14 @@ def read_paragraphs(path: Path) -> list[Document]:
 
 
 class ModelUnderTest:
-    """A model in float32, and its distributions on an evaluation text.
+    """A model in float32, and its distributions on evaluation texts.
 
     Attributes:
         checkpoint: The unquantized model.
         draws: Neighbouring parts of the calibration text, int32 [sequences, length] each.
         calibration: The draw to calibrate on, at first the first one.
-        evaluation: int32 [sequences, length].
+        evaluation: int32 [sequences, length], of one text after another.
+        tokens_of: Evaluation text → how many tokens of it there are.
         model: The model of transformers, whose weights are replaced for a while.
         reference: The unquantized model's log-probabilities [sequences, length, vocabulary].
     """
@@ -65,32 +68,37 @@ class ModelUnderTest:
         self,
         folder: Path,
         calibration: Path,
-        evaluation: Path,
+        evaluation: Iterable[Path],
         sequences: tuple[int, int],
         length: int,
         draws: int = 1,
     ) -> None:
-        """Read the model and the texts, and run the model on the evaluation text.
+        """Read the model and the texts, and run the model on the evaluation texts.
 
         Args:
             folder: Of the checkpoint.
             calibration: A text file; documents are separated by blank lines.
-            evaluation: Another one. If it is the same, calibration has its first half.
-            sequences: How many calibration and evaluation sequences.
+            evaluation: Others. If one is the same, calibration has its first half.
+            sequences: How many of calibration, and of each evaluation text.
             length: Tokens of a sequence.
             draws: Parts of the calibration text, each of so many sequences.
         """
         self.checkpoint = Checkpoint(folder)
         tokenizer = Tokenizer(folder)
         calibration_text = read_paragraphs(calibration)
-        evaluation_text = read_paragraphs(evaluation)
-        if calibration == evaluation:
+        texts = {path: read_paragraphs(path) for path in evaluation}
+        if calibration in texts:
             half = len(calibration_text) // 2
             calibration_text = calibration_text[:half]
-            evaluation_text = evaluation_text[half:]
+            texts[calibration] = texts[calibration][half:]
         calibration_count, evaluation_count = sequences
         drawn = tokenizer.pack(calibration_text, draws * calibration_count, length)
-        self.evaluation = tokenizer.pack(evaluation_text, evaluation_count, length)
+        packed = {
+            path.stem: tokenizer.pack(text, evaluation_count, length)
+            for path, text in texts.items()
+        }
+        self.evaluation = np.concatenate(list(packed.values()))
+        self.tokens_of = {name: int(tokens.size) for name, tokens in packed.items()}
         if len(drawn) < draws * calibration_count:
             raise SystemExit(
                 f"expected {draws * calibration_count} sequences of calibration text, found "
@@ -152,9 +160,16 @@ class ModelUnderTest:
             found.append(products.sum(-1, dtype=torch.float64).reshape(-1).cpu())
         return torch.cat(found)
 
-    def divergence(self, logprobs: torch.Tensor) -> dict[str, float]:
-        """Return the mean KL divergence `kld` and its standard error `se`."""
-        return mean_and_error(self.token_divergences(logprobs.split(SEQUENCES_AT_ONCE)))
+    def divergence(self, logprobs: torch.Tensor) -> dict[str, Any]:
+        """Return the mean KL divergence of some log-probabilities, as `figures` does."""
+        return self.figures(self.token_divergences(logprobs.split(SEQUENCES_AT_ONCE)))
+
+    def figures(self, values: torch.Tensor) -> dict[str, Any]:
+        """Return mean `kld` and standard error `se` of values [tokens], in `texts` by text."""
+        of_texts = zip(self.tokens_of, values.split(list(self.tokens_of.values())), strict=True)
+        return mean_and_error(values) | {
+            "texts": {name: mean_and_error(part) for name, part in of_texts}
+        }
 
     def calibrate(self, folder: Path, gradients: bool) -> dict[str, float]:
         """Calibrate on the present draw into a new folder; return the seconds that it takes."""
@@ -197,10 +212,10 @@ class ModelUnderTest:
         for name, values in weights:
             parameters[name].copy_(values.reshape(parameters[name].shape))
 
-    def quantized_divergence(self, folder: Path) -> dict[str, float]:
-        """Return the mean KL divergence of a quantized model, and its standard error."""
+    def quantized_divergence(self, folder: Path) -> dict[str, Any]:
+        """Return the mean KL divergence of a quantized model, as `figures` does."""
         with self.quantized_weights(folder):
-            return mean_and_error(self.token_divergences())
+            return self.figures(self.token_divergences())
 
 
 def _dequantized(quantized: QuantizedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -243,7 +243,7 @@ def main() -> None:
             calibration = DEMO_DATA / "calibration.txt"
             evaluation = DEMO_DATA / "evaluation.txt"
             sequences = tuple(options.sequences)
-            bench = ModelUnderTest(model, calibration, evaluation, sequences, LENGTH)
+            bench = ModelUnderTest(model, calibration, [evaluation], sequences, LENGTH)
             name = bench.name
             tokens = bench.calibration
         cpu, gpu, rows = compare_devices(model, tokens, options.only, bench, folder)

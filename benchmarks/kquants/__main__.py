@@ -5,10 +5,10 @@
     python -m benchmarks.kquants --calibration other.txt --name unlike  # unlike the evaluation text
     python -m benchmarks.kquants --kernels                              # the speeds alone
 
-Both use the importance matrix. Both roundings of a mix have the same types, so the same size to the
-byte. Divergence, perplexity and answers are those of the dequantized weights. Writes
-benchmarks/results/kquants-<model>[-<name>].json, with --kernels kquants-kernels.json, and prints
-the tables.
+All use an importance matrix, the first as llama.cpp makes it. All roundings of a mix have the same
+types, so the same size to the byte. Divergence, perplexity and answers are those of the dequantized
+weights. Writes benchmarks/results/kquants-<model>[-<name>].json, with --kernels
+kquants-kernels.json, and prints the tables.
 """
 
 import argparse
@@ -32,19 +32,24 @@ from quantline.files import write_json
 from quantline.methods.ggml.curvature import quantize_by_curvature
 from quantline.methods.ggml.quantize import SEARCHED_TYPES
 
-METHODS = ("kquant", "kquant-curvature")
+# Row → method, and which calibration it has: llama.cpp's matrix counts all tokens alike.
+ROUNDINGS = {
+    "kquant, tokens alike": ("kquant", "equal"),
+    "kquant": ("kquant", "gradient"),
+    "kquant-curvature": ("kquant-curvature", "gradient"),
+}
 TITLES = (
     "mix",
     "rounded by",
     "mean KL divergence",
     "±",
-    "of kquant's",
+    "of the first",
     "perplexity",
     "gold flips",
     "bytes",
     "seconds",
 )
-PROGRESS_KEYS = ("mix", "method", "kld", "gold_flips")
+PROGRESS_KEYS = ("mix", "rounded by", "kld", "gold_flips", "seconds")
 
 
 def compile_kernels() -> None:
@@ -87,9 +92,15 @@ def measure_quantized(
 
 
 def compare_mixes(
-    model: ModelUnderTest, mixes: list[str], calibration: Path, answers: GoldAnswers | None
+    model: ModelUnderTest, mixes: list[str], calibrations: Path, answers: GoldAnswers | None
 ) -> list[dict[str, Any]]:
-    """Return the rows of both roundings of each mix, one after the other.
+    """Return the rows of the roundings of each mix, one after the other.
+
+    Args:
+        model: What to quantize.
+        mixes: llama.cpp's names.
+        calibrations: The folder of the calibrations, by how tokens count.
+        answers: Of the gold set, if there is one.
 
     Raises:
         SystemExit: If they are not of one size.
@@ -97,42 +108,43 @@ def compare_mixes(
     compile_kernels()
     rows: list[dict[str, Any]] = []
     for mix in mixes:
-        for method in METHODS:
+        for label, (method, weights) in ROUNDINGS.items():
             recipe = {"method": method, "mix": mix}
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                times = model.quantize(recipe, calibration, folder)
-                row = recipe | times | measure_quantized(model, folder, answers)
-            rows.append(row)
-            print({key: row[key] for key in PROGRESS_KEYS if key in row}, flush=True)
-        theirs, ours = rows[-2:]
-        if ours["bytes"] != theirs["bytes"]:
-            raise SystemExit(
-                f"expected equal sizes at {mix}, found {ours['bytes']} and {theirs['bytes']}"
-            )
+                times = model.quantize(recipe, calibrations / weights, folder)
+                figures = measure_quantized(model, folder, answers)
+            rows.append({"mix": mix, "rounded by": label} | times | figures)
+            print({key: rows[-1][key] for key in PROGRESS_KEYS if key in rows[-1]}, flush=True)
+        sizes = {row["bytes"] for row in rows if row["mix"] == mix}
+        if len(sizes) > 1:
+            raise SystemExit(f"expected equal sizes at {mix}, found {sorted(sizes)}")
     return rows
 
 
 def divergence_ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return mix → the divergence of curvature rounding over that of ggml's."""
-    ratios = {}
-    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
-        ratios[theirs["mix"]] = ours["kld"] / theirs["kld"]
-    return ratios
+    """Return "mix, rounding" → its divergence over that with llama.cpp's importance matrix."""
+    first = next(iter(ROUNDINGS))
+    theirs = {row["mix"]: row["kld"] for row in rows if row["rounded by"] == first}
+    return {
+        f"{row['mix']}, {row['rounded by']}": row["kld"] / theirs[row["mix"]]
+        for row in rows
+        if row["rounded by"] != first
+    }
 
 
 def mix_table(rows: list[dict[str, Any]], ratios: dict[str, float]) -> Table:
     """Return the table of what `compare_mixes` returned."""
     cells = []
     for row in rows:
-        ratio = "" if row["method"] == "kquant" else f"{ratios[row['mix']]:.3f}"
+        ratio = ratios.get(f"{row['mix']}, {row['rounded by']}")
         cells.append(
             [
                 row["mix"],
-                row["method"],
+                row["rounded by"],
                 f"{row['kld']:.6f}",
                 f"{row['se']:.6f}",
-                ratio,
+                "" if ratio is None else f"{ratio:.3f}",
                 f"{row['perplexity']:.4f}",
                 str(row.get("gold_flips", "")),
                 str(row["bytes"]),
@@ -156,7 +168,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--work",
         type=Path,
-        help="folder that keeps the calibration, for another run with the same texts",
+        help="folder that keeps the calibrations, for another run with the same texts",
     )
     parser.add_argument("--kernels", action="store_true", help="time the kernels instead")
     return parser.parse_args()
@@ -170,19 +182,21 @@ def run_kernels(console: Console, threads: int) -> None:
 
 
 def run_mixes(options: argparse.Namespace, console: Console, threads: int) -> None:
-    """Measure both roundings of every mix."""
+    """Measure all roundings of every mix."""
     model = ModelUnderTest.of_options(options)
     gold = options.gold
     if gold is None and options.model == DEMO_MODEL:
         gold = DEMO_DATA / "gold.jsonl"
     with tempfile.TemporaryDirectory() as temporary:
-        calibration = (options.work or Path(temporary)) / "curvature"
-        calibration.parent.mkdir(parents=True, exist_ok=True)
+        calibrations = options.work or Path(temporary)
+        calibrations.mkdir(parents=True, exist_ok=True)
         times = None
-        if not (calibration / INFO).is_file():
-            times = model.calibrate(calibration, gradients=True)
+        if not (calibrations / "equal" / INFO).is_file():
+            model.calibrate(calibrations / "equal", gradients=False)
+        if not (calibrations / "gradient" / INFO).is_file():
+            times = model.calibrate(calibrations / "gradient", gradients=True)
         answers = GoldAnswers(model, gold) if gold else None
-        rows = compare_mixes(model, options.mixes, calibration, answers)
+        rows = compare_mixes(model, options.mixes, calibrations, answers)
     ratios = divergence_ratios(rows)
     full_precision = perplexity(model, model.reference)
     console.print(mix_table(rows, ratios))
@@ -195,7 +209,7 @@ def run_mixes(options: argparse.Namespace, console: Console, threads: int) -> No
     results = {
         "model": options.model.name,
         "calibration": options.calibration.name,
-        "evaluation": options.evaluation.name,
+        "evaluation": [path.name for path in options.evaluation],
         "calibration_tokens": int(model.calibration.size),
         "evaluation_tokens": int(model.evaluation.size),
         "perplexity": full_precision,

@@ -52,7 +52,7 @@ class QualityBenchmark:
 
     Attributes:
         rows: With the keys bits, group_size, draw and who, then what was measured.
-        calibrations: For each draw, our calibration's seconds without and with gradients.
+        calibrations: For each draw, our calibration's seconds.
     """
 
     def __init__(self, model: ModelUnderTest, options: argparse.Namespace) -> None:
@@ -60,7 +60,7 @@ class QualityBenchmark:
         self.model = model
         self.options = options
         self.rows: list[dict[str, Any]] = []
-        self.calibrations: list[dict[str, dict[str, float]]] = []
+        self.calibrations: list[dict[str, float]] = []
 
     def is_wanted(self, name: str) -> bool:
         """Whether the options ask for a row of the table."""
@@ -70,19 +70,15 @@ class QualityBenchmark:
         """Calibrate on one draw, and measure everything on every grid."""
         self.model.calibration = self.model.draws[number]
         with tempfile.TemporaryDirectory() as folder:
-            with_gradients = Path(folder) / "curvature"
-            times = {
-                "plain": self.model.calibrate(Path(folder) / "plain", gradients=False),
-                "curvature": self.model.calibrate(with_gradients, gradients=True),
-            }
-            self.calibrations.append(times)
+            calibration = Path(folder) / "calibration"
+            self.calibrations.append(self.model.calibrate(calibration, gradients=True))
             if not self.rows:
                 recipes = our_recipes(4, self.options.groups[0])
                 for name in WARM_UP:
-                    run_recipe(self.model, recipes[name], with_gradients)
+                    run_recipe(self.model, recipes[name], calibration)
             for bits, group_size in product(self.options.bits, self.options.groups):
-                self.measure_grid(number, bits, group_size, with_gradients)
-                console.print(quality_table(average_draws(self.rows)))
+                self.measure_grid(number, bits, group_size, calibration)
+                console.print(quality_table(average_draws(self.rows), list(self.model.tokens_of)))
                 write_json(self.path, self.report())
 
     def measure_grid(self, draw: int, bits: int, group_size: int, calibration: Path) -> None:
@@ -110,7 +106,7 @@ class QualityBenchmark:
             "model": self.model.name,
             "calibration_tokens": int(self.model.calibration.size),
             "calibration_seconds": self.calibrations[0],
-            "evaluation_tokens": int(self.model.evaluation.size),
+            "evaluation_tokens": self.model.tokens_of,
             "threads": os.cpu_count(),
             "draws": len(self.model.draws),
             "rows": self.rows,
@@ -122,16 +118,21 @@ class QualityBenchmark:
         return dict(compare_with_peers(average_draws(self.rows), self.calibrations[0]))
 
 
-def quality_table(rows: list[dict[str, Any]]) -> Table:
-    """Return the table. A tool's seconds include its calibration; ours are given apart."""
+def quality_table(rows: list[dict[str, Any]], texts: list[str]) -> Table:
+    """Return the table, with the divergence on each text.
+
+    A tool's seconds include its calibration; ours are given apart.
+    """
     cells = []
     for row in rows:
         if "failed" in row:
-            figures = ["failed: " + row["failed"][:60], "", ""]
+            figures = ["failed: " + row["failed"][:60], *[""] * len(texts)]
         else:
-            figures = [f"{row['kld']:.5f}", f"{row['se']:.5f}", f"{row['seconds']:.1f}"]
+            of_texts = (row["texts"][text] for text in texts)
+            figures = [f"{of_text['kld']:.5f} ± {of_text['se']:.5f}" for of_text in of_texts]
+            figures.append(f"{row['seconds']:.1f}")
         cells.append([str(row["bits"]), str(row["group_size"]), row["who"], *figures])
-    titles = ("bits", "group", "recipe or tool", "mean KL divergence", "±", "seconds")
+    titles = ("bits", "group", "recipe or tool", *texts, "seconds")
     return number_table(titles, cells)
 
 
@@ -169,9 +170,7 @@ def main() -> None:
         benchmark.measure_draw(number, console)
     for label, ratio in benchmark.ratios().items():
         console.print(f"{ratio:8.4f}  {label}", highlight=False)
-    plain = benchmark.calibrations[0]["plain"]["seconds"]
-    with_gradients = benchmark.calibrations[0]["curvature"]["seconds"]
-    console.print(f"our calibration: {plain:.1f} s, with gradients {with_gradients:.1f} s")
+    console.print(f"our calibration: {benchmark.calibrations[0]['seconds']:.1f} s")
 
 
 if __name__ == "__main__":

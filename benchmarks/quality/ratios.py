@@ -45,6 +45,13 @@ def average_draws(rows: list[Row]) -> list[Row]:
         if finished:
             for key in AVERAGED:
                 mean[key] = float(np.mean([row[key] for row in finished]))
+            mean["texts"] = {
+                text: {
+                    key: float(np.mean([row["texts"][text][key] for row in finished]))
+                    for key in ("kld", "se")
+                }
+                for text in finished[0]["texts"]
+            }
         if len(finished) > 1:
             spread = np.std([row["kld"] for row in finished], ddof=1)
             mean["se"] = float(spread / len(finished) ** 0.5)
@@ -52,14 +59,14 @@ def average_draws(rows: list[Row]) -> list[Row]:
     return averaged
 
 
-def compare_with_peers(rows: list[Row], calibration: dict[str, dict[str, float]]) -> Ratios:
+def compare_with_peers(rows: list[Row], calibration: dict[str, float]) -> Ratios:
     """Yield what is compared, and our figure over the other tool's.
 
     Divergences are compared on each grid, and times for one variant and for a sweep of several.
 
     Args:
         rows: What `average_draws` returned.
-        calibration: Our calibration's seconds, `plain` and with gradients (`curvature`).
+        calibration: Our calibration's seconds.
     """
     for grid in sorted({Grid.of(row) for row in rows}, reverse=True):
         finished = {}
@@ -72,12 +79,10 @@ def compare_with_peers(rows: list[Row], calibration: dict[str, dict[str, float]]
         ours = [row[kind] for row in rows if row["who"] in SWEEP]
         if theirs and len(ours) == len(theirs):
             label = f"{kind} of a sweep of {len(ours)} variants over llmcompressor"
-            yield label, (calibration["plain"][kind] + sum(ours)) / sum(theirs)
+            yield label, (calibration[kind] + sum(ours)) / sum(theirs)
 
 
-def _compare_grid(
-    grid: Grid, rows: dict[str, Row], calibration: dict[str, dict[str, float]]
-) -> Ratios:
+def _compare_grid(grid: Grid, rows: dict[str, Row], calibration: dict[str, float]) -> Ratios:
     """Yield the ratios of one grid, from its rows by recipe or tool."""
     curvature = [name for name in rows if name.endswith("curvature")]
     best = min(curvature, key=lambda name: rows[name]["kld"], default=None)
@@ -97,10 +102,10 @@ def _compare_grid(
             ours = rows[best][kind]
             yield f"{kind} at {grid}: {best} over autoround", ours / theirs
             label = f"{kind} at {grid}: {best} with its calibration over autoround"
-            yield label, (calibration["curvature"][kind] + ours) / theirs
+            yield label, (calibration[kind] + ours) / theirs
         peers = [
             rows[name][kind] for name in ("llmcompressor gptq", "gptqmodel gptq") if name in rows
         ]
         if peers and "gptq" in rows:
             label = f"{kind} at {grid}: gptq with its calibration over the fastest peer"
-            yield label, (calibration["plain"][kind] + rows["gptq"][kind]) / min(peers)
+            yield label, (calibration[kind] + rows["gptq"][kind]) / min(peers)
