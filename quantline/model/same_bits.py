@@ -4,9 +4,10 @@ torch cuts a tensor into as many pieces as there are threads, and MKL cuts its w
 the last bits depend on the cuts, one thread computes. That is nearly everywhere: a piece's last
 elements are computed one by one, and its others by vector instructions, whose exponential is
 another. Products of matrices take nearly all of the time; MKL cuts them so that their bits stay
-(MKL_CBWR in quantline/__init__.py).
+(MKL_CBWR in quantline/__init__.py), as long as each thread gets enough of a product of float32.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantline.model.device import device
 
-# Operations whose bits do not depend on the cuts: products; attention, which is cut between heads
+# Operations whose bits do not depend on the cuts: attention, which is cut between heads
 # and blocks of queries; and what is rounded once per element, or not at all.
 ANY_CUTS = frozenset(
     {
@@ -26,33 +27,49 @@ ANY_CUTS = frozenset(
         "aten::abs",
         "aten::add",
         "aten::add_",
-        "aten::addmm",
-        "aten::baddbmm",
-        "aten::bmm",
         "aten::cat",
         "aten::clone",
         "aten::copy_",
         "aten::div",
-        "aten::mm",
         "aten::mul",
         "aten::neg",
         "aten::sub",
     }
 )
 
+# Products → which of their arguments is the first matrix.
+PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
+# T threads give the bits of one if a product has so many numbers times T². Of some 1,200 shapes up
+# to 6,000 wide, with up to 64 threads, the one that needed most needed a third of it.
+NUMBERS = 4096
+
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread of torch's and MKL's."""
-    threads = torch.get_num_threads()
-    if threads == 1:
+def at_most(threads: int) -> Iterator[None]:
+    """Compute with no more than some threads of torch's and MKL's."""
+    present = torch.get_num_threads()
+    if present <= threads:
         yield
         return
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(present)
+
+
+def _allowed(name: str, args: tuple[Any, ...], present: int) -> int:
+    """Return how many threads an operation may have, of those that there are."""
+    if any(isinstance(value, torch.Tensor) and value.is_complex() for value in args):
+        return 1  # a product of complex numbers is rounded more than once
+    if name in ANY_CUTS:
+        return present
+    if name not in PRODUCTS:
+        return 1
+    left, right = args[PRODUCTS[name] :][:2]
+    if left.dtype != torch.float32:
+        return 1
+    return max(1, math.isqrt(left.shape[-2] * right.shape[-1] // NUMBERS))
 
 
 class _SameBits(TorchDispatchMode):
@@ -70,14 +87,11 @@ class _SameBits(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation, with one thread unless it is one of ANY_CUTS."""
-        if torch.get_num_threads() == 1:
+        """Run an operation with as many threads as leave its bits."""
+        present = torch.get_num_threads()
+        if present == 1:
             return func(*args, **(kwargs or {}))
-        # A product of complex numbers is rounded more than once.
-        real = not any(isinstance(value, torch.Tensor) and value.is_complex() for value in args)
-        if real and func._schema.name in ANY_CUTS:
-            return func(*args, **(kwargs or {}))
-        with one_thread():
+        with at_most(_allowed(func._schema.name, args, present)):
             return func(*args, **(kwargs or {}))
 
 

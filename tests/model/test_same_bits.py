@@ -13,7 +13,7 @@ from quantline.model import activation_store
 from quantline.model import same_bits as module
 from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
-from quantline.model.same_bits import ANY_CUTS, one_thread, same_bits
+from quantline.model.same_bits import ANY_CUTS, PRODUCTS, at_most, same_bits
 from tests.helpers.project import ROOT
 from tests.helpers.quantized import tokens_of
 
@@ -157,33 +157,48 @@ def test_what_is_rounded_once_may_be_cut_anywhere(name, threads):
 
 
 def test_all_that_may_be_cut_is_tried_here():
-    products = {"aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm"}
+    assert PRODUCTS.keys() == {"aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm"}
     attention = {name for name in ANY_CUTS if "attention" in name}
-    assert products | attention | ELEMENTWISE.keys() == ANY_CUTS
+    assert attention | ELEMENTWISE.keys() == ANY_CUTS
 
 
-@pytest.mark.parametrize("shape", [(300, 256, 128), (17, 333, 65), (1, 256, 768), (700, 64, 1)])
-def test_products_are_the_same_for_any_number_of_threads_and_any_address(shape, threads):
+SHAPES = [
+    (300, 256, 128),
+    (17, 333, 65),
+    (1, 256, 768),
+    (700, 64, 1),
+    (3, 320, 577),  # fewer rows than threads
+    (17, 33, 31),
+    (129, 64, 385),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_are_the_same_for_any_number_of_threads_and_any_address(shape, dtype, threads):
     rows, inner, columns = shape
-    left, right, bias = draw(rows, inner), draw(inner, columns), draw(columns)
+    left, right, bias = draw(rows, inner), draw(inner, columns).to(dtype), draw(columns).to(dtype)
     found = []
-    for number in THREADS:
+    for number in (*THREADS, 24):
         torch.set_num_threads(number)
         for shift in (0, 1, 5):
-            moved = at_shifted_address(left, shift)
-            found.append(
-                (
-                    moved @ right,
-                    torch.addmm(bias, moved, right),
-                    moved.T @ moved,
-                    torch.stack([moved] * 3).mT @ torch.stack([moved] * 3),
-                    torch.baddbmm(
-                        bias.expand(2, rows, -1), moved.expand(2, -1, -1), right.expand(2, -1, -1)
-                    ),
-                )
-            )
+            moved = at_shifted_address(left, shift).to(dtype)
+            with same_bits():
+                found.append(products(moved, right, bias))
     for other in found[1:]:
         assert all(map(torch.equal, other, found[0]))
+
+
+def products(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor) -> list[torch.Tensor]:
+    stacked = torch.stack([left] * 3)
+    wide_bias = bias.expand(2, len(left), -1)
+    return [
+        left @ right,
+        torch.addmm(bias, left, right),
+        left.T @ left,
+        stacked.mT @ stacked,
+        torch.baddbmm(wide_bias, left.expand(2, -1, -1), right.expand(2, -1, -1)),
+    ]
 
 
 def test_attention_is_the_same_for_any_number_of_threads_and_any_address(threads):
@@ -198,9 +213,9 @@ def test_attention_is_the_same_for_any_number_of_threads_and_any_address(threads
         assert all(map(torch.equal, other, found[0]))
 
 
-def test_one_thread_puts_the_number_back_after_an_error(threads):
+def test_at_most_puts_the_number_back_after_an_error(threads):
     torch.set_num_threads(3)
-    with pytest.raises(ZeroDivisionError), one_thread():
+    with pytest.raises(ZeroDivisionError), at_most(1):
         assert torch.get_num_threads() == 1
         raise ZeroDivisionError
     assert torch.get_num_threads() == 3
