@@ -17,12 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quantline.model.device import device
 
+ATTENTION_BACKWARD = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
 # Operations whose bits do not depend on the cuts: attention, which is cut between heads
 # and blocks of queries; and what is rounded once per element, or not at all.
 ANY_CUTS = frozenset(
     {
         "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+        ATTENTION_BACKWARD,
         "aten::_to_copy",
         "aten::abs",
         "aten::add",
@@ -62,6 +63,8 @@ def _allowed(name: str, args: tuple[Any, ...], present: int) -> int:
     """Return how many threads an operation may have, of those that there are."""
     if any(isinstance(value, torch.Tensor) and value.is_complex() for value in args):
         return 1  # a product of complex numbers is rounded more than once
+    if name == ATTENTION_BACKWARD and args[1].shape[:2].numel() == 1:
+        return 1  # of one head, whose products are cut
     if name in ANY_CUTS:
         return present
     if name not in PRODUCTS:
