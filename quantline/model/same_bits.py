@@ -90,10 +90,17 @@ class _SameBits(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation with as many threads as leave its bits."""
+        """Run an operation with as many threads as leave its bits.
+
+        In inference mode, operations that are made of others come here whole, such as a linear
+        layer with its product.
+        """
         present = torch.get_num_threads()
         if present == 1:
             return func(*args, **(kwargs or {}))
+        if func._can_decompose():
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         with at_most(_allowed(func._schema.name, args, present)):
             return func(*args, **(kwargs or {}))
 

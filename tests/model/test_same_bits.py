@@ -215,6 +215,28 @@ def test_attention_is_the_same_for_any_number_of_threads_and_any_address(shape, 
         assert all(map(torch.equal, other, found[0]))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_linear_layer_has_its_product_on_all_threads_in_every_mode(mode, threads, monkeypatch):
+    """In inference mode it is not taken apart before it comes to us."""
+    layer = torch.nn.Linear(200, 300)
+    inputs = draw(3, 500, 200)
+    limits = []
+
+    def at_most_noted(number: int):
+        limits.append(number)
+        return at_most(number)
+
+    monkeypatch.setattr(module, "at_most", at_most_noted)
+    found = []
+    for number in THREADS:
+        torch.set_num_threads(number)
+        with mode(), same_bits():
+            found.append(layer(inputs))
+    assert max(limits) >= max(THREADS), limits
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+
+
 def test_at_most_puts_the_number_back_after_an_error(threads):
     torch.set_num_threads(3)
     with pytest.raises(ZeroDivisionError), at_most(1):
