@@ -6,7 +6,7 @@
     python -m benchmarks.quality --draws 6 --only gptq 'llmcompressor gptq'  # how much is chance
 
 Each tool runs in an environment of its own, made on first use under ~/.cache/quantline-peers.
-Writes benchmarks/results/quality-<model>.json and prints the table.
+Writes benchmarks/results/quality-<model>[-<name>].json and prints the table.
 """
 
 import argparse
@@ -98,6 +98,7 @@ class QualityBenchmark:
     def path(self) -> Path:
         """The file of the results."""
         suffix = "-draws" if self.options.draws > 1 else ""
+        suffix += f"-{self.options.name}" if self.options.name else ""
         return RESULTS / f"quality-{self.model.name}{suffix}.json"
 
     def report(self) -> dict[str, Any]:
@@ -156,6 +157,7 @@ def parse_options() -> argparse.Namespace:
         default=1,
         help="neighbouring parts of the calibration text to calibrate on in turn",
     )
+    parser.add_argument("--name", help="of this run, in the name of the results")
     return parser.parse_args()
 
 
