@@ -129,7 +129,9 @@ def descend_codes(
         fisher_out,
         None if block_type.is_uniform else levels,
     )
-    new_codes = torch.searchsorted(levels, moved).to(torch.uint8)
+    # A search takes longer than a pass of the descent.
+    found = moved - levels[0] if block_type.is_uniform else torch.searchsorted(levels, moved)
+    new_codes = found.to(torch.uint8)
     codes = torch.where(has_no_scale, codes, new_codes)
     return Blocks(
         codes.numpy().reshape(blocks.codes.shape),
