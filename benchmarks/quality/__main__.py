@@ -91,7 +91,8 @@ class QualityBenchmark:
         for peer, method in PEERS:
             name = f"{peer} {method}"
             if peer in self.options.peers and self.is_wanted(name):
-                outcome = run_peer(self.model, peer, method, bits, group_size)
+                minutes = self.options.peer_minutes
+                outcome = run_peer(self.model, peer, method, bits, group_size, minutes)
                 self.rows.append(grid | {"who": name} | outcome)
 
     @property
@@ -156,6 +157,9 @@ def parse_options() -> argparse.Namespace:
         type=int,
         default=1,
         help="neighbouring parts of the calibration text to calibrate on in turn",
+    )
+    parser.add_argument(
+        "--peer-minutes", type=float, default=120, help="after which another tool is stopped"
     )
     parser.add_argument("--name", help="of this run, in the name of the results")
     return parser.parse_args()

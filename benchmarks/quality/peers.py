@@ -43,7 +43,7 @@ def peer_python(peer: str) -> Path:
 
 
 def run_peer(
-    model: ModelUnderTest, peer: str, method: str, bits: int, group_size: int
+    model: ModelUnderTest, peer: str, method: str, bits: int, group_size: int, minutes: float
 ) -> dict[str, Any]:
     """Quantize a model with another tool.
 
@@ -53,9 +53,10 @@ def run_peer(
         method: What it is to do.
         bits: Of a weight.
         group_size: Weights that share a scale.
+        minutes: After which it is stopped.
 
     Returns:
-        Its divergence and seconds; {failed: its last line} if it did not finish.
+        Its divergence and seconds; {failed: its last line, or that it was stopped}.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -67,14 +68,19 @@ def run_peer(
             "group_size": group_size,
         }
         write_json(folder / "job.json", job)
-        process = subprocess.run(
-            [str(peer_python(peer)), str(PEER_SCRIPTS / f"{peer}_peer.py"), str(folder)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=folder,
-            env=os.environ | SETTINGS,
-        )
+        command = [str(peer_python(peer)), str(PEER_SCRIPTS / f"{peer}_peer.py"), str(folder)]
+        try:
+            process = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=folder,
+                env=os.environ | SETTINGS,
+                timeout=60 * minutes,
+            )
+        except subprocess.TimeoutExpired:
+            return {"failed": f"stopped after {minutes:g} minutes"}
         if not (folder / "done.json").is_file():
             lines = process.stderr.strip().splitlines() or ["no message"]
             return {"failed": lines[-1]}

@@ -41,7 +41,7 @@ def _choose_clips(
     """Choose for each row the grid that lowers 2 · gradient · m + m · H · m most, m its move.
 
     Grids are ranked by the diagonal of H, and the first is judged by all of it: judging four of
-    them gave the same divergence (benchmarks/README.md).
+    them gave the same divergence (benchmarks/small_models.md).
 
     Args:
         weights: What is to be rounded, float32 [rows, group size].

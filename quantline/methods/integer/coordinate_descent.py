@@ -21,7 +21,7 @@ from quantline.methods.integer.output_error import replace_rows
 from quantline.methods.threads import host_copy, run_over_rows
 from quantline.quantized.tensors import GroupedLinear
 
-ROUNDS = 2  # more hardly help (benchmarks/README.md)
+ROUNDS = 2  # more hardly help (benchmarks/small_models.md)
 BLOCK_COLUMNS = 128  # whose moves are gathered, if a group is not wider
 
 
