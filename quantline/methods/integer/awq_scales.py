@@ -15,7 +15,7 @@ from quantline.methods.threads import in_threads
 SMALLEST = 1e-4  # of a share that is divided by
 # Rows that are summed together, whatever the number of threads, so that this does not change sums.
 ROWS = 256
-# Of Adam on log s; more of them gain nothing that the divergence shows (benchmarks/small_models.md).
+# Of Adam on log s; more of them gain nothing that shows (benchmarks/small_models.md).
 ITERATIONS = 20
 RATE = 0.15
 

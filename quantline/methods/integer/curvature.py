@@ -18,7 +18,9 @@ from quantline.methods.integer import conjugate_gradients
 from quantline.methods.integer.curvature_descent import descend
 from quantline.quantized.tensors import GroupedLinear
 
-ROUNDS = 8  # over the integers; by then the figure hardly falls any more (benchmarks/small_models.md)
+ROUNDS = (
+    8  # over the integers; by then the figure hardly falls any more (benchmarks/small_models.md)
+)
 REFITS = 4  # of these, the first; after them the scales stay
 UNMOVED_SHARE = 0.997  # of the integers in a round after which there is no other
 SOLVER_STEPS = 2  # of conjugate gradients in each refit; the rounds do the rest
