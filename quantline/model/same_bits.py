@@ -10,6 +10,7 @@ another. Products of matrices take nearly all of the time; MKL cuts them so that
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,6 +76,13 @@ def _allowed(name: str, args: tuple[Any, ...], present: int) -> int:
     return max(1, math.isqrt(left.shape[-2] * right.shape[-1] // NUMBERS))
 
 
+@cache
+def _has_only_parts(func: Any) -> bool:
+    """Whether an operation is made of others, and has no kernel of its own on a CPU."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
+    return bool(func._can_decompose()) and not has_kernel
+
+
 class _SameBits(TorchDispatchMode):
     """Runs each operation with the threads that it may have."""
 
@@ -98,7 +106,7 @@ class _SameBits(TorchDispatchMode):
         present = torch.get_num_threads()
         if present == 1:
             return func(*args, **(kwargs or {}))
-        if func._can_decompose():
+        if _has_only_parts(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         with at_most(_allowed(func._schema.name, args, present)):
