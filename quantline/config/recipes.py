@@ -186,6 +186,16 @@ class GroupedRecipe(Recipe):
             grid["symmetric"] = of_expert
         return self.model_copy(update=grid) if grid else self
 
+    def outside(self, width: int) -> Self | None:
+        """Return the recipe of the embedding or the head, whose rows have so many weights.
+
+        None if the only group of a row is the row, in which no container holds them.
+        """
+        grid = {"bits": self.embedding_bits, "symmetric": True, "curvature": False, "budget": None}
+        recipe = self.model_copy(update=grid).for_layer((width,))
+        size = recipe.group_size
+        return None if size == WHOLE_ROW or width % int(size) else recipe
+
 
 def largest_group(widths: Iterable[int], bits: int = 4) -> FixedGroupSize:
     """Return the largest group size that divides all widths; the whole row if none does.

@@ -106,9 +106,7 @@ class Architecture:
         """Module names of the linear layers that no method rounds: heads and routers."""
         if self.structure:
             return list(self.structure.kept_linears)
-        head = self.family.outside["output"]
-        modules = [head]
-        modules += [own for own, stored in self.family.renamed.items() if stored == head]
+        modules = self.module_names(self.family.outside["output"])
         for layer in sorted(self.sparse_layers):
             for module, part in self.block(layer).modules.items():
                 if part == ROUTER:
@@ -116,12 +114,15 @@ class Architecture:
         return modules
 
     def module_names(self, name: str) -> list[str]:
-        """Return what the checkpoint, and transformers if it differs, call a linear layer."""
+        """Return what the checkpoint, and transformers if it differs, call a layer or the head."""
         if not self.structure:
-            return [name]
+            return [name, *(own for own, stored in self.family.renamed.items() if stored == name)]
         layer = self.layer_index(name)
-        path = name if layer is None else self.structure.linears[layer].get(name, name)
-        return list(dict.fromkeys((name, path)))
+        if layer is not None:
+            return list(dict.fromkeys((name, self.structure.linears[layer].get(name, name))))
+        tensor = self.structure.tensors.get(f"{name}.weight")
+        paths = tensor.paths if tensor else ()
+        return list(dict.fromkeys((name, *(path.removesuffix(".weight") for path in paths))))
 
     def prefix(self, layer: int) -> str:
         """Return what the names of one decoder block begin with."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from quantline.calibration import embedding_and_head
-from quantline.config.recipes import WHOLE_ROW, GroupedRecipe
+from quantline.config.recipes import GroupedRecipe
 from quantline.methods.integer.output_error import choose_rows, dequantize_like, output_error
 from quantline.methods.method import LayerStatistics, check_size, load_method
 from quantline.methods.rtn import RtnRecipe
@@ -74,17 +74,10 @@ def round_outside(
 
 
 def recipe_outside(ctx: QuantizationContext, name: str) -> GroupedRecipe | None:
-    """Return the recipe with the grid of the embedding or head, or of what a budget chose for it.
-
-    None if the only group of its rows is the row.
-    """
+    """Return the recipe of the embedding or the head, with what a budget chose for it; or None."""
     recipe = ctx.recipe.model_copy(update=ctx.grids.get(name.removesuffix(WEIGHT)))
     assert isinstance(recipe, GroupedRecipe), "only these round outside of blocks here"
-    width = ctx.source.shape(name)[-1]
-    grid = {"bits": recipe.embedding_bits, "symmetric": True, "curvature": False, "budget": None}
-    recipe = recipe.model_copy(update=grid).for_layer((width,))
-    size = recipe.group_size
-    return None if size == WHOLE_ROW or width % int(size) else recipe
+    return recipe.outside(ctx.source.shape(name)[-1])
 
 
 def _hessian(

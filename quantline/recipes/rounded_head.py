@@ -1,6 +1,6 @@
 """Whether safetensors can hold a model's output head in integers, as a recipe may ask."""
 
-from quantline.config.recipes import GROUP_SIZES, WHOLE_ROW, GroupedRecipe, Recipe
+from quantline.config.recipes import GroupedRecipe, Recipe
 from quantline.errors import Failure, StageError
 from quantline.model.tensor_source import TensorSource
 
@@ -24,11 +24,11 @@ def head_misfit(name: str, recipe: Recipe, source: TensorSource) -> str | None:
             "in integers"
         )
     width = source.shape(head)[-1]
-    sizes = GROUP_SIZES if recipe.group_size == "auto" else (recipe.group_size,)
-    if all(size == WHOLE_ROW or width % size for size in sizes):
+    if recipe.outside(width) is None:
         return (
-            f"expected rows of {head} that groups of 32 divide for safetensors_head, found rows of "
-            f"{width} weights; set recipes.{name}.safetensors_head=false"
+            f"expected rows of {head} that groups divide for safetensors_head, found rows of "
+            f"{width} weights with group_size: {recipe.group_size}; set "
+            f"recipes.{name}.safetensors_head=false, or group_size=auto"
         )
     return None
 

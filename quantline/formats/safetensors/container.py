@@ -16,7 +16,7 @@ from quantline.formats.bundle.hugging_face import HuggingFaceContainer, copy_sid
 from quantline.formats.bundle.unquantized import unquantized_values
 from quantline.formats.container import StoredTensor
 from quantline.formats.safetensors.fused import fused_tensors, keys_as_stored
-from quantline.formats.safetensors.ignored import head_names, ignored_modules, module_names
+from quantline.formats.safetensors.ignored import ignored_modules, module_names
 from quantline.formats.safetensors.layouts.layout import (
     check_held,
     layout_of,
@@ -206,16 +206,10 @@ def _write_tensors(
             {scheme: module_names(source, names) for scheme, names in schemes.items()},
             ignored_modules(source, quantized),
             module_names(source, source.arch.expert_linears()),
-            _names_of_head(source, quantized),
+            module_names(source, [_module_of_head(source)]),
         )
     write_json(folder / "config.json", config)
     return requested
-
-
-def _names_of_head(source: Checkpoint, quantized: QuantizedModel) -> list[str]:
-    """Return all names of the output head, if it is quantized."""
-    head = _module_of_head(source)
-    return head_names(source) if head in quantized.linears else []
 
 
 def _regrouped(schemes: dict[Scheme, list[str]], size: int) -> dict[Scheme, list[str]]:

@@ -23,8 +23,9 @@ def ignored_modules(source: Checkpoint, quantized: QuantizedModel) -> list[str]:
     arch = source.arch
     kept = [name for name in arch.linears() if name not in quantized.linears]
     outside = arch.unquantized_modules
-    if arch.head.removesuffix(WEIGHT) in quantized.linears:
-        outside = [name for name in outside if name not in head_names(source)]
+    head = arch.head.removesuffix(WEIGHT)
+    if head in quantized.linears:
+        outside = [name for name in outside if name not in arch.module_names(head)]
     names = [*outside, *module_names(source, kept), *_routers(source, quantized)]
     names += [_wherever_it_is(name, quantized) for name in _around_the_blocks(source)]
     return list(dict.fromkeys(names))
@@ -33,13 +34,6 @@ def ignored_modules(source: Checkpoint, quantized: QuantizedModel) -> list[str]:
 def module_names(source: Checkpoint, layers: list[str]) -> list[str]:
     """Return all names of linear layers, the checkpoint's and transformers'."""
     return [module for name in layers for module in source.arch.module_names(name)]
-
-
-def head_names(source: Checkpoint) -> list[str]:
-    """Return all names of the output head, the checkpoint's and transformers'."""
-    head = source.arch.head
-    paths = source.structure.tensors[head].paths if source.structure else ()
-    return list(dict.fromkeys(name.removesuffix(WEIGHT) for name in (head, *paths)))
 
 
 def _routers(source: Checkpoint, quantized: QuantizedModel) -> list[str]:

@@ -19,6 +19,7 @@ from quantline.methods.method import LayerStatistics, load_method
 from quantline.model.dtypes import NUMPY_DTYPES
 from quantline.model.same_bits import same_bits
 from quantline.recipes.budget.costs import Costs
+from quantline.recipes.budget.grid_labels import grid_label, packed_bytes, parse_grid
 from quantline.recipes.budget.head_grids import HeadGrids
 from quantline.recipes.context import QuantizationContext
 
@@ -34,8 +35,7 @@ class GridPlan:
 
     An item is the layers that read one input, since servers fuse those (queries, keys and values;
     gate and up) and want them alike; so are all experts of a block. A head is one, where
-    safetensors hold it in integers. Sizes are those of the layout
-    compressed-tensors.
+    safetensors hold it in integers. Sizes are those of the layout compressed-tensors.
     """
 
     def __init__(self, ctx: QuantizationContext, requested: dict[str, Any]) -> None:
@@ -64,15 +64,9 @@ class GridPlan:
         self.head = HeadGrids(ctx, budget.bits) if recipe.safetensors_head else None
         weights = {f"{name}.weight" for names in self.linears.values() for name in names}
         if self.head:
-            sizes_of_head = self.head.group_sizes
-            item = self.head.module
-            self.options[item] = [
-                grid_label(bits, sizes_of_head[bits]) for bits in self.head.offered
-            ]
-            self.unbudgeted[item] = grid_label(
-                self.head.own_bits, sizes_of_head[self.head.own_bits]
-            )
-            weights.add(f"{item}.weight")
+            self.options[self.head.module] = self.head.options
+            self.unbudgeted[self.head.module] = self.head.unbudgeted
+            weights.add(ctx.arch.head)
         names = ctx.source.names
         self.fixed_bytes = sum(self._bytes(name) for name in names if name not in weights)
         grids = min(len(budget.bits) * len(budget.group_sizes), len(self.options))
@@ -123,11 +117,9 @@ class GridPlan:
 
     def size(self, item: str, option: str) -> int:
         """Return the bytes that the layers of an item take on a grid."""
-        bits, group_size = parse_grid(option)
         if self.head and item == self.head.module:
-            name = f"{item}.weight"
-            shape = self.ctx.source.shape(name)
-            return packed_bytes(shape, bits, group_size, True, self._bytes_per_number(name))
+            return self.head.size(option, self._bytes_per_number(self.ctx.arch.head))
+        bits, group_size = parse_grid(option)
         total = 0
         for linear in self.linears[item]:
             name = f"{linear}.weight"
@@ -146,10 +138,7 @@ class GridPlan:
         """
         costs_of_items = {}
         if self.head and layer is None:
-            costs_of_items[self.head.module] = {
-                grid_label(bits, self.head.group_sizes[bits]): cost
-                for bits, cost in self.head.costs(costs).items()
-            }
+            costs_of_items[self.head.module] = self.head.costs(costs)
         for item, linears in self.linears.items():
             if self.ctx.arch.layer_index(item) != layer:
                 continue
@@ -179,44 +168,10 @@ class GridPlan:
         """Return the context with the chosen grid for every layer."""
         grids: dict[str, dict[str, Any]] = {}
         for item, option in choice.items():
-            bits, group_size = parse_grid(option)
             if self.head and item == self.head.module:
-                grids[item] = {"embedding_bits": bits}
+                grids[item] = self.head.choice(option)
                 continue
+            bits, group_size = parse_grid(option)
             for name in self.linears[item]:
                 grids[name] = {"bits": bits, "group_size": group_size}
         return replace(self.ctx, grids=grids)
-
-
-def packed_bytes(
-    shape: tuple[int, ...], bits: int, group_size: int, symmetric: bool, scale_bytes: int
-) -> int:
-    """Return the bytes of a layer in the layout compressed-tensors.
-
-    Those are words along the inputs, words of zero points along the outputs, scales, and the shape
-    (quantline/formats/safetensors/layouts/compressed_tensors.py).
-
-    Args:
-        shape: (out, in).
-        bits: Of a weight.
-        group_size: Of the grid; -1 is the whole row.
-        symmetric: Whether there are no zero points.
-        scale_bytes: Bytes of a scale.
-    """
-    rows, columns = shape
-    groups = 1 if group_size == -1 else columns // group_size
-    words = rows * -(-columns * bits // 32)
-    if not symmetric:
-        words += -(-rows * bits // 32) * groups
-    return 4 * words + scale_bytes * rows * groups + 16
-
-
-def grid_label(bits: int, group_size: int) -> str:
-    """Return what the report calls a grid, such as w4g128."""
-    return f"w{bits}g{group_size}"
-
-
-def parse_grid(label: str) -> tuple[int, int]:
-    """Return bits and group size of what `grid_label` returned."""
-    bits, group_size = label.removeprefix("w").split("g")
-    return int(bits), int(group_size)

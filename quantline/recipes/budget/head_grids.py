@@ -9,6 +9,7 @@ import torch
 from quantline.config.recipes import GroupedRecipe
 from quantline.methods.integer.output_error import dequantize_like
 from quantline.recipes.budget.costs import Costs
+from quantline.recipes.budget.grid_labels import grid_label, packed_bytes, parse_grid
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.embedding_and_head import recipe_outside, round_outside
 
@@ -20,9 +21,8 @@ class HeadGrids:
 
     Attributes:
         module: The head's name.
-        own_bits: Those of the recipe.
-        group_sizes: Bits → group size, of the recipe's bits and of all that there are to choose.
-        offered: The bits to choose from.
+        options: The grids to choose from.
+        unbudgeted: The recipe's own.
     """
 
     def __init__(self, ctx: QuantizationContext, bits: Collection[int]) -> None:
@@ -34,26 +34,37 @@ class HeadGrids:
         """
         self.ctx = ctx
         self.module = ctx.arch.head.removesuffix(".weight")
-        self.own_bits = cast(int, cast(GroupedRecipe, ctx.recipe).embedding_bits)
-        self.offered = [number for number in HEAD_BITS if number in bits] or [self.own_bits]
-        self.group_sizes = {
-            number: self._group_size(number) for number in {self.own_bits, *self.offered}
-        }
+        own_bits = cast(int, cast(GroupedRecipe, ctx.recipe).embedding_bits)
+        self.unbudgeted = self._label(own_bits)
+        offered = [number for number in HEAD_BITS if number in bits]
+        self.options = [self._label(number) for number in offered or [own_bits]]
 
-    def _with(self, bits: int) -> QuantizationContext:
-        """Return the context in which the head has some bits."""
-        return replace(self.ctx, grids={self.module: {"embedding_bits": bits}})
-
-    def _group_size(self, bits: int) -> int:
-        recipe = recipe_outside(self._with(bits), self.ctx.arch.head)
+    def _label(self, bits: int) -> str:
+        choice = {self.module: {"embedding_bits": bits}}
+        recipe = recipe_outside(replace(self.ctx, grids=choice), self.ctx.arch.head)
         assert recipe is not None, "rounded_head.check_head refuses what no group divides"
-        return cast(int, recipe.group_size)
+        return grid_label(bits, cast(int, recipe.group_size))
+
+    def choice(self, option: str) -> dict[str, int]:
+        """Return what a chosen grid changes in the recipe of the head."""
+        return {"embedding_bits": parse_grid(option)[0]}
+
+    def size(self, option: str, scale_bytes: int) -> int:
+        """Return the bytes that the head takes on a grid; `scale_bytes` are those of a scale."""
+        bits, group_size = parse_grid(option)
+        shape = self.ctx.source.shape(self.ctx.arch.head)
+        return packed_bytes(shape, bits, group_size, symmetric=True, scale_bytes=scale_bytes)
 
     @torch.no_grad()
-    def costs(self, costs: Costs) -> dict[int, float]:
-        """Return bits → what rounding the head to them costs."""
+    def costs(self, costs: Costs) -> dict[str, float]:
+        """Return grid → what rounding the head to it costs."""
         name = self.ctx.arch.head
         weight = self.ctx.weight(self.module)
         cost = costs.of(name, weight)
-        rounded = {bits: round_outside(self._with(bits), name) for bits in self.offered}
-        return {bits: cost(dequantize_like(one[0], weight)) for bits, one in rounded.items() if one}
+        found = {}
+        for option in self.options:
+            choice = {self.module: self.choice(option)}
+            rounded = round_outside(replace(self.ctx, grids=choice), name)
+            assert rounded is not None, "rounded_head.check_head refuses other heads"
+            found[option] = cost(dequantize_like(rounded[0], weight))
+        return found

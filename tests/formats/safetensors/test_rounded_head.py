@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from quantline.config.recipes import parse_recipe
+from quantline.config.variants import Variant, misfits
 from quantline.errors import Failure, StageError
 from quantline.formats.container import load_container
+from quantline.inputs.recipes import check_recipe
 from quantline.model.checkpoint import Checkpoint
 from quantline.recipes.rounded_head import check_head, head_misfit
 from quantline.runtimes.runtime import open_runtime
@@ -64,7 +66,20 @@ def test_check_head_refuses_a_head_that_is_the_embedding(tiny_model):
 
 def test_check_head_refuses_rows_in_one_group(tiny_narrow):
     recipe = recipe_of(safetensors_head=True, group_size=-1)
-    assert "groups of 32 divide" in str(head_misfit("mine", recipe, Checkpoint(tiny_narrow)))
+    assert "that groups divide" in str(head_misfit("mine", recipe, Checkpoint(tiny_narrow)))
+
+
+def test_check_recipe_says_before_the_run_that_a_tied_head_fails(tiny_model):
+    said = check_recipe("mine", recipe_of(safetensors_head=True), Checkpoint(tiny_model), None)
+    assert "recipes.mine is going to fail, and the others go on" in str(said)
+    assert "recipes.mine.safetensors_head=false" in str(said)
+
+
+def test_other_layouts_take_no_head_in_integers():
+    variant = Variant(recipe="mine", format="safetensors", runtime="transformers", layout="gptq")
+    (said,) = misfits(variant, {"mine": recipe_of(safetensors_head=True)})
+    assert said.startswith(".layout: a head in integers")
+    assert not list(misfits(variant, {"mine": recipe_of()}))
 
 
 def test_a_recipe_without_bits_for_the_head_is_refused():

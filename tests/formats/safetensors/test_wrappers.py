@@ -62,6 +62,24 @@ def logits_of(folder) -> np.ndarray:
         return engine.model(input_ids=ids, pixel_values=pixels).logits.float().numpy()
 
 
+def test_its_head_can_be_rounded_under_the_name_that_transformers_has(checkpoint, tmp_path):
+    head = checkpoint.arch.head.removesuffix(".weight")
+    assert len(checkpoint.arch.module_names(head)) > 1
+    logits = {}
+    for name, recipe in (
+        ("floats", {"name": "x"}),
+        ("eight", {"name": "x", "safetensors_head": True}),
+    ):
+        quantized = rounded(
+            tmp_path / f"q-{name}", checkpoint, 4, 32, True, recipe=recipe, outside=8
+        )
+        write_variant("safetensors", tmp_path / name, checkpoint, quantized)
+        assert differing(CONTAINER, tmp_path / name, checkpoint, quantized) == []
+        logits[name] = logits_of(tmp_path / name)
+    moved = np.abs(logits["eight"] - logits["floats"]).max()
+    assert 0 < moved < 0.02 * np.abs(logits["floats"]).max()
+
+
 def test_the_language_model_alone_is_rounded(checkpoint, tmp_path):
     structure = checkpoint.structure
     assert structure.text_path

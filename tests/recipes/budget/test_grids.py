@@ -14,7 +14,7 @@ from quantline.formats.safetensors.layouts.compressed_tensors import PackedInteg
 from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.round_to_nearest import round_to_nearest
 from quantline.model.checkpoint import Checkpoint
-from quantline.recipes.budget.grids import grid_label, packed_bytes, parse_grid
+from quantline.recipes.budget.grid_labels import grid_label, packed_bytes, parse_grid
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.budget import (
     MODEL,

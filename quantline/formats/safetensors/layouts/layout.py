@@ -77,7 +77,7 @@ class Layout(ABC, Generic[Tensor]):
             schemes: Scheme → the layers that are stored by it.
             unquantized_modules: The linear layers that are not quantized.
             of_experts: The quantized layers that are experts', which share one grid.
-            of_head: The names of the output head, if it is quantized.
+            of_head: The names of the output head, which may be quantized too.
 
         Raises:
             StageError: unsupported_width, if the layers have more schemes than the layout allows.
