@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from quantline.calibration.block_files import INPUTS, OUTPUTS, WEIGHTED, BlockWriter
 from quantline.calibration.embedding_and_head import keep_embedding_moments, keep_final_states
 from quantline.calibration.input_moments import InputMoments
 from quantline.calibration.output_moments import (
@@ -13,7 +14,6 @@ from quantline.calibration.output_moments import (
     backward,
     last_block_gradients,
 )
-from quantline.calibration.store import INPUTS, OUTPUTS, WEIGHTED, BlockWriter
 from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json

@@ -8,14 +8,12 @@ import numpy as np
 from safetensors import safe_open
 
 from quantline.calibration import packing
+from quantline.calibration.block_files import INPUTS, OUTPUTS, WEIGHTED, block_file
 from quantline.calibration.expert_coverage import coverage_figures
 from quantline.errors import Failure, StageError
-from quantline.files import read_json, write_tensors
+from quantline.files import read_json
 
 INFO = "calibration.json"
-INPUTS = "inputs"  # second moments of the layers' inputs, and more about them
-WEIGHTED = "weighted"  # the same moments with each token counted by its gradient
-OUTPUTS = "outputs"  # second moments of the gradients at the layers' outputs
 # Of the mean diagonal of second moments that methods compute with.
 SMALLEST = 1e-30
 LARGEST = 1e20
@@ -31,11 +29,6 @@ PROBLEMS: dict[tuple[str, str], str] = {
 }
 
 
-def block_file(kind: str, block: int) -> str:
-    """Return the file of a block's statistics of a kind."""
-    return f"{kind}-{block:03d}.safetensors"
-
-
 def problem_of(diagonal: np.ndarray) -> Problem | None:
     """Return why second moments are of no use, from their diagonal; None if they are.
 
@@ -47,6 +40,23 @@ def problem_of(diagonal: np.ndarray) -> Problem | None:
     if not mean >= SMALLEST:
         return "zero"
     return None if mean <= LARGEST else "not finite"
+
+
+def shrink_to_diagonal(moments: np.ndarray, share: float) -> np.ndarray:
+    """Take a share off what lies beside the diagonal, in place.
+
+    Args:
+        moments: float32 [n, n].
+        share: 0 to 1.
+
+    Returns:
+        The matrix, which is positive semidefinite if it was: a mean of itself and its diagonal.
+    """
+    if share:
+        diagonal = moments.diagonal().copy()
+        moments *= np.float32(1 - share)
+        np.fill_diagonal(moments, diagonal)
+    return moments
 
 
 def effective_tokens(folder: Path, layers: dict[str, dict[str, Any]]) -> dict[str, int] | None:
@@ -69,47 +79,6 @@ def effective_tokens(folder: Path, layers: dict[str, dict[str, Any]]) -> dict[st
     return {"fewest": round(min(counts)), "median": round(float(np.median(counts)))}
 
 
-class BlockWriter:
-    """Collects the statistics of one block at a time; a block's file that exists is complete."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        """Write files of a kind, INPUTS, WEIGHTED or OUTPUTS, into a folder."""
-        self.folder = folder
-        self.kind = kind
-        self.tensors: dict[str, np.ndarray] = {}
-
-    def add(self, layer: str, moments: np.ndarray | None, **more: np.ndarray) -> None:
-        """Add the second moments of a layer of the present block.
-
-        Args:
-            layer: The module's name.
-            moments: float32 [..., n, n]; None where they are in a file of another kind.
-            more: Other tensors of the layer, stored as they are.
-
-        Moments that are not finite are stored as NaN: one layer does not stop the others.
-        """
-        if moments is not None:
-            if np.isfinite(moments).all():
-                diagonal, triangle = packing.pack(moments)
-            else:
-                diagonal, triangle = packing.pack(np.zeros_like(moments))
-                diagonal = np.full_like(diagonal, np.nan)
-            more |= {"diagonal": diagonal, "triangle": triangle}
-        for part, values in more.items():
-            self.tensors[f"{layer}.{part}"] = values
-
-    def close(self, block: int) -> None:
-        """Write the block's file under a temporary name, and rename it."""
-        temporary = self.folder / ".part"
-        write_tensors(temporary, dict(sorted(self.tensors.items())))
-        temporary.rename(self.folder / block_file(self.kind, block))
-        self.tensors = {}
-
-    def has(self, block: int) -> bool:
-        """Whether the block's file is there."""
-        return (self.folder / block_file(self.kind, block)).is_file()
-
-
 class CalibrationStore:
     """Reads artifacts/calibration.
 
@@ -125,7 +94,7 @@ class CalibrationStore:
         self.layers = sorted(self.info["layers"])
         # H that was read last: unpacking a wide one costs as much as rounding a narrow layer, and
         # every step of a method asks for it.
-        self._last_read: tuple[str, np.ndarray] | None = None
+        self._last_read: tuple[tuple[str, float], np.ndarray] | None = None
 
     @property
     def has_gradients(self) -> bool:
@@ -192,21 +161,26 @@ class CalibrationStore:
                 f"{layer} saw no calibration tokens; run calibrate again",
             )
 
-    def hessian(self, layer: str) -> np.ndarray:
+    def hessian(self, layer: str, shrinkage: float = 0.0) -> np.ndarray:
         """Return H, the second moments of the layer's inputs, float32 [in, in] (see `problems`).
 
         It is XᵀX / n, or with each token counted by its gradient (weighted_moments.py).
 
         Callers share it, and leave it as it is.
 
+        Args:
+            layer: The module's name.
+            shrinkage: As for `shrink_to_diagonal`.
+
         Raises:
             StageError: calibration_empty, if the layer saw nothing.
         """
         self._check_coverage(layer)
         key = self._moments_key(layer)
-        if self._last_read is None or self._last_read[0] != key:
+        if self._last_read is None or self._last_read[0] != (key, shrinkage):
             self._last_read = None  # before the next one takes memory
-            self._last_read = (key, self._read_moments(layer, self.moments_kind, key))
+            moments = self._read_moments(layer, self.moments_kind, key)
+            self._last_read = ((key, shrinkage), shrink_to_diagonal(moments, shrinkage))
         return self._last_read[1]
 
     def hessian_diagonal(self, layer: str) -> np.ndarray:

@@ -21,6 +21,20 @@ AUTO: Literal["auto"] = "auto"
 WHOLE_ROW: Literal[-1] = -1
 GROUP_SIZES: tuple[FixedGroupSize, ...] = get_args(FixedGroupSize)[:3]  # of parts of a row
 
+# Share that is taken off what lies beside the diagonal of H: what two inputs have in common in one
+# text is partly not so in another (docs/methods.md has the figures).
+SHRINKAGE = 0.2
+Shrinkage = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share that is taken off what lies beside the Hessian's diagonal, since texts "
+        "differ there.",
+    ),
+]
+
 OutputStatistics = Literal["none", "diagonal", "full"]
 RecipeType = TypeVar("RecipeType", bound="Recipe")
 
@@ -95,6 +109,11 @@ class Recipe(Section):
         return getattr(self, "budget", None)
 
     @property
+    def hessian_shrinkage(self) -> float:
+        """The share that is taken off what lies beside the diagonal of H."""
+        return getattr(self, "shrinkage", SHRINKAGE)
+
+    @property
     def output_statistics(self) -> OutputStatistics:
         """How much of the output gradient's second moments the method uses."""
         return "none"
@@ -142,6 +161,7 @@ class GroupedRecipe(Recipe):
         default=False,
         description="Afterwards move integers and scales to where the KL divergence rises least.",
     )
+    shrinkage: Shrinkage = SHRINKAGE
     embedding_bits: Literal[8, 4] | None = Field(
         default=8,
         description="Bits of the embedding and of the output head in ONNX; safetensors keep them "

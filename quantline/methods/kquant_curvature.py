@@ -10,7 +10,12 @@ from quantline.config.ggml_recipes import (
     CodecTypeBudget,
     GgmlRecipe,
 )
-from quantline.config.recipes import OutputStatistics, register_method
+from quantline.config.recipes import (
+    SHRINKAGE,
+    OutputStatistics,
+    Shrinkage,
+    register_method,
+)
 
 
 @register_method("kquant-curvature")
@@ -35,6 +40,7 @@ class KQuantCurvatureRecipe(GgmlRecipe):
         allow_inf_nan=False,
         description="Share of the mean diagonal that is added to the Hessian's diagonal.",
     )
+    shrinkage: Shrinkage = SHRINKAGE
     rounds: int = Field(
         default=4, ge=0, description="Rounds of descent over scales and codes in turn."
     )

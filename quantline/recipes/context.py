@@ -88,9 +88,16 @@ class QuantizationContext:
         """Return W float32 [out, in] of a layer."""
         return self.on_device(self.source.tensor(f"{layer}.weight"))
 
+    def moments(self, layer: str) -> np.ndarray:
+        """Return H float32 [in, in] of a layer, shrunk as the recipe says.
+
+        Raises as CalibrationStore.hessian does.
+        """
+        return self.calibration.hessian(layer, self.recipe.hessian_shrinkage)
+
     def hessian(self, layer: str) -> "torch.Tensor":
-        """Return H float32 [in, in] of a layer. Raises as CalibrationStore.hessian does."""
-        return self.on_device(self.calibration.hessian(layer))
+        """Return `moments` on the device that rounds."""
+        return self.on_device(self.moments(layer))
 
     def fisher_out(self, layer: str) -> "torch.Tensor | None":
         """Return how much errors of a layer's outputs matter, as far as the recipe looks at it.

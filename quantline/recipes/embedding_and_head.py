@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from quantline.calibration import embedding_and_head
+from quantline.calibration.store import shrink_to_diagonal
 from quantline.config.recipes import GroupedRecipe
 from quantline.methods.integer.output_error import choose_rows, dequantize_like, output_error
 from quantline.methods.method import LayerStatistics, check_size, load_method
@@ -100,7 +101,7 @@ def _hessian(
             total[span, span] += block * factor
     if not total.any():  # an embedding alone, without gradients: all channels alike
         total = np.eye(width, dtype=np.float32)
-    return ctx.on_device(total)
+    return ctx.on_device(shrink_to_diagonal(total, recipe.hessian_shrinkage))
 
 
 def _round(

@@ -31,7 +31,7 @@ def layer_statistics(ctx: QuantizationContext, layer: str) -> LayerStatistics:
     """Return H and G of a layer on the CPU, where the kernels run."""
     return LayerStatistics(
         layer,
-        torch.from_numpy(ctx.calibration.hessian(layer)),
+        torch.from_numpy(ctx.moments(layer)),
         torch.from_numpy(ctx.calibration.fisher_out(layer)),
     )
 
@@ -90,7 +90,7 @@ def search_input_scaling(ctx: QuantizationContext, layer: int) -> InputScaling:
         scales, strength = search_scales(
             weights,
             [_ggml_type(ctx, name) for name in linears],
-            torch.from_numpy(ctx.calibration.hessian(linears[0])),
+            torch.from_numpy(ctx.moments(linears[0])),
             [torch.from_numpy(ctx.calibration.fisher_out(name)) for name in linears],
             divisors,
         )

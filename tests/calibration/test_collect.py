@@ -2,8 +2,8 @@
 
 import pytest
 
+from quantline.calibration.block_files import BlockWriter
 from quantline.calibration.collect import check_coverage, collect_statistics, remove_progress
-from quantline.calibration.store import BlockWriter
 from quantline.errors import Failure, StageError
 from quantline.model import activation_store
 from quantline.model.checkpoint import Checkpoint

@@ -3,15 +3,8 @@
 import numpy as np
 import pytest
 
-from quantline.calibration.store import (
-    INFO,
-    INPUTS,
-    OUTPUTS,
-    BlockWriter,
-    CalibrationStore,
-    effective_tokens,
-    problem_of,
-)
+from quantline.calibration.block_files import INPUTS, OUTPUTS, BlockWriter
+from quantline.calibration.store import INFO, CalibrationStore, effective_tokens, problem_of
 from quantline.errors import Failure, StageError
 from quantline.files import write_json
 
@@ -119,6 +112,16 @@ def test_calibration_store_reads_what_the_block_writer_wrote(written, moments):
         assert store.coverage(layer) == {"tokens": 40}
         assert store.tokens(layer) == 40
     assert store.provenance() == {"text_sha256": "aa", "tokens": 40, "seed": 0}
+
+
+def test_hessian_is_shrunk_towards_its_diagonal(written, moments):
+    store = written()
+    whole = store.hessian(LAYER).copy()
+    for share in (0.25, 1.0, 0.0):
+        expected = (1 - share) * whole + share * np.diag(np.diagonal(whole))
+        np.testing.assert_allclose(store.hessian(LAYER, share), expected, rtol=1e-6)
+        np.testing.assert_array_equal(store.hessian(LAYER, share).diagonal(), whole.diagonal())
+    assert store.hessian(LAYER, 0.5) is store.hessian(SAME_INPUT, 0.5)  # read once
 
 
 def test_fisher_out_of_several_blocks_is_what_was_written(written, moments):

@@ -6,9 +6,9 @@ import torch
 from safetensors.numpy import load_file
 
 from quantline.calibration import output_moments
+from quantline.calibration.block_files import WEIGHTED, block_file
 from quantline.calibration.collect import collect_statistics
 from quantline.calibration.packing import unpack
-from quantline.calibration.store import WEIGHTED, block_file
 from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.model import block_runner
 from quantline.model.checkpoint import Checkpoint

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from quantline.calibration.block_files import INPUTS, OUTPUTS, BlockWriter
 from quantline.calibration.embedding_and_head import EMBEDDING, FINAL, TOKENS
 from quantline.calibration.packing import pack
-from quantline.calibration.store import INFO, INPUTS, OUTPUTS, BlockWriter, CalibrationStore
+from quantline.calibration.store import INFO, CalibrationStore
 from quantline.files import write_json, write_tensors
 from quantline.model.checkpoint import Checkpoint
 

@@ -246,7 +246,7 @@ def _count(root: Path, moment: Moment, descriptor: int) -> None:
 
 def _note_parts(descriptor: int) -> None:
     """Note each block whose file is there."""
-    from quantline.calibration.store import BlockWriter
+    from quantline.calibration.block_files import BlockWriter
     from quantline.quantized.store import QuantizedWriter
 
     close, close_part = BlockWriter.close, QuantizedWriter.close_part

@@ -1,9 +1,10 @@
 """What a method is given of a layer, by its recipe and by the calibration."""
 
+import numpy as np
 import pytest
 import torch
 
-from quantline.config.recipes import parse_recipe
+from quantline.config.recipes import SHRINKAGE, parse_recipe
 from quantline.errors import Failure, StageError
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedWriter
@@ -58,6 +59,19 @@ def test_statistics_read_the_calibration(calibrated, tmp_path):
     assert statistics.input_sample.shape[1] == 64
     assert torch.equal(statistics.output_importance, ctx.output_importance(LAYER))
     assert ctx.statistics_without_fisher(LAYER, hessian).fisher_out is None
+
+
+def test_methods_get_the_moments_shrunk_as_the_recipe_says(calibrated, tmp_path):
+    whole = calibrated[1].hessian(LAYER).copy()
+    beside = ~np.eye(len(whole), dtype=bool)
+    for number, (options, kept) in enumerate(
+        [({"shrinkage": 0.5}, 0.5), ({"shrinkage": 0.0}, 1.0), ({}, 1 - SHRINKAGE)]
+    ):
+        folder = tmp_path / str(number)
+        ctx = context(calibrated, folder, method="gptq", **options)
+        hessian = ctx.hessian(LAYER).numpy()
+        np.testing.assert_allclose(hessian[beside], kept * whole[beside], rtol=1e-6)
+        np.testing.assert_array_equal(hessian.diagonal(), whole.diagonal())
 
 
 def test_recipe_of_a_layer_has_the_grid_that_a_budget_chose(calibrated, tmp_path):

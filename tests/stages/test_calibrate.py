@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from quantline.calibration.store import BlockWriter, CalibrationStore
+from quantline.calibration.block_files import BlockWriter
+from quantline.calibration.store import CalibrationStore
 from quantline.errors import StageError
 from quantline.model.block_runner import BlockRun
 from quantline.paths import CALIBRATION, MODEL, QUANTIZED
