@@ -19,7 +19,7 @@ def calibrate(run: StageRun) -> None:
     calibration = CalibrationRun(checkpoint, run.params.calibration, run.params.seed)
     key = calibration.inputs_key() | {"code": code_digest("calibrate")}
     with run.resumable_output(CALIBRATION, key) as folder:
-        info = calibration.collect(folder)
+        info = calibration.collect(folder, run.params.executor)
         run.inputs.record(folder)
     run.track(
         key=f"calibration:{sha256_json(info)}:{sha256_json(checkpoint.config)}",

@@ -1,5 +1,6 @@
 """The calibration of a model on a text: tokens, and statistics of every linear layer."""
 
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from quantline.calibration.embedding_and_head import TOKENS
 from quantline.calibration.expert_coverage import coverage_figures, expert_coverage
 from quantline.calibration.store import INFO, effective_tokens
+from quantline.config.executor import Executor
 from quantline.config.texts import Calibration
 from quantline.files import read_json, versions, write_json, write_tensors
 from quantline.model.checkpoint import Checkpoint
@@ -54,22 +56,27 @@ class CalibrationRun:
             "versions": versions(*PACKAGES),
         }
 
-    def collect(self, folder: Path) -> dict[str, Any]:
+    def collect(self, folder: Path, executor: Executor | None = None) -> dict[str, Any]:
         """Write tokens, statistics and calibration.json; return the content of the latter.
 
         calibration.json comes last. If it is there, an earlier run was killed after the work.
 
+        Args:
+            folder: Where to write.
+            executor: Who works; None is this process.
+
         Raises:
-            StageError: non_finite, calibration_empty.
+            StageError: non_finite, calibration_empty; as `run_items` does.
         """
-        from quantline.calibration.collect import collect_statistics, remove_progress
+        from quantline.calibration.collect import remove_progress
+        from quantline.calibration.parts import remove_parts
 
         if (folder / INFO).is_file():
             remove_progress(folder)
+            remove_parts(folder)
             return read_json(folder / INFO)
-        seed = self.seed if self.text.curvature else None
         weighted = self.text.by_gradient
-        layers = collect_statistics(self.checkpoint, self.tokens, folder, seed, weighted)
+        layers = self._layers(folder, executor)
         info = {
             "text_sha256": self.text_sha256,
             "text": self.text.path or self.text.dataset,
@@ -88,7 +95,30 @@ class CalibrationRun:
         write_tensors(folder / TOKENS, {"tokens": self.tokens})
         write_json(folder / INFO, info)
         remove_progress(folder)
+        remove_parts(folder)
         return info
+
+    def _layers(self, folder: Path, executor: Executor | None) -> dict[str, dict[str, Any]]:
+        """Write the statistics; return what was seen of each layer.
+
+        What a run of the other kind, by workers or not, has left in the folder is of no use.
+        """
+        from quantline.calibration.collect import PROGRESS, collect_statistics
+        from quantline.calibration.parts import FOLDER, collect_by_workers
+
+        seed = self.seed if self.text.curvature else None
+        # Whether an expert is undercalibrated is known of the whole text only.
+        divided = (
+            executor is not None and executor.divides and not self.checkpoint.arch.expert_linears()
+        )
+        of_other_kind = folder / (PROGRESS if divided else FOLDER)
+        if of_other_kind.exists():
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        arguments = (self.checkpoint, self.tokens, folder, seed, self.text.by_gradient)
+        if divided and executor:
+            return collect_by_workers(*arguments, executor)
+        return collect_statistics(*arguments)
 
     def summary(self, info: dict[str, Any], size_bytes: int) -> str:
         """Describe the calibration in one line."""

@@ -2,21 +2,29 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from quantline.calibration.block_files import INPUTS, OUTPUTS, WEIGHTED, BlockWriter
-from quantline.calibration.embedding_and_head import keep_embedding_moments, keep_final_states
+from quantline.calibration.embedding_and_head import (
+    EMBEDDING,
+    FINAL,
+    embedding_sums,
+    keep_embedding_moments,
+    keep_final_states,
+    sample_final_states,
+)
 from quantline.calibration.input_moments import InputMoments
 from quantline.calibration.output_moments import (
     OutputMoments,
     backward,
     last_block_gradients,
 )
+from quantline.calibration.sums import last_batches
 from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.errors import Failure, StageError
-from quantline.files import read_json, write_json
+from quantline.files import read_json, write_json, write_tensors
 from quantline.model.activation_store import ActivationBatches, ActivationStore
 from quantline.model.architecture import Architecture
 from quantline.model.block_runner import BlockRun
@@ -32,6 +40,18 @@ STATES = "states"
 GRADIENTS = "gradients"
 
 
+class Part(NamedTuple):
+    """A part of a text, whose sums are stored as they are, for merging with those of the others.
+
+    Attributes:
+        whole: Tokens of the whole text.
+        before: Tokens of it before the part.
+    """
+
+    whole: int
+    before: int
+
+
 @same_bits()
 def collect_statistics(
     checkpoint: Checkpoint,
@@ -39,6 +59,7 @@ def collect_statistics(
     folder: Path,
     seed: int | None = None,
     weighted: bool = False,
+    part: Part | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run the model over a text and write the statistics of every linear layer.
 
@@ -52,6 +73,8 @@ def collect_statistics(
         seed: With it a backward pass follows, with labels drawn by it, and the moments of the
             output gradients are written too.
         weighted: Whether tokens count by their gradients in the inputs' moments. That takes a seed.
+        part: Which part of a text the tokens are; None if they are the whole text. The model of a
+            part has no experts, and no finite state is asked of it.
 
     Returns:
         {linear layer: {moments: the layer whose input it shares, tokens: how many it saw, block}},
@@ -63,7 +86,9 @@ def collect_statistics(
     arch = checkpoint.arch
     run = BlockRun(checkpoint, tokens)
     writer = BlockWriter(folder, INPUTS)
-    inputs = InputMoments(tokens.size, writer.add, products=not weighted)
+    ends = () if part else last_batches(len(run.batches))
+    whole = part.whole if part else tokens.size
+    inputs = InputMoments(whole, writer.add, not weighted, ends, raw=part is not None)
     slots = 2 if seed is None else arch.layers + 1
     states = ActivationStore(folder / STATES, slots, run.hidden)
     progress = folder / PROGRESS
@@ -90,10 +115,16 @@ def collect_statistics(
     label = "calibrating" if seed is None else "forward pass (1 of 2)"
     run.forward(label, inputs.watch, after, start, find_undercalibrated=True)
     check_coverage(arch, inputs.layers, tokens.size)
-    check_finite_states(run, inputs.layers)
-    keep_final_states(run, tokens.size, folder)
+    final = sample_final_states(run, whole)
+    finite = has_finite_states(run)
+    if part:
+        found = {"states": final.numpy(), "finite": np.array([finite])}
+        write_tensors(folder / FINAL, found)
+    else:
+        check_finite_states(finite, inputs.layers)
+        keep_final_states(final, folder)
     if seed is not None:
-        _collect_gradients(run, states, folder, seed, inputs.layers, weighted)
+        _collect_gradients(run, states, folder, seed, inputs.layers, weighted, part)
     return {
         name: entry | {"block": arch.layer_index(name)}
         for name, entry in sorted(inputs.layers.items())
@@ -165,15 +196,24 @@ def _not_seen(name: str, expected: int, seen: int) -> StageError:
     )
 
 
-def check_finite_states(run: BlockRun, layers: dict[str, dict[str, Any]]) -> None:
+def has_finite_states(run: BlockRun) -> bool:
+    """Whether some token leaves the last block without NaN and infinity."""
+    return any(bool(batch.isfinite().all(-1).any()) for batch in run.hidden)
+
+
+def check_finite_states(found: bool, layers: dict[str, dict[str, Any]]) -> None:
     """Check that the model does not overflow on the whole text.
 
     Single tokens, or a sequence, are left out of the statistics (see InputMoments).
 
+    Args:
+        found: Whether `has_finite_states`.
+        layers: What was seen of each layer.
+
     Raises:
         StageError: non_finite.
     """
-    if any(bool(batch.isfinite().all(-1).any()) for batch in run.hidden):
+    if found:
         return
     order = list(layers)
     first = next((name for name in order if layers[name].get("not_finite")), "the last layer")
@@ -191,6 +231,7 @@ def _collect_gradients(
     seed: int,
     layers: dict[str, dict[str, Any]],
     weighted: bool,
+    part: Part | None,
 ) -> None:
     """Do the backward pass, from the block where an earlier run stopped."""
     arch = run.arch
@@ -212,14 +253,21 @@ def _collect_gradients(
         last = arch.layers - 1
     if last == arch.layers - 1:
         head = OutputHead.of(run.checkpoint).to_torch(device())
-        leaving = last_block_gradients(run, states.get(arch.layers), head, seed)
+        before = part.before if part else 0
+        leaving = last_block_gradients(run, states.get(arch.layers), head, seed, before)
     else:
         leaving = run.hidden.like()
         leaving.fill(gradients.get(last + 1))
-    of_outputs = OutputMoments(FISHER_BLOCK, writer.add)
-    by_gradients = WeightedMoments(of_inputs.add) if weighted else None
-    backward(run, states, leaving, of_outputs, last, after, by_gradients)
-    keep_embedding_moments(leaving, FISHER_BLOCK, folder)
+    raw = part is not None
+    ends = () if part else last_batches(len(leaving))
+    of_outputs = OutputMoments(FISHER_BLOCK, writer.add, raw)
+    by_gradients = WeightedMoments(of_inputs.add, raw) if weighted else None
+    backward(run, states, leaving, of_outputs, last, after, by_gradients, ends)
+    sums = embedding_sums(leaving, FISHER_BLOCK, ends)
+    if part:
+        write_tensors(folder / EMBEDDING, sums.tensors())
+    else:
+        keep_embedding_moments(sums, folder)
 
 
 def _restore_undercalibrated(run: BlockRun, block: int, layers: dict[str, dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ Final hidden states of some tokens, on which the logits of a rounded head are co
 head's own; and, with gradients, the second moments of the gradient at what enters the first block.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from quantline.files import write_tensors
 if TYPE_CHECKING:
     import torch
 
+    from quantline.calibration.output_moments import OutputSums
     from quantline.model.block_runner import BlockRun
 
 FINAL = "final.safetensors"
@@ -26,15 +27,12 @@ TOKENS = "tokens.safetensors"
 SAMPLE_TOKENS = 1024  # tokens whose final states are kept
 
 
-def keep_final_states(run: "BlockRun", tokens: int, folder: Path) -> None:
-    """Write final hidden states of sampled tokens, divided by each channel's peak, as float16.
-
-    The peak is the largest magnitude; it is written too.
+def sample_final_states(run: "BlockRun", tokens: int) -> "torch.Tensor":
+    """Return final hidden states of sampled tokens, float32 [sampled, hidden].
 
     Args:
         run: Its `hidden` is what leaves the last block.
         tokens: Tokens of the text, over which the sample is evenly spread.
-        folder: Where to write.
     """
     import torch
 
@@ -46,7 +44,16 @@ def keep_final_states(run: "BlockRun", tokens: int, folder: Path) -> None:
         for number, batch in enumerate(run.hidden):
             final = tail(number, batch.to(device())).cpu()
             parts.append(final.reshape(-1, final.shape[-1])[::stride])
-    states = torch.cat(parts)
+    return torch.cat(parts)
+
+
+def keep_final_states(states: "torch.Tensor", folder: Path) -> None:
+    """Write final hidden states [sampled, hidden] as float16 shares of each channel's peak.
+
+    The peak is the largest magnitude; it is written too.
+    """
+    import torch
+
     if not states.isfinite().all():  # of a sequence on which the model overflows
         states = states[states.isfinite().all(1)]
     peak = states.abs().amax(0)
@@ -54,25 +61,37 @@ def keep_final_states(run: "BlockRun", tokens: int, folder: Path) -> None:
     write_tensors(folder / FINAL, {"peak": peak.numpy(), "sample": shares.half().numpy()})
 
 
-def keep_embedding_moments(gradients: "Iterable[torch.Tensor]", limit: int, folder: Path) -> None:
-    """Write G of the embedding, shrunk as those of the linear layers are.
+def embedding_sums(
+    gradients: "Iterable[torch.Tensor]", limit: int, ends: Collection[int]
+) -> "OutputSums":
+    """Return the sums of which G of the embedding is made.
 
     Args:
         gradients: At what enters the first block, in batches.
         limit: Channels that one block of G spans at most.
-        folder: Where to write.
+        ends: Numbers of the batches with which a part of the text ends.
     """
-    from quantline.calibration.output_moments import OutputMoments
+    from quantline.calibration.output_moments import OutputMoments, OutputSums
 
-    def keep(layer: str, fisher_out: np.ndarray, shrinkage: np.ndarray) -> None:
-        diagonal, triangle = packing.pack(fisher_out)
-        tensors = {"diagonal": diagonal, "shrinkage": shrinkage, "triangle": triangle}
-        write_tensors(folder / EMBEDDING, tensors)
+    kept: list[OutputSums] = []
 
-    moments = OutputMoments(limit, keep)
-    for batch in gradients:
+    def keep(layer: str, moments: None, **tensors: np.ndarray) -> None:
+        kept.append(OutputSums.of(tensors))
+
+    moments = OutputMoments(limit, keep, raw=True)
+    for number, batch in enumerate(gradients):
         moments.add("embedding", batch)
+        if number in ends:
+            moments.end_part()
     moments.close()
+    return kept[0]
+
+
+def keep_embedding_moments(sums: "OutputSums", folder: Path) -> None:
+    """Write G of the embedding, shrunk as those of the linear layers are."""
+    fisher_out, more = sums.finish()
+    diagonal, triangle = packing.pack(fisher_out)
+    write_tensors(folder / EMBEDDING, {"diagonal": diagonal, "triangle": triangle, **more})
 
 
 def final_states(folder: Path) -> np.ndarray:

@@ -1,15 +1,79 @@
 """Second moments of the inputs of a block's linear layers: the Hessian of GPTQ."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import nn
+
+from quantline.calibration.sums import LayerSums, pack_upper, unpack_upper
 
 SAMPLE_TOKENS = 128  # tokens whose inputs are kept
 SMALLEST_PEAK = 1e-20  # of a channel that is zero throughout
 COLUMNS = 256  # of a product that are computed at once
+
+
+@dataclass
+class InputSums:
+    """Of an input that layers read, over some tokens.
+
+    Attributes:
+        products: XᵀX on and above the diagonal, float64 [in, in]; None if it is not wanted.
+        peak: The largest |x| per channel, float32 [in].
+        sample: Some rows of X, float32 [sampled, in] each.
+        counted: Tokens whose inputs are finite.
+        dropped: The others.
+    """
+
+    products: torch.Tensor | None
+    peak: torch.Tensor
+    sample: list[torch.Tensor] = field(default_factory=list)
+    counted: int = 0
+    dropped: int = 0
+
+    def add(self, other: Self) -> None:
+        """Add further tokens."""
+        if self.products is not None and other.products is not None:
+            self.products += other.products
+        self.peak = torch.maximum(self.peak, other.peak)
+        self.sample += other.sample
+        self.counted += other.counted
+        self.dropped += other.dropped
+
+    def finish(self) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """Return XᵀX / n float32 [in, in], the peak, and the sample as float16 shares of it."""
+        hessian = None
+        if self.products is not None:
+            total = symmetric_from_upper(self.products)
+            hessian = total.div_(max(self.counted, 1)).float().cpu().numpy()
+        shares = torch.cat(self.sample) / self.peak.clamp(min=SMALLEST_PEAK)
+        return hessian, {
+            "peak": self.peak.cpu().numpy(),
+            "sample": shares.half().cpu().numpy(),
+        }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return them for `of`."""
+        tensors = {
+            "peak": self.peak.cpu().numpy(),
+            "sample": torch.cat(self.sample).cpu().numpy(),
+            "counts": np.array([self.counted, self.dropped]),
+        }
+        if self.products is not None:
+            tensors["products"] = pack_upper(self.products)
+        return tensors
+
+    @classmethod
+    def of(cls, tensors: dict[str, np.ndarray]) -> Self:
+        """Return those that were stored."""
+        peak = torch.from_numpy(tensors["peak"])
+        packed = tensors.get("products")
+        products = None if packed is None else unpack_upper(packed, len(peak))
+        counted, dropped = tensors["counts"].tolist()
+        return cls(products, peak, [torch.from_numpy(tensors["sample"])], counted, dropped)
 
 
 class InputMoments:
@@ -24,25 +88,29 @@ class InputMoments:
             with {not_finite: how many} of them whose inputs are NaN or infinite, and do not count.
     """
 
-    def __init__(self, tokens: int, keep: Callable[..., None], products: bool = True) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        keep: Callable[..., None],
+        products: bool = True,
+        ends: Collection[int] = (),
+        raw: bool = False,
+    ) -> None:
         """Make empty sums.
 
         Args:
             tokens: Tokens of the whole text, over which the sample is evenly spread.
-            keep: Called as keep(layer, hessian, peak=, sample=) with each finished XᵀX / n
-                float32 [in, in], the largest |x| per channel float32 [in], and some rows of X as
-                shares of that, float16 [sampled, in].
+            keep: Called as keep(layer, hessian, peak=, sample=) with what InputSums.finish makes.
             products: Whether to sum XᵀX; `keep` gets None for it otherwise.
+            ends: Numbers of the batches with which a part of the text ends.
+            raw: Whether `keep` gets what InputSums.tensors makes.
         """
-        self.keep = keep
         self.products = products
         self.stride = max(1, tokens // SAMPLE_TOKENS)
         self.layers: dict[str, dict[str, Any]] = {}
-        # Of the block that runs now, by the first layer that reads an input:
-        self._sums: dict[str, torch.Tensor] = {}  # XᵀX on and above the diagonal
-        self._peaks: dict[str, torch.Tensor] = {}
-        self._samples: dict[str, list[torch.Tensor]] = {}
-        self._dropped: dict[str, int] = {}
+        self.ends = ends
+        self._sums: LayerSums[InputSums] = LayerSums(keep, raw)
+        self._batch = -1  # of the block that runs now
         # Inputs of this batch; they are held, so that none takes another's address.
         self._seen: list[tuple[torch.Tensor, str]] = []
 
@@ -64,40 +132,25 @@ class InputMoments:
         hooks = [
             module.register_forward_pre_hook(hook_of(name)) for name, module in linears.items()
         ]
-        hooks.append(block.register_forward_pre_hook(lambda module, args: self._seen.clear()))
+        hooks.append(block.register_forward_pre_hook(lambda module, args: self._begin_batch()))
+        self._batch = -1
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
             self._seen.clear()
-        while self._peaks:
-            self._hand_over(next(iter(self._peaks)))
+        self._sums.close(self._note_dropped)
 
-    def _hand_over(self, layer: str) -> None:
-        """Finish the sum of an input and drop it."""
-        dropped = self._dropped.pop(layer)
-        if dropped:
-            self._note_dropped(layer, dropped)
-        hessian = None
-        if self.products:
-            counted = self.layers[layer]["tokens"] - dropped
-            total = symmetric_from_upper(self._sums.pop(layer))
-            hessian = total.div_(max(counted, 1)).float().cpu().numpy()
-        peak = self._peaks.pop(layer)
-        shares = torch.cat(self._samples.pop(layer)) / peak.clamp(min=SMALLEST_PEAK)
-        self.keep(
-            layer,
-            hessian,
-            peak=peak.cpu().numpy(),
-            sample=shares.half().cpu().numpy(),
-        )
+    def _begin_batch(self) -> None:
+        if self._batch in self.ends:
+            self._sums.end_part()
+        self._batch += 1
+        self._seen.clear()
 
-    def _note_dropped(self, layer: str, dropped: int) -> None:
+    def _note_dropped(self, layer: str, sums: InputSums) -> None:
         """Write down how many inputs of the layers that share a sum are not finite."""
-        for entry in self.layers.values():
-            if entry["moments"] == layer:
-                entry["not_finite"] = dropped
+        note_dropped(self.layers, layer, sums.dropped)
 
     def _record(self, layer: str, inputs: torch.Tensor) -> None:
         """Add the inputs [batch, length, in] that a layer is about to read."""
@@ -119,16 +172,25 @@ class InputMoments:
             dropped = int((~finite).sum())
             rows = rows[finite]
             peak = rows.abs().amax(0) if len(rows) else torch.zeros_like(peak)
-        self._dropped[layer] = self._dropped.get(layer, 0) + dropped
-        if layer not in self._peaks:
-            self._peaks[layer] = peak
-            self._samples[layer] = []
-        if self.products:
-            if layer not in self._sums:
-                self._sums[layer] = rows.new_zeros((width, width), dtype=torch.float64)
-            add_products(self._sums[layer], rows)
-        self._peaks[layer] = torch.maximum(self._peaks[layer], peak)
-        self._samples[layer].append(rows[:: self.stride].clone())
+
+        def empty() -> InputSums:
+            products = rows.new_zeros((width, width), dtype=torch.float64)
+            return InputSums(products if self.products else None, peak)
+
+        sums = self._sums.of(layer, empty)
+        sums.dropped += dropped
+        sums.counted += len(rows)
+        sums.peak = torch.maximum(sums.peak, peak)
+        sums.sample.append(rows[:: self.stride].clone())
+        if sums.products is not None:
+            add_products(sums.products, rows)
+
+
+def note_dropped(layers: dict[str, dict[str, Any]], key: str, dropped: int) -> None:
+    """Write down how many inputs of the layers that share the sums of `key` are not finite."""
+    for entry in layers.values() if dropped else ():
+        if entry["moments"] == key:
+            entry["not_finite"] = dropped
 
 
 def add_products(total: torch.Tensor, rows: torch.Tensor) -> None:

@@ -6,13 +6,17 @@ it is taken as the product of an input factor H and an output factor G (K-FAC: M
 2015, section 3.1), so that rounding W to W + Δ costs about tr(G Δ H Δᵀ) / 2.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from quantline.calibration.hooks import after_each
+from quantline.calibration.sums import LayerSums, narrowed
 from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.model.activation_store import ActivationBatches, ActivationStore
 from quantline.model.block_runner import BlockRun
@@ -81,21 +85,64 @@ def shrink(
     return kept + (intensity * level)[:, None, None] * identity, intensity
 
 
+@dataclass
+class OutputSums:
+    """Of the gradients at a layer's output, over some tokens.
+
+    Attributes:
+        products: Σ g gᵀ float64 [blocks, n, n].
+        fourth_powers: Σ |g|⁴ float64 [blocks].
+        count: Number of gradients.
+    """
+
+    products: torch.Tensor
+    fourth_powers: torch.Tensor
+    count: int
+
+    def add(self, other: Self) -> None:
+        """Add further tokens."""
+        self.products += other.products
+        self.fourth_powers = self.fourth_powers + other.fourth_powers
+        self.count += other.count
+
+    def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return G float32 [blocks, n, n] and the intensity of its shrinkage float32 [blocks].
+
+        They are computed on the CPU, where the sums of parts are merged.
+        """
+        sums = (self.products.cpu(), self.fourth_powers.cpu(), self.count)
+        fisher_out, intensity = shrink(*sums)
+        return fisher_out.float().numpy(), {"shrinkage": intensity.float().numpy()}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return them for `of`."""
+        return {
+            "products": narrowed(self.products.cpu().numpy()),
+            "fourth_powers": self.fourth_powers.cpu().numpy(),
+            "count": np.array([self.count]),
+        }
+
+    @classmethod
+    def of(cls, tensors: dict[str, np.ndarray]) -> Self:
+        """Return those that were stored."""
+        products = torch.from_numpy(tensors["products"]).double()
+        fourth_powers = torch.from_numpy(tensors["fourth_powers"])
+        return cls(products, fourth_powers, int(tensors["count"][0]))
+
+
 class OutputMoments:
     """Sums g gᵀ of the gradients at the outputs of a block's linear layers."""
 
-    def __init__(self, limit: int, keep: Callable[..., None]) -> None:
+    def __init__(self, limit: int, keep: Callable[..., None], raw: bool = False) -> None:
         """Make empty sums.
 
         Args:
             limit: Outputs that one block of G spans at most.
-            keep: Called as keep(layer, fisher_out, shrinkage=) with each finished G, float32
-                [blocks, size, size], and the intensity of its shrinkage, float32 [blocks].
+            keep: Called as keep(layer, fisher_out, shrinkage=) with what OutputSums.finish makes.
+            raw: Whether `keep` gets what OutputSums.tensors makes.
         """
         self.limit = limit
-        self.keep = keep
-        # layer → Σ g gᵀ, Σ |g|⁴, number of gradients
-        self._sums: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
+        self._sums: LayerSums[OutputSums] = LayerSums(keep, raw)
 
     @contextmanager
     def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
@@ -115,33 +162,38 @@ class OutputMoments:
         size = widest_divisor(width, self.limit)
         flat = gradient.reshape(-1, width)
         rows = flat.reshape(-1, width // size, size).transpose(0, 1)
-        product = (rows.transpose(1, 2) @ rows).double()
+        product = rows.transpose(1, 2) @ rows
         if not product.isfinite().all():
             flat = flat[flat.isfinite().all(1)]  # a sequence on which the model overflows
             rows = flat.reshape(-1, width // size, size).transpose(0, 1)
-            product = (rows.transpose(1, 2) @ rows).double()
-        fourth_powers = rows.square().sum(-1).double().square().sum(1)
-        count = rows.shape[1]
-        if layer in self._sums:
-            products, fourths, before = self._sums[layer]
-            product = products.add_(product)
-            fourth_powers = fourths + fourth_powers
-            count += before
-        self._sums[layer] = (product, fourth_powers, count)
+            product = rows.transpose(1, 2) @ rows
+        sums = self._sums.of(
+            layer,
+            lambda: OutputSums(
+                torch.zeros_like(product, dtype=torch.float64),
+                product.new_zeros(len(product), dtype=torch.float64),
+                0,
+            ),
+        )
+        sums.products += product
+        sums.fourth_powers += rows.square().sum(-1).double().square().sum(1)
+        sums.count += rows.shape[1]
+
+    def end_part(self) -> None:
+        """End a part of the text."""
+        self._sums.end_part()
 
     def close(self) -> None:
         """Hand over G of all layers that were seen."""
-        for layer in sorted(self._sums):
-            fisher_out, intensity = shrink(*self._sums.pop(layer))
-            self.keep(
-                layer,
-                fisher_out.float().cpu().numpy(),
-                shrinkage=intensity.float().cpu().numpy(),
-            )
+        self._sums.close()
 
 
 def last_block_gradients(
-    run: BlockRun, hidden: Iterable[torch.Tensor], head: OutputHead, seed: int
+    run: BlockRun,
+    hidden: Iterable[torch.Tensor],
+    head: OutputHead,
+    seed: int,
+    tokens_before: int = 0,
 ) -> ActivationBatches:
     """Return the gradients at what leaves the last block.
 
@@ -150,8 +202,10 @@ def last_block_gradients(
         hidden: What leaves the last block, in batches.
         head: The output head, with torch tensors.
         seed: Of the labels that are drawn.
+        tokens_before: Of the text before these batches, for which labels are drawn elsewhere.
     """
     generator = torch.Generator().manual_seed(seed)
+    torch.rand(tokens_before, 1, generator=generator)
     gradients = run.hidden.like()
     with run.tail() as tail:
         for index, batch in enumerate(hidden):
@@ -173,6 +227,7 @@ def backward(
     last: int,
     after: Callable[[int, ActivationBatches], None] | None = None,
     weighted: WeightedMoments | None = None,
+    ends: Collection[int] = (),
 ) -> None:
     """Take gradients back to the first block.
 
@@ -186,6 +241,7 @@ def backward(
         last: The block to begin with.
         after: after(index, gradients) is called when a block is done.
         weighted: Its hooks are there as well.
+        ends: Numbers of the batches with which a part of the text ends.
     """
     for index in progress(range(last, -1, -1), "backward pass (2 of 2)", "block"):
         with run.loaded(index) as (linears, _), ExitStack() as watching:
@@ -201,6 +257,10 @@ def backward(
                 gradients[number] = states.grad.cpu()
                 if weighted:
                     weighted.end_batch()
+                if number in ends:
+                    moments.end_part()
+                    if weighted:
+                        weighted.end_part()
         if after:
             after(index, gradients)
 

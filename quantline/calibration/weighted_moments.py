@@ -16,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from quantline.calibration.hooks import after_each
 from quantline.calibration.input_moments import add_products, symmetric_from_upper
+from quantline.calibration.sums import LayerSums, pack_upper, unpack_upper
 
 
 @dataclass
@@ -56,29 +59,60 @@ class Reading:
 
 
 @dataclass
-class WeightedSum:
-    """Σ w x xᵀ of an input, on and above the diagonal, and what it is divided and scaled by."""
-
-    products: torch.Tensor  # float64 [in, in]
-    weights: float = 0.0  # Σ w
-    squares: float = 0.0  # Σ w²
-    sizes: float = 0.0  # Σ w |x|²
-    costs: float = 0.0  # Σ w² |x|²
-
-
-@dataclass
-class WeightedMoments:
-    """Sums w x xᵀ over the inputs of a block's linear layers, in the backward pass.
+class WeightedSums:
+    """Of an input that layers read, over some tokens of weights w.
 
     Attributes:
-        keep: Called as keep(layer, hessian, effective_tokens=) with each finished sum: float32
-            [in, in], whose trace is what inputs cost that are weighted by |g|², so that tr(G) tr(H)
-            is E[|g|² |x|²]; and how many tokens of equal weight would be as many, float32 [1].
+        products: Σ w x xᵀ on and above the diagonal, float64 [in, in].
+        more: Σ w, Σ w², Σ w |x|² and Σ w² |x|², float64 [4].
     """
 
-    keep: Callable[..., None]
-    _sums: dict[str, WeightedSum] = field(default_factory=dict)
-    _readings: list[Reading] = field(default_factory=list)
+    products: torch.Tensor
+    more: np.ndarray = field(default_factory=lambda: np.zeros(4))
+
+    def add(self, other: Self) -> None:
+        """Add further tokens."""
+        self.products += other.products
+        self.more = self.more + other.more
+
+    def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return H, whose trace is what inputs cost, and how many tokens alike are as many."""
+        weights, squares, sizes, costs = self.more.tolist()
+        hessian = symmetric_from_upper(self.products)
+        if sizes > 0 and squares > 0:
+            hessian *= costs / squares / sizes
+        effective = weights**2 / squares if squares > 0 else 0.0
+        return hessian.float().cpu().numpy(), {
+            "effective_tokens": np.array([effective], np.float32)
+        }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return them for `of`."""
+        width = np.array([len(self.products)])
+        return {"products": pack_upper(self.products), "more": self.more, "width": width}
+
+    @classmethod
+    def of(cls, tensors: dict[str, np.ndarray]) -> Self:
+        """Return those that were stored."""
+        products = unpack_upper(tensors["products"], int(tensors["width"][0]))
+        return cls(products, tensors["more"])
+
+
+class WeightedMoments:
+    """Sums w x xᵀ over the inputs of a block's linear layers, in the backward pass."""
+
+    def __init__(self, keep: Callable[..., None], raw: bool = False) -> None:
+        """Make empty sums.
+
+        Args:
+            keep: Called as keep(layer, hessian, effective_tokens=) with each finished sum: float32
+                [in, in], whose trace is what inputs cost that are weighted by |g|², so that
+                tr(G) tr(H) is E[|g|² |x|²]; and how many tokens of equal weight would be as many,
+                float32 [1].
+            raw: Whether `keep` gets what WeightedSums.tensors makes.
+        """
+        self._sums: LayerSums[WeightedSums] = LayerSums(keep, raw)
+        self._readings: list[Reading] = []
 
     @contextmanager
     def watch(self, linears: dict[str, nn.Linear]) -> Iterator[None]:
@@ -88,8 +122,7 @@ class WeightedMoments:
                 yield
         finally:
             self._readings.clear()
-        for layer in sorted(self._sums):
-            self._hand_over(layer, self._sums.pop(layer))
+        self._sums.close()
 
     def _note(self, layer: str, inputs: torch.Tensor, out: torch.Tensor) -> None:
         """Remember what a layer has read, and wait for the gradient at its output."""
@@ -108,30 +141,21 @@ class WeightedMoments:
             self._add(reading.layer, rows, reading.weights())
         self._readings.clear()
 
+    def end_part(self) -> None:
+        """End a part of the text."""
+        self._sums.end_part()
+
     def _add(self, layer: str, rows: torch.Tensor, weights: torch.Tensor) -> None:
         sizes = rows.square().sum(1)
         finite = sizes.isfinite() & weights.isfinite()
         if not finite.all():
             rows, weights, sizes = rows[finite], weights[finite], sizes[finite]
-        if layer not in self._sums:
-            width = rows.shape[1]
-            zeros = rows.new_zeros((width, width), dtype=torch.float64)
-            self._sums[layer] = WeightedSum(zeros)
-        total = self._sums[layer]
-        add_products(total.products, rows * weights.sqrt()[:, None])
-        exact, sizes = weights.double(), sizes.double()
-        total.weights += float(exact.sum())
-        total.squares += float(exact.square().sum())
-        total.sizes += float((exact * sizes).sum())
-        total.costs += float((exact.square() * sizes).sum())
-
-    def _hand_over(self, layer: str, total: WeightedSum) -> None:
-        hessian = symmetric_from_upper(total.products)
-        if total.sizes > 0 and total.squares > 0:
-            hessian *= total.costs / total.squares / total.sizes
-        effective = total.weights**2 / total.squares if total.squares > 0 else 0.0
-        self.keep(
-            layer,
-            hessian.float().cpu().numpy(),
-            effective_tokens=torch.tensor([effective]).numpy(),
+        width = rows.shape[1]
+        sums = self._sums.of(
+            layer, lambda: WeightedSums(rows.new_zeros((width, width), dtype=torch.float64))
         )
+        add_products(sums.products, rows * weights.sqrt()[:, None])
+        exact, sizes = weights.double(), sizes.double()
+        squared = exact.square()
+        more = (exact, squared, exact * sizes, squared * sizes)
+        sums.more = sums.more + [float(values.sum()) for values in more]

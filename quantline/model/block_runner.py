@@ -29,6 +29,11 @@ Linears = dict[str, nn.Linear]  # of a block, by their names
 Watch = Callable[[Linears, nn.Module], AbstractContextManager[None]]
 
 
+def sequences_in_batch(length: int) -> int:
+    """Return how many sequences of a length run at once."""
+    return max(1, BATCH_TOKENS // length)
+
+
 class _HeadReached(Exception):
     """Ends a forward pass before the head."""
 
@@ -67,7 +72,7 @@ class BlockRun:
         self.arch = self.parts.arch
         self.blocks = self.parts.blocks
         self.returns = self.arch.block_returns
-        batch_size = rows or max(1, BATCH_TOKENS // tokens.shape[1])
+        batch_size = rows or sequences_in_batch(tokens.shape[1])
         batches = torch.from_numpy(tokens.astype(np.int64)).split(batch_size)
         self.batches = [batch.to(device()) for batch in batches]
         self._calls: list[list[Call]] = []

@@ -1,8 +1,6 @@
 """What the workers of one recipe have in common: how they are told of it, and how they open it."""
 
 import json
-import os
-import socket
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,8 +8,8 @@ from typing import Any
 
 from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import parse_recipe
-from quantline.errors import Failure, StageError
-from quantline.files import as_json, sha256_json
+from quantline.executor.agreement import check_agreement, digests
+from quantline.files import as_json
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.gguf_checkpoint import GgufCheckpoint
 from quantline.model.tensor_source import TensorSource
@@ -35,7 +33,7 @@ def shared_inputs(name: str, ctx: QuantizationContext) -> dict[str, Any]:
         "model": str(ctx.source.folder),
         "converted": ctx.source.converted,
         "calibration": str(ctx.calibration.folder),
-        "key": {part: sha256_json(value) for part, value in key.items()},
+        "key": digests(key),
     }
 
 
@@ -61,13 +59,6 @@ def _opened(text: str) -> QuantizationContext:
     source: TensorSource = GgufCheckpoint(folder) if shared["converted"] else Checkpoint(folder)
     calibration = CalibrationStore(Path(shared["calibration"]))
     found = inputs_key(shared["name"], recipe, source, calibration)
-    changed = [part for part in found if sha256_json(found[part]) != shared["key"].get(part)]
-    if changed:
-        raise StageError(
-            Failure.ARTIFACT_CHANGED,
-            f"expected on {socket.gethostname()} the {', '.join(sorted(changed))} of the stage, "
-            f"found others in {os.getcwd()}; give all machines the same project folder, the same "
-            "packages and the same release of quantline",
-        )
+    check_agreement(shared["key"], found)
     writer = QuantizedWriter(Path())
     return QuantizationContext(recipe, source, source.arch, calibration, writer, shared["grids"])

@@ -9,6 +9,7 @@ from quantline.calibration import embedding_and_head
 from quantline.calibration.embedding_and_head import (
     TOKENS,
     embedding_fisher,
+    embedding_sums,
     final_states,
     keep_embedding_moments,
     token_frequencies,
@@ -34,7 +35,7 @@ def test_final_states_are_evenly_spread_over_the_text(tiny_narrow, tmp_path, mon
 def test_embedding_fisher_is_the_second_moment_of_the_gradients(tmp_path):
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(2, 50, 12, generator=generator) for _ in range(3)]
-    keep_embedding_moments(batches, 12, tmp_path)
+    keep_embedding_moments(embedding_sums(batches, 12, ()), tmp_path)
     fisher_out = embedding_fisher(tmp_path)
     assert fisher_out.shape == (1, 12, 12)
     rows = torch.cat(batches).reshape(-1, 12).double().numpy()

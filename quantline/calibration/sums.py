@@ -1,0 +1,123 @@
+"""Sums over the tokens of a text, part by part, so that workers can share the text.
+
+A text is at most PARTS parts, whoever sums them up: within a part batch by batch, then part by
+part. So the statistics have the same bits for any number of workers.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+
+PARTS = 8
+ROWS = 256  # of a triangle that are stored at once
+
+
+class Sums(Protocol):
+    """Sums over some tokens of one layer."""
+
+    def add(self, other: Self) -> None:
+        """Add those over further tokens."""
+
+    def finish(self) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """Return what is stored of a whole text: second moments, and more by name."""
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return the sums as they are, for `of`."""
+
+    @classmethod
+    def of(cls, tensors: dict[str, np.ndarray]) -> Self:
+        """Return the sums that were stored as `tensors`."""
+
+
+SumsType = TypeVar("SumsType", bound=Sums)
+
+
+class LayerSums(Generic[SumsType]):
+    """The sums of the layers of the block that runs now.
+
+    Attributes:
+        keep: Called as keep(layer, moments, **more) with what is finished.
+        raw: Whether `keep` gets sums as they are, in place of moments None.
+    """
+
+    def __init__(self, keep: Callable[..., None], raw: bool) -> None:
+        """Begin without any."""
+        self.keep = keep
+        self.raw = raw
+        self._parts: dict[str, SumsType] = {}  # of the part that runs now
+        self._before: dict[str, SumsType] = {}  # of the parts before
+
+    def of(self, layer: str, make: Callable[[], SumsType]) -> SumsType:
+        """Return the sums of a layer over the part that runs now."""
+        if layer not in self._parts:
+            self._parts[layer] = make()
+        return self._parts[layer]
+
+    def end_part(self) -> None:
+        """Add the part that ran to those before."""
+        for layer, sums in self._parts.items():
+            if layer in self._before:
+                self._before[layer].add(sums)
+            else:
+                self._before[layer] = sums
+        self._parts = {}
+
+    def close(self, before: Callable[[str, SumsType], None] | None = None) -> None:
+        """Hand over the sums of all layers.
+
+        Args:
+            before: Called with each layer and its sums first.
+        """
+        self.end_part()
+        for layer in sorted(self._before):
+            sums = self._before.pop(layer)
+            if before:
+                before(layer, sums)
+            if self.raw:
+                self.keep(layer, None, **sums.tensors())
+            else:
+                moments, more = sums.finish()
+                self.keep(layer, moments, **more)
+
+
+def parts_of(batches: int) -> list[range]:
+    """Return which batches each part of a text has."""
+    bounds = np.linspace(0, batches, min(batches, PARTS) + 1).round().astype(int).tolist()
+    return [range(*bound) for bound in pairwise(bounds)]
+
+
+def last_batches(batches: int) -> frozenset[int]:
+    """Return the numbers of the batches with which a part ends."""
+    return frozenset(part[-1] for part in parts_of(batches))
+
+
+def pack_upper(matrix: torch.Tensor) -> np.ndarray:
+    """Return what lies on and above the diagonal of float64 [n, n], and little of what is below.
+
+    In single precision where nothing is lost by it, as in the products of one batch.
+    """
+    rows = range(0, len(matrix), ROWS)
+    parts = [matrix[start : start + ROWS, start:].reshape(-1) for start in rows]
+    return narrowed(torch.cat(parts).cpu().numpy())
+
+
+def unpack_upper(values: np.ndarray, width: int) -> torch.Tensor:
+    """Return the float64 [width, width] that was packed; below the diagonal are zeros."""
+    matrix = torch.zeros(width, width, dtype=torch.float64)
+    packed = torch.from_numpy(values)
+    taken = 0
+    for start in range(0, width, ROWS):
+        rows = matrix[start : start + ROWS, start:]
+        rows.copy_(packed[taken : taken + rows.numel()].reshape(rows.shape))
+        taken += rows.numel()
+    return matrix
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """Return float64 values in single precision, if that loses nothing."""
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    return single if np.array_equal(single.astype(np.float64), values, equal_nan=True) else values
