@@ -9,6 +9,7 @@ REFERENCE = ARTIFACTS / "reference"
 ANSWERS = ARTIFACTS / "answers"  # of the unquantized model to the smoke prompts
 QUANTIZED = ARTIFACTS / "quantized"  # one folder per recipe
 EXPORTS = ARTIFACTS / "exports"  # one bundle per variant
+MEASURING = ARTIFACTS / "measuring"  # what workers make, while a bundle is measured
 METRICS = Path("metrics")
 REPORTS = Path("reports")
 EVENTS = Path("events.jsonl")

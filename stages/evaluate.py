@@ -9,9 +9,10 @@ named failure of this variant.
 import sys
 
 from quantline.formats.bundle.manifest import check_bundle
-from quantline.metrics.measuring_process import measure_in_child
+from quantline.metrics.measure_items import measure_by_workers
+from quantline.metrics.measuring_process import Measuring, measure_in_child
 from quantline.metrics.results import ResultFiles, write_results
-from quantline.paths import EXPORTS, METRICS, REFERENCE
+from quantline.paths import EXPORTS, MEASURING, METRICS, REFERENCE
 from quantline.run.stage import StageRun, stage_run
 from quantline.tracking.run_content import chart_figures, variant_run
 
@@ -22,14 +23,14 @@ def evaluate(run: StageRun) -> None:
     runtime = run.params.variants[name].runtime
     evaluation = run.params.evaluation
     manifest = check_bundle(EXPORTS / name)
-    measured = measure_in_child(
-        EXPORTS / name,
-        runtime,
-        REFERENCE,
-        evaluation.speed,
-        evaluation.limits,
-        evaluation.pythons.get(runtime),
-    )
+    python = evaluation.pythons.get(runtime)
+    measuring = Measuring(EXPORTS / name, runtime, REFERENCE, evaluation.limits, python)
+    executor = run.params.executor
+    if executor.divides:
+        folder = MEASURING / name
+        measured = measure_by_workers(measuring, evaluation.speed, executor, folder)
+    else:
+        measured = measure_in_child(measuring, evaluation.speed)
     files = ResultFiles.of(METRICS, name)
     results = write_results(files, manifest, runtime, measured)
     run.inputs.record_figures((files.quality, files.speed, files.answers))

@@ -76,11 +76,12 @@ def measure(
             runtime_unavailable, runtime_crashed, timed_out, out_of_memory, non_finite.
     """
     from quantline.formats.bundle.manifest import check_bundle
-    from quantline.metrics.measuring_process import measure_in_child
+    from quantline.metrics.measuring_process import Measuring, measure_in_child
     from quantline.metrics.results import ResultFiles, write_results
 
     path = Path(bundle)
     manifest = check_bundle(path)
     runtime = manifest["runtime"]
-    measured = measure_in_child(path, runtime, Path(reference), speed, limits or Limits())
+    measuring = Measuring(path, runtime, Path(reference), limits or Limits())
+    measured = measure_in_child(measuring, speed)
     return write_results(ResultFiles.of(Path(folder), path.name), manifest, runtime, measured)

@@ -19,6 +19,8 @@ from quantline.files import read_json, sha256_json, write_json
 # `folder=`, an empty folder for the result.
 FUNCTIONS = {
     "quantize_part": ("quantline.recipes.block_items", "quantize_part"),
+    "measure_text_part": ("quantline.metrics.measure_items", "measure_text_part"),
+    "ask_questions": ("quantline.metrics.measure_items", "ask_questions"),
     "sum_part": ("quantline.calibration.parts", "sum_part"),
     "merge_block": ("quantline.calibration.parts", "merge_block"),
     "part_costs": ("quantline.recipes.budget.cost_items", "part_costs"),

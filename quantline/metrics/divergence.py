@@ -42,13 +42,26 @@ class DivergenceCollector:
         head: The unquantized model's output head.
     """
 
-    def __init__(self, head: OutputHead) -> None:
-        """Start without any token."""
+    def __init__(self, head: OutputHead, threads: int | None = None) -> None:
+        """Start without any token.
+
+        Args:
+            head: The unquantized model's output head.
+            threads: That compare; None is one per core.
+        """
         self.head = head
+        self.threads = threads or os.cpu_count() or 1
         self._chunks: list[TokenValues] = []
+        self._places: list[np.ndarray] = []
         self._blas = ThreadpoolController()
 
-    def add(self, hidden: np.ndarray, logits: np.ndarray, following: np.ndarray) -> None:
+    def add(
+        self,
+        hidden: np.ndarray,
+        logits: np.ndarray,
+        following: np.ndarray,
+        places: np.ndarray | None = None,
+    ) -> None:
         """Add n tokens.
 
         Threads share the blocks of the vocabulary, and each multiplies matrices alone: threads of
@@ -59,9 +72,13 @@ class DivergenceCollector:
             logits: The variant's logits or log-probabilities, float32 [n, V], over its whole
                 vocabulary, of which the first are the reference's.
             following: Ids of the tokens that follow, [n].
+            places: Where the tokens stand in the text, [n]; by default after those before.
         """
         rows = np.arange(len(following))
-        threads = os.cpu_count() or 1
+        if places is None:
+            places = rows + sum(len(chunk) for chunk in self._chunks)
+        self._places.append(places)
+        threads = self.threads
 
         def block_values(tokens: slice) -> _BlockValues:
             return self._block_values(hidden, logits, following, tokens)
@@ -106,23 +123,32 @@ class DivergenceCollector:
             sums.high, sums.top + tokens.start, sums.total, sums.weighted, following_logits
         )
 
-    def summary(self) -> dict[str, float]:
-        """Return every registered metric, its standard error as <key>_se, and how many tokens.
+    def values(self) -> TokenValues:
+        """Return the tokens in the order of the text."""
+        places = np.concatenate([np.empty(0, np.int64), *self._places])
+        return TokenValues.join(self._chunks).take(np.argsort(places))
 
-        Raises:
-            StageError: non_finite, if one of them is NaN or infinite.
-        """
-        tokens = TokenValues.join(self._chunks)
-        with np.errstate(invalid="ignore"):
-            figures = compute_figures(tokens)
-        broken = sorted(name for name, value in figures.items() if not np.isfinite(value))
-        if broken:
-            raise StageError(
-                Failure.NON_FINITE,
-                f"expected finite metrics, found {', '.join(broken)} that are not; look at the "
-                "recipe, and at whether its runtime computes in a type that is too narrow",
-            )
-        return figures
+    def summary(self) -> dict[str, float]:
+        """Return `summarize` of the tokens."""
+        return summarize(self.values())
+
+
+def summarize(tokens: TokenValues) -> dict[str, float]:
+    """Return every registered metric, its standard error as <key>_se, and how many tokens.
+
+    Raises:
+        StageError: non_finite, if one of them is NaN or infinite.
+    """
+    with np.errstate(invalid="ignore"):
+        figures = compute_figures(tokens)
+    broken = sorted(name for name, value in figures.items() if not np.isfinite(value))
+    if broken:
+        raise StageError(
+            Failure.NON_FINITE,
+            f"expected finite metrics, found {', '.join(broken)} that are not; look at the "
+            "recipe, and at whether its runtime computes in a type that is too narrow",
+        )
+    return figures
 
 
 def compute_figures(tokens: TokenValues) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """All figures of one bundle, measured in this process: the library call of the stage `evaluate`.
 
-Arguments and result are plain JSON, so that a fresh process can make the call. Nothing here imports
-torch or transformers; a runtime that needs them does.
+Arguments and results are plain JSON, so that a fresh process can make the calls. Nothing here
+imports torch or transformers; a runtime that needs them does.
 """
 
 import time
@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from quantline.config.texts import Speed
-from quantline.files import read_json
-from quantline.metrics.quality import measure_quality
+from quantline.files import read_json, write_tensors
+from quantline.metrics.quality import measure_divergence, measure_quality, measure_questions
 from quantline.metrics.speed import check_speed, measure_speed
-from quantline.runtimes.runtime import engine_class, open_runtime
+from quantline.runtimes.runtime import Runtime, engine_class, open_runtime
+
+TOKENS = "tokens.safetensors"  # the values of a part's tokens
 
 
 def measure_bundle(
-    *,
-    bundle: str,
-    runtime: str,
-    reference: str,
-    prompt_tokens: int,
-    new_tokens: int,
-    repetitions: int,
-    threads: int | None,
+    *, bundle: str, runtime: str, reference: str, speed: dict[str, Any]
 ) -> dict[str, Any]:
     """Load a bundle and measure its speed, then its quality.
 
@@ -34,10 +29,7 @@ def measure_bundle(
         bundle: Folder of the bundle.
         runtime: Name of the runtime.
         reference: Folder of the reference stage.
-        prompt_tokens: Tokens of the prompt whose prefill is timed.
-        new_tokens: Tokens whose decoding is timed.
-        repetitions: Timed repetitions, after one to warm up.
-        threads: Threads of the runtime; None is one per core.
+        speed: The fields of Speed.
 
     Returns:
         {quality, items, speed, runtime_version}.
@@ -46,21 +38,77 @@ def measure_bundle(
         StageError: config_invalid, runtime_unavailable, runtime_crashed, tokenizer_mismatch,
             non_finite.
     """
-    settings = Speed(
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        repetitions=repetitions,
-        threads=threads,
-    )
+    engine, measured = _measure_serving(bundle, runtime, reference, speed)
+    quality, items = measure_quality(engine, Path(reference))
+    return {"quality": quality, "items": items, **measured}
+
+
+def measure_serving(
+    *, bundle: str, runtime: str, reference: str, speed: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure the speed alone, as `measure_bundle` does.
+
+    Returns:
+        {speed, runtime_version}.
+    """
+    return _measure_serving(bundle, runtime, reference, speed)[1]
+
+
+def measure_part(
+    *,
+    bundle: str,
+    runtime: str,
+    reference: str,
+    part: tuple[int, int],
+    threads: int | None,
+    folder: str,
+) -> dict[str, Any]:
+    """Measure the tokens of a part of the evaluation text.
+
+    Args:
+        bundle: Folder of the bundle.
+        runtime: Name of the runtime.
+        reference: Folder of the reference stage.
+        part: Its number, and of how many.
+        threads: Of the runtime; None is one per core.
+        folder: Where TOKENS is written.
+
+    Returns:
+        {runtime_version}.
+
+    Raises:
+        StageError: As `measure_bundle` does.
+    """
+    engine = open_runtime(runtime, Path(bundle), threads)
+    number, parts = part
+    collector = measure_divergence(engine, Path(reference), 0, (number, parts), threads)
+    write_tensors(Path(folder) / TOKENS, collector.values().arrays())
+    return {"runtime_version": engine.version}
+
+
+def measure_gold(
+    *, bundle: str, runtime: str, reference: str, threads: int | None
+) -> dict[str, Any]:
+    """Ask the questions of the gold set.
+
+    Returns:
+        {results: the fields of a GoldResult of each}.
+
+    Raises:
+        StageError: As `measure_bundle` does.
+    """
+    engine = open_runtime(runtime, Path(bundle), threads)
+    return {"results": [result.as_dict() for result in measure_questions(engine, Path(reference))]}
+
+
+def _measure_serving(
+    bundle: str, runtime: str, reference: str, speed: dict[str, Any]
+) -> tuple[Runtime, dict[str, Any]]:
+    """Load a bundle and measure its speed; return it with what `measure_serving` returns."""
+    settings = Speed(**speed)
     check_speed(settings, read_json(Path(reference) / "reference.json").get("positions"))
     engine_class(runtime)  # its module is imported before the clock starts
     started = time.perf_counter()
-    engine = open_runtime(runtime, Path(bundle), threads)
-    speed = measure_speed(engine, settings, load_s=time.perf_counter() - started)
-    quality, items = measure_quality(engine, Path(reference))
-    return {
-        "quality": quality,
-        "items": items,
-        "speed": speed,
-        "runtime_version": engine.version,
-    }
+    engine = open_runtime(runtime, Path(bundle), settings.threads)
+    figures = measure_speed(engine, settings, load_s=time.perf_counter() - started)
+    return engine, {"speed": figures, "runtime_version": engine.version}

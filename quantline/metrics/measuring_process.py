@@ -1,7 +1,7 @@
-"""The fresh process in which a bundle is measured, in the runtime that will serve it."""
+"""The fresh processes in which a bundle is measured, in the runtime that will serve it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantline.config.texts import Limits, Speed
 from quantline.run.child_process import call_in_child
@@ -14,23 +14,49 @@ from quantline.run.child_process import call_in_child
 AS_SERVED = {"GOMP_SPINCOUNT": "10000"}
 
 
-def measure_in_child(
-    bundle: Path,
-    runtime: str,
-    reference: Path,
-    speed: Speed,
-    limits: Limits,
-    python: str | None = None,
-) -> dict[str, Any]:
-    """Measure a bundle in a fresh process.
+class Measuring(NamedTuple):
+    """What is measured, and how the processes that measure are contained.
 
-    Args:
+    Attributes:
         bundle: Its folder.
         runtime: Name of the runtime.
         reference: Folder of the reference stage.
+        limits: Of each process.
+        python: Its interpreter; None is this one.
+    """
+
+    bundle: Path
+    runtime: str
+    reference: Path
+    limits: Limits
+    python: str | None = None
+
+    def call(self, function: str, **arguments: Any) -> dict[str, Any]:
+        """Call a function of quantline.metrics.measure in a fresh process.
+
+        Args:
+            function: Its name.
+            arguments: Those besides bundle, runtime and reference.
+
+        Raises:
+            StageError: As the function and `call_in_child` do.
+        """
+        arguments |= {
+            "bundle": str(self.bundle),
+            "runtime": self.runtime,
+            "reference": str(self.reference),
+        }
+        function = f"quantline.metrics.measure:{function}"
+        label = f"the measuring process of {self.bundle.name}"
+        return call_in_child(function, arguments, self.limits, label, self.python, AS_SERVED)
+
+
+def measure_in_child(measuring: Measuring, speed: Speed) -> dict[str, Any]:
+    """Measure a bundle in a fresh process.
+
+    Args:
+        measuring: The bundle.
         speed: How speed is measured.
-        limits: Of time and memory.
-        python: The interpreter; by default this one.
 
     Returns:
         {quality, items, speed, runtime_version}.
@@ -38,12 +64,4 @@ def measure_in_child(
     Raises:
         StageError: As `measure_bundle` and `call_in_child` do.
     """
-    arguments = {
-        "bundle": str(bundle),
-        "runtime": runtime,
-        "reference": str(reference),
-        **speed.model_dump(),
-    }
-    function = "quantline.metrics.measure:measure_bundle"
-    label = f"the measuring process of {bundle.name}"
-    return call_in_child(function, arguments, limits, label, python, AS_SERVED)
+    return measuring.call("measure_bundle", speed=speed.model_dump())

@@ -5,7 +5,7 @@ of tokens, that of a function of means follows by the delta method, and that of 
 Maritz and Jarrett's (1978). Tokens count as independent draws.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -32,14 +32,24 @@ class TokenValues:
 
     @classmethod
     def join(cls, chunks: "list[TokenValues]") -> "TokenValues":
-        """Return the tokens of all chunks."""
+        """Return the tokens of all chunks, of which there may be none."""
+        if not chunks:
+            return cls(*(np.empty(0) for _ in range(4)), np.empty(0, bool))
+        of_chunks = [chunk.arrays() for chunk in chunks]
         return cls(
-            kld=np.concatenate([chunk.kld for chunk in chunks]),
-            nll=np.concatenate([chunk.nll for chunk in chunks]),
-            reference_nll=np.concatenate([chunk.reference_nll for chunk in chunks]),
-            delta_p=np.concatenate([chunk.delta_p for chunk in chunks]),
-            same_top=np.concatenate([chunk.same_top for chunk in chunks]),
+            **{
+                field.name: np.concatenate([arrays[field.name] for arrays in of_chunks])
+                for field in fields(cls)
+            }
         )
+
+    def take(self, order: np.ndarray) -> "TokenValues":
+        """Return the tokens of these numbers, in their order."""
+        return TokenValues(**{name: values[order] for name, values in self.arrays().items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the values by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def ordered_kld(self) -> np.ndarray:

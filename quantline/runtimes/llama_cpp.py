@@ -66,6 +66,12 @@ class Engine:
             Context(self.llama, self.model, self.vocabulary) for _ in range(PARALLEL_CONTEXTS)
         ]
 
+    def sequences_at_once(self, length: int) -> int:
+        """Return how many sequences of a length are run together (see ChunkedRuntime)."""
+        parts = _parts(length)
+        batch, values = BATCH_TOKENS // parts, CHUNK_VALUES // parts
+        return max(1, min(batch // max(length, CELL_STEP), values // self.vocabulary))
+
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
         """Yield logits chunk by chunk (see ChunkedRuntime).
 
@@ -74,11 +80,10 @@ class Engine:
         operation. Which sequences share a batch does not depend on the number of threads.
         """
         count, length = tokens.shape
-        short = max(length, CELL_STEP) <= BATCH_TOKENS // PARALLEL_CONTEXTS
-        parts = PARALLEL_CONTEXTS if short else 1
+        parts = _parts(length)
         batch = BATCH_TOKENS // parts
         values = CHUNK_VALUES // parts
-        step = max(1, min(batch // max(length, CELL_STEP), values // self.vocabulary))
+        step = self.sequences_at_once(length)
         contexts_used = parts if self.threads % parts == 0 and count > step else 1
         most_positions = max(1, values // (step * self.vocabulary))
 
@@ -170,3 +175,9 @@ class Engine:
             size = self.llama.llama_token_to_piece(self.tokens, token, buffer, len(buffer), 0, True)
             pieces.append(buffer.raw[:size])
         return b"".join(pieces).decode("utf-8", errors="replace")
+
+
+def _parts(length: int) -> int:
+    """Return how many contexts share the tokens and values of a batch of such sequences."""
+    short = max(length, CELL_STEP) <= BATCH_TOKENS // PARALLEL_CONTEXTS
+    return PARALLEL_CONTEXTS if short else 1

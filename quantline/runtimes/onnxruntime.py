@@ -10,7 +10,13 @@ import numpy as np
 from quantline.causes import ADVICE, raise_if_of_machine
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
-from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily, one_line
+from quantline.runtimes.runtime import (
+    LogitChunk,
+    chunks_by_cache,
+    decode_greedily,
+    one_line,
+    sequences_by_cache,
+)
 from quantline.runtimes.without_links import without_links
 
 register_runtime(
@@ -139,6 +145,10 @@ class Engine:
         from scipy.special import log_softmax
 
         return log_softmax(self._run(tokens)[0], axis=-1)
+
+    def sequences_at_once(self, length: int) -> int:
+        """Return how many sequences of a length are run together (see ChunkedRuntime)."""
+        return sequences_by_cache(length, self.vocabulary)
 
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
         """Yield logits chunk by chunk (see ChunkedRuntime)."""

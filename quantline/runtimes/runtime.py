@@ -76,6 +76,9 @@ class LogitChunk(NamedTuple):
 class ChunkedRuntime(Protocol):
     """A runtime that can hand over part of a sequence's logits."""
 
+    def sequences_at_once(self, length: int) -> int:
+        """Return how many sequences of a length are run together."""
+
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
         """Yield chunks that cover `tokens` from position `first` to before `end`."""
 
@@ -121,6 +124,16 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def sequences_at_once(runtime: Runtime, length: int) -> int:
+    """Return how many sequences of a length a runtime runs together.
+
+    A text can be measured in parts of so many, or of a multiple, with the same bits.
+    """
+    if isinstance(runtime, ChunkedRuntime):
+        return runtime.sequences_at_once(length)
+    return max(1, CHUNK_TOKENS // length)
+
+
 def logit_chunks(
     runtime: Runtime, tokens: np.ndarray, first: int, end: int
 ) -> Iterator[LogitChunk]:
@@ -129,11 +142,16 @@ def logit_chunks(
         yield from runtime.logit_chunks(tokens, first, end)
         return
     count, length = tokens.shape
-    step = max(1, CHUNK_TOKENS // length)
+    step = sequences_at_once(runtime, length)
     for start in range(0, count, step):
         rows = slice(start, min(count, start + step))
         logprobs = runtime.logprobs(tokens[rows])
         yield LogitChunk(rows, slice(first, end), logprobs[:, first:end])
+
+
+def sequences_by_cache(length: int, vocabulary: int) -> int:
+    """Return how many sequences of a length `chunks_by_cache` runs together."""
+    return max(1, min(CHUNK_TOKENS // length, CHUNK_VALUES // (length * vocabulary)))
 
 
 def chunks_by_cache(
@@ -154,7 +172,7 @@ def chunks_by_cache(
             logits [b, m, vocabulary] and the grown cache.
     """
     count, length = tokens.shape
-    step = max(1, min(CHUNK_TOKENS // length, CHUNK_VALUES // (length * vocabulary)))
+    step = sequences_by_cache(length, vocabulary)
     width = max(1, CHUNK_VALUES // (step * vocabulary))
     for start in range(0, count, step):
         rows = slice(start, min(count, start + step))

@@ -12,7 +12,12 @@ import numpy as np
 
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.runtimes.continued_model import ContinuedModel, Read
-from quantline.runtimes.runtime import LogitChunk, chunks_by_cache, decode_greedily
+from quantline.runtimes.runtime import (
+    LogitChunk,
+    chunks_by_cache,
+    decode_greedily,
+    sequences_by_cache,
+)
 
 register_runtime(
     RuntimeInfo(
@@ -88,6 +93,14 @@ class Engine:
             logits = self.model(input_ids=ids, use_cache=False).logits
             return torch.log_softmax(logits.float(), -1).cpu().numpy()
 
+    def sequences_at_once(self, length: int) -> int:
+        """Return how many sequences of a length are run together (see ChunkedRuntime)."""
+        return sequences_by_cache(length, self._vocabulary)
+
+    @property
+    def _vocabulary(self) -> int:
+        return self.model.config.get_text_config().vocab_size
+
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
         """Yield logits chunk by chunk (see ChunkedRuntime)."""
         torch = self.torch
@@ -99,8 +112,7 @@ class Engine:
                 logits, read = continued.run(following, read)
                 return logits.float().cpu().numpy(), read
 
-        vocabulary = self.model.config.get_text_config().vocab_size
-        return chunks_by_cache(tokens, first, end, vocabulary, run)
+        return chunks_by_cache(tokens, first, end, self._vocabulary, run)
 
     def generate(self, prompt: list[int], max_new_tokens: int, stop: set[int]) -> list[int]:
         """Decode greedily (see Runtime)."""

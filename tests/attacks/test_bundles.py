@@ -200,7 +200,7 @@ def test_llama_cpp_refuses_a_file_with(name, bundle):
     (bundle / "model.gguf").write_bytes(GGUF[name])
     arguments = {
         "bundle": str(bundle), "runtime": "llama.cpp", "reference": str(bundle),
-        "prompt_tokens": 1, "new_tokens": 1, "repetitions": 1, "threads": 1,
+        "speed": {"prompt_tokens": 1, "new_tokens": 1, "repetitions": 1, "threads": 1},
     }  # fmt: skip
     limits = Limits(seconds=120, memory_mib=2000)
     function = "quantline.metrics.measure:measure_bundle"

@@ -10,6 +10,7 @@ import pytest
 
 from quantline.config.texts import Limits, Speed
 from quantline.metrics import measure, measuring_process
+from quantline.metrics.measuring_process import Measuring, measure_in_child
 from quantline.run.child_process import call_in_child
 from tests.helpers.capped_model import CappedModel
 from tests.helpers.project import ROOT
@@ -41,10 +42,7 @@ def test_measure_bundle_measures_speed_first_and_returns_json(tmp_path, monkeypa
         bundle="bundle",
         runtime="capped",
         reference=str(tmp_path),
-        prompt_tokens=8,
-        new_tokens=4,
-        repetitions=2,
-        threads=3,
+        speed={"prompt_tokens": 8, "new_tokens": 4, "repetitions": 2, "threads": 3},
     )
     assert opened == [("capped", "bundle", 3)]
     assert steps == ["measure_speed", "measure_quality"]
@@ -77,9 +75,8 @@ def test_the_measuring_process_waits_as_a_server_does(tmp_path, monkeypatch):
 
     monkeypatch.setattr(measuring_process, "call_in_child", says)
     speed = Speed(prompt_tokens=8, new_tokens=4, repetitions=2)
-    seen = measuring_process.measure_in_child(
-        Path("b"), "llama.cpp", Path("r"), speed, Limits(seconds=60)
-    )
+    measuring = Measuring(Path("b"), "llama.cpp", Path("r"), Limits(seconds=60))
+    seen = measure_in_child(measuring, speed)
     assert int(seen["GOMP_SPINCOUNT"]) > 0
     assert os.environ["GOMP_SPINCOUNT"] == "0"
-    assert (seen["bundle"], seen["reference"], seen["new_tokens"]) == ("b", "r", 4)
+    assert (seen["bundle"], seen["reference"], seen["speed"]["new_tokens"]) == ("b", "r", 4)

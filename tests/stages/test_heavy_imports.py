@@ -122,10 +122,7 @@ def test_processes_of_a_gguf_bundle_do_without_torch_numba_and_transformers(
         "bundle": str(EXPORTS / GGUF),
         "runtime": "llama.cpp",
         "reference": str(REFERENCE),
-        "prompt_tokens": 8,
-        "new_tokens": 4,
-        "repetitions": 1,
-        "threads": 1,
+        "speed": {"prompt_tokens": 8, "new_tokens": 4, "repetitions": 1, "threads": 1},
     }
     calls = {
         "quantline.runtimes.smoke.smoke_test:smoke_test": smoke,
