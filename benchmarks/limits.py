@@ -25,11 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.calibration import calibrate
 from benchmarks.model_under_test import add_model_options, read_paragraphs
 from benchmarks.paths import RESULTS
+from benchmarks.reference import write_hidden_reference
 from benchmarks.tables import number_table
 from quantline.files import write_json
 from quantline.metrics.quality import measure_divergence
-from quantline.metrics.reference import write_reference
-from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.runtime import open_runtime
 from quantline.text.tokenizer import Tokenizer
@@ -90,15 +89,7 @@ def measure(
         rows["calibrate, with gradients"] = share_of_limit(
             lambda: calibrate(checkpoint, calibration, folder / "calibration", gradients=True)
         )
-        hidden = final_hidden_states(checkpoint, evaluation, "reference")
-        reference = folder / "reference"
-        reference.mkdir()
-        write_reference(reference, checkpoint, evaluation, hidden)
-        scale = {
-            "logit_scale": checkpoint.arch.logit_scale,
-            "logit_softcap": checkpoint.arch.logit_softcap,
-        }
-        write_json(reference / "reference.json", scale)
+        reference = write_hidden_reference(checkpoint, evaluation, folder / "reference")
         runtime = open_runtime("transformers", model, os.cpu_count() or 1)
         rows["divergence of a safetensors bundle"] = share_of_limit(
             lambda: measure_divergence(runtime, reference)

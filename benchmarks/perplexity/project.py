@@ -18,7 +18,6 @@ from benchmarks.paths import ROOT
 from benchmarks.peers.llama_perplexity import read_tokens
 from benchmarks.perplexity.environment import process_environment
 from quantline.config.compose import as_yaml, compose
-from quantline.files import write_json
 from quantline.paths import MODEL
 from quantline.run.stage import stage_run
 from quantline.text.tokenizer import Tokenizer
@@ -119,8 +118,7 @@ def store_reference(project: Path, logits: Path, folder: Path) -> Reference:
     Raises:
         SystemExit: If the tool has another vocabulary than the model.
     """
-    from quantline.metrics.reference import write_reference
-    from quantline.model.block_runner import final_hidden_states
+    from benchmarks.reference import write_hidden_reference
     from quantline.model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(project / MODEL)
@@ -131,11 +129,7 @@ def store_reference(project: Path, logits: Path, folder: Path) -> Reference:
         raise SystemExit(
             f"expected {arch.vocab_size} tokens in the tool's vocabulary, found {vocabulary}"
         )
-    folder.mkdir()
-    hidden = final_hidden_states(checkpoint, tokens, "reference")
-    write_reference(folder, checkpoint, tokens, hidden)
-    info = {"logit_scale": arch.logit_scale, "logit_softcap": arch.logit_softcap}
-    write_json(folder / "reference.json", info)
+    write_hidden_reference(checkpoint, tokens, folder)
     return Reference(folder, tokens, first=tokens.shape[1] // 2)
 
 

@@ -39,7 +39,7 @@ def measure_bundle(
             non_finite.
     """
     engine, measured = _measure_serving(bundle, runtime, reference, speed)
-    quality, items = measure_quality(engine, Path(reference))
+    quality, items = measure_quality(engine, Path(reference), speed.get("threads"))
     return {"quality": quality, "items": items, **measured}
 
 

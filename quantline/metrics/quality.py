@@ -99,13 +99,14 @@ def measure_questions(runtime: Runtime, reference: Path) -> list[GoldResult]:
 
 
 def measure_quality(
-    runtime: Runtime, reference: Path
+    runtime: Runtime, reference: Path, threads: int | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure all quality figures. Every runtime is fed the same token ids.
 
     Args:
         runtime: With the bundle loaded.
         reference: The reference stage's folder.
+        threads: That compare; None is one per core.
 
     Returns:
         As `quality_figures` does.
@@ -114,7 +115,7 @@ def measure_quality(
         StageError: tokenizer_mismatch, if the vocabulary is smaller than the reference's;
             non_finite.
     """
-    tokens = measure_divergence(runtime, reference).values()
+    tokens = measure_divergence(runtime, reference, threads=threads).values()
     return quality_figures(tokens, measure_questions(runtime, reference), reference)
 
 

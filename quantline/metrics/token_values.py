@@ -34,7 +34,8 @@ class TokenValues:
     def join(cls, chunks: "list[TokenValues]") -> "TokenValues":
         """Return the tokens of all chunks, of which there may be none."""
         if not chunks:
-            return cls(*(np.empty(0) for _ in range(4)), np.empty(0, bool))
+            none = np.empty(0)
+            return cls(none, none, none, none, np.empty(0, bool))
         of_chunks = [chunk.arrays() for chunk in chunks]
         return cls(
             **{
