@@ -71,19 +71,15 @@ def embedding_sums(
         limit: Channels that one block of G spans at most.
         ends: Numbers of the batches with which a part of the text ends.
     """
-    from quantline.calibration.output_moments import OutputMoments, OutputSums
+    from quantline.calibration.output_moments import OutputMoments
 
     kept: list[OutputSums] = []
-
-    def keep(layer: str, moments: None, **tensors: np.ndarray) -> None:
-        kept.append(OutputSums.of(tensors))
-
-    moments = OutputMoments(limit, keep, raw=True)
+    moments = OutputMoments(limit, lambda *given, **more: None, raw=True)
     for number, batch in enumerate(gradients):
         moments.add("embedding", batch)
         if number in ends:
             moments.end_part()
-    moments.close()
+    moments.close(lambda name, sums: kept.append(sums))
     return kept[0]
 
 

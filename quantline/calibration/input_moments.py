@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quantline.calibration.sums import LayerSums, pack_upper, unpack_upper
+from quantline.calibration.sums import LayerSums, narrow, pack_upper, unpack_upper
 
 SAMPLE_TOKENS = 128  # tokens whose inputs are kept
 SMALLEST_PEAK = 1e-20  # of a channel that is zero throughout
@@ -42,6 +42,11 @@ class InputSums:
         self.sample += other.sample
         self.counted += other.counted
         self.dropped += other.dropped
+
+    def narrow(self) -> None:
+        """Round the products to single precision."""
+        if self.products is not None:
+            narrow(self.products)
 
     def finish(self) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
         """Return XᵀX / n float32 [in, in], the peak, and the sample as float16 shares of it."""

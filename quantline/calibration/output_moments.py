@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from quantline.calibration.hooks import after_each
-from quantline.calibration.sums import LayerSums, narrowed
+from quantline.calibration.sums import LayerSums, narrow
 from quantline.calibration.weighted_moments import WeightedMoments
 from quantline.model.activation_store import ActivationBatches, ActivationStore
 from quantline.model.block_runner import BlockRun
@@ -105,6 +105,10 @@ class OutputSums:
         self.fourth_powers = self.fourth_powers + other.fourth_powers
         self.count += other.count
 
+    def narrow(self) -> None:
+        """Round the products to single precision."""
+        narrow(self.products)
+
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return G float32 [blocks, n, n] and the intensity of its shrinkage float32 [blocks].
 
@@ -117,7 +121,7 @@ class OutputSums:
     def tensors(self) -> dict[str, np.ndarray]:
         """Return them for `of`."""
         return {
-            "products": narrowed(self.products.cpu().numpy()),
+            "products": self.products.float().cpu().numpy(),
             "fourth_powers": self.fourth_powers.cpu().numpy(),
             "count": np.array([self.count]),
         }
@@ -183,9 +187,9 @@ class OutputMoments:
         """End a part of the text."""
         self._sums.end_part()
 
-    def close(self) -> None:
-        """Hand over G of all layers that were seen."""
-        self._sums.close()
+    def close(self, before: Callable[[str, OutputSums], None] | None = None) -> None:
+        """Hand over G of all layers that were seen; `before` gets the sums of each first."""
+        self._sums.close(before)
 
 
 def last_block_gradients(

@@ -2,8 +2,7 @@
 
 A part is summed by the code that sums a whole text, and merging adds the parts in their order, as
 one process does. So the files are the same to the byte. The sums of the parts are on disk until
-all blocks are merged: for each part, half of H and all of G in single precision (in double, where a
-part has several batches).
+all blocks are merged: for each part, half of H and all of G in single precision.
 """
 
 import json

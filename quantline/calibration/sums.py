@@ -1,7 +1,8 @@
 """Sums over the tokens of a text, part by part, so that workers can share the text.
 
-A text is at most PARTS parts, whoever sums them up: within a part batch by batch, then part by
-part. So the statistics have the same bits for any number of workers.
+A text is at most PARTS parts, whoever sums them up: within a part batch by batch, then, each
+rounded to single precision, part by part. So the statistics have the same bits for any number of
+workers.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,9 @@ class Sums(Protocol):
 
     def add(self, other: Self) -> None:
         """Add those over further tokens."""
+
+    def narrow(self) -> None:
+        """Round matrices to single precision."""
 
     def finish(self) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
         """Return what is stored of a whole text: second moments, and more by name."""
@@ -59,6 +63,7 @@ class LayerSums(Generic[SumsType]):
     def end_part(self) -> None:
         """Add the part that ran to those before."""
         for layer, sums in self._parts.items():
+            sums.narrow()
             if layer in self._before:
                 self._before[layer].add(sums)
             else:
@@ -94,14 +99,16 @@ def last_batches(batches: int) -> frozenset[int]:
     return frozenset(part[-1] for part in parts_of(batches))
 
 
-def pack_upper(matrix: torch.Tensor) -> np.ndarray:
-    """Return what lies on and above the diagonal of float64 [n, n], and little of what is below.
+def narrow(matrix: torch.Tensor) -> None:
+    """Round a float64 matrix to single precision, in place."""
+    matrix.copy_(matrix.float())
 
-    In single precision where nothing is lost by it, as in the products of one batch.
-    """
+
+def pack_upper(matrix: torch.Tensor) -> np.ndarray:
+    """Return what lies on and above the diagonal of [n, n], float32, and a little of the rest."""
     rows = range(0, len(matrix), ROWS)
-    parts = [matrix[start : start + ROWS, start:].reshape(-1) for start in rows]
-    return narrowed(torch.cat(parts).cpu().numpy())
+    parts = [matrix[start : start + ROWS, start:].reshape(-1).float() for start in rows]
+    return torch.cat(parts).cpu().numpy()
 
 
 def unpack_upper(values: np.ndarray, width: int) -> torch.Tensor:
@@ -114,10 +121,3 @@ def unpack_upper(values: np.ndarray, width: int) -> torch.Tensor:
         rows.copy_(packed[taken : taken + rows.numel()].reshape(rows.shape))
         taken += rows.numel()
     return matrix
-
-
-def narrowed(values: np.ndarray) -> np.ndarray:
-    """Return float64 values in single precision, if that loses nothing."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    return single if np.array_equal(single.astype(np.float64), values, equal_nan=True) else values

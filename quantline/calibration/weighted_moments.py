@@ -24,7 +24,7 @@ from torch import nn
 
 from quantline.calibration.hooks import after_each
 from quantline.calibration.input_moments import add_products, symmetric_from_upper
-from quantline.calibration.sums import LayerSums, pack_upper, unpack_upper
+from quantline.calibration.sums import LayerSums, narrow, pack_upper, unpack_upper
 
 
 @dataclass
@@ -74,6 +74,10 @@ class WeightedSums:
         """Add further tokens."""
         self.products += other.products
         self.more = self.more + other.more
+
+    def narrow(self) -> None:
+        """Round the products to single precision."""
+        narrow(self.products)
 
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return H, whose trace is what inputs cost, and how many tokens alike are as many."""
