@@ -23,6 +23,8 @@ from quantline.recipes.quantize import quantize_model
 from quantline.text.documents import Document
 from quantline.text.tokenizer import Tokenizer
 
+TEXTS = ("evaluation", "evaluation-code", "evaluation-dialogue")  # news, code, dialogue
+LENGTH = 256  # of a sequence of these
 SEQUENCES_AT_ONCE = 8  # of the evaluation text
 
 
@@ -124,6 +126,17 @@ class ModelUnderTest:
             options.length,
             draws,
         )
+
+    @classmethod
+    def of_folder(cls, folder: Path, sequences: tuple[int, int]) -> "ModelUnderTest":
+        """Return the model and the texts that benchmarks.real_models has made in a folder.
+
+        Args:
+            folder: That folder.
+            sequences: How many of calibration, and of each of TEXTS.
+        """
+        texts = [folder / f"{name}.txt" for name in TEXTS]
+        return cls(folder / "model", folder / "calibration.txt", texts, sequences, LENGTH)
 
     @property
     def name(self) -> str:

@@ -17,16 +17,14 @@ import torch
 from rich.console import Console
 
 from benchmarks.calibration import calibrate
-from benchmarks.model_under_test import ModelUnderTest
+from benchmarks.model_under_test import TEXTS, ModelUnderTest
 from benchmarks.paths import RESULTS
 from benchmarks.quality.our_recipes import our_recipes
 from benchmarks.stopwatch import stopwatch
 from benchmarks.tables import number_table
 from quantline.files import write_json
 
-TEXTS = ("evaluation", "evaluation-code", "evaluation-dialogue")  # news, code, dialogue
 RECIPES = ("gptq", "gptq + curvature", "awq", "awq + gptq", "awq + gptq + curvature")
-LENGTH = 256
 
 
 def measure(
@@ -84,13 +82,7 @@ def main() -> None:
         "--sequences", type=int, nargs=2, default=[64, 32], help="of calibration and of each text"
     )
     options = parser.parse_args()
-    model = ModelUnderTest(
-        options.folder / "model",
-        options.folder / "calibration.txt",
-        [options.folder / f"{name}.txt" for name in TEXTS],
-        tuple(options.sequences),
-        LENGTH,
-    )
+    model = ModelUnderTest.of_folder(options.folder, tuple(options.sequences))
     grid = tuple(options.grid)
     name = options.folder.resolve().name
     path = RESULTS / f"weights-{name}-w{grid[0]}g{grid[1]}-{model.calibration.size}.json"
