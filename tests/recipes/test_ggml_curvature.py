@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantline.config.recipes import SHRINKAGE
 from quantline.formats.container import load_container
 from quantline.methods.ggml.block_types import dequantize_blocks
 from quantline.methods.ggml.quantize import quantize_blocks
@@ -162,7 +163,7 @@ def test_reports_are_of_the_weights_as_they_act(tmp_path, one_block):
     for module, scales in scales_before.items():
         layer = f"{PREFIX}{module}"
         weight = torch.from_numpy(checkpoint.tensor(f"{layer}.weight"))
-        hessian = torch.from_numpy(calibration.hessian(layer))
+        hessian = torch.from_numpy(calibration.hessian(layer, SHRINKAGE))
         fisher_out = torch.from_numpy(calibration.fisher_out(layer))
         stored = torch.from_numpy(values_of(rounded.quantized, f"{layer}.weight") / scales)
         report = rounded.reports[f"{layer}.weight"]

@@ -112,8 +112,8 @@ def test_methods_leave_the_second_moments_as_they_are(model, tmp_path, method):
     checkpoint, calibration = model
     store = CalibrationStore(calibration.folder)
     quantize_model("t", parse_recipe(recipes[method]), checkpoint, store, tmp_path)
-    key, kept = store._last_read
-    assert np.array_equal(kept, CalibrationStore(calibration.folder).hessian(key))
+    (key, shrinkage), kept = store._last_read
+    assert np.array_equal(kept, CalibrationStore(calibration.folder).hessian(key, shrinkage))
 
 
 def test_layer_gain_is_the_mean_share_of_the_baseline():

@@ -36,7 +36,7 @@ def test_cost_of_a_layer_is_the_sum_over_weights(ready, gradients):
     layer = "model.layers.1.mlp.down_proj"
     weight = ctx.source.tensor(f"{layer}.weight")
     change = noise(weight.shape)
-    hessian = ctx.calibration.hessian(layer).astype(float)
+    hessian = ctx.moments(layer).astype(float)
     cost = cost_of(Costs(ctx), f"{layer}.weight", weight, weight + change)
     if gradients:
         factor = CalibrationStore("artifacts/calibration").fisher_out(layer)[0].astype(float)
