@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from quantline.metrics.results import Results
     from quantline.model.checkpoint import Checkpoint
 
-SPEED = Speed(prompt_tokens=128, new_tokens=64, repetitions=5)
+SPEED = Speed(prompt_tokens=128, new_tokens=32, repetitions=5)
 
 
 def make_reference(

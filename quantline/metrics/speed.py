@@ -20,6 +20,7 @@ from quantline.run.peak_memory import peak_memory_mib
 from quantline.run.progress import progress
 from quantline.runtimes.runtime import Runtime
 
+WARM_UP_TOKENS = 8  # that are decoded before anything is timed
 PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on which
 
 
@@ -54,8 +55,8 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
     """Measure tokens per second of one sequence.
 
     Prefill is the prompt's tokens over the time to the first new one; decode is the new tokens,
-    after a prompt of one token, over the time that they take. The first repetition warms up and is
-    dropped; a figure is the median over the others.
+    after a prompt of one token, over the time that they take. A few tokens warm up before; a figure is
+    the median over the repetitions.
 
     Args:
         runtime: With the bundle loaded.
@@ -73,7 +74,9 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
     prompt = [index % PROMPT_IDS for index in range(settings.prompt_tokens)]
     prefill = []
     decode = []
-    for _ in progress(range(settings.repetitions + 1), "speed", "repetition"):
+    _seconds_to_generate(runtime, prompt, 1)
+    _seconds_to_generate(runtime, prompt[:1], min(WARM_UP_TOKENS, settings.new_tokens))
+    for _ in progress(range(settings.repetitions), "speed", "repetition"):
         seconds = _seconds_to_generate(runtime, prompt, 1)
         prefill.append(settings.prompt_tokens / seconds)
         seconds = _seconds_to_generate(runtime, prompt[:1], settings.new_tokens)
@@ -82,8 +85,8 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
     meanwhile = other_work(before, read_processors(), threads, load_average)
     return {
         "load_s": load_s,
-        **_statistics("prefill", prefill[1:]),
-        **_statistics("decode", decode[1:]),
+        **_statistics("prefill", prefill),
+        **_statistics("decode", decode),
         "peak_rss_mib": peak_memory_mib(),
         "batch": 1,
         "prompt_tokens": settings.prompt_tokens,

@@ -28,10 +28,11 @@ class TimedRuntime:
 
 def test_measure_speed_takes_median_and_quartiles_after_the_warm_up(monkeypatch):
     runtime = TimedRuntime(monkeypatch, [100, 100, 2, 4, 1, 8, 4, 2, 5, 1, 10, 20])
-    settings = Speed(prompt_tokens=20, new_tokens=8, repetitions=5, threads=3)
+    settings = Speed(prompt_tokens=20, new_tokens=16, repetitions=5, threads=3)
     speed = measure_speed(runtime, settings, load_s=1.5)
-    assert runtime.calls == [(20, 1, set()), (1, 8, set())] * 6
-    expected = {"prefill": [10, 20, 5, 4, 2], "decode": [2, 1, 4, 8, 0.4]}
+    warm_up = [(20, 1, set()), (1, 8, set())]
+    assert runtime.calls == warm_up + [(20, 1, set()), (1, 16, set())] * 5
+    expected = {"prefill": [10, 20, 5, 4, 2], "decode": [4, 2, 8, 16, 0.8]}
     for name, rates in expected.items():
         assert speed[f"{name}_tok_s"] == pytest.approx(np.median(rates))
         assert speed[f"{name}_iqr"] == pytest.approx(np.percentile(rates, [25, 75]))
@@ -40,7 +41,7 @@ def test_measure_speed_takes_median_and_quartiles_after_the_warm_up(monkeypatch)
         "load_s": 1.5,
         "batch": 1,
         "prompt_tokens": 20,
-        "new_tokens": 8,
+        "new_tokens": 16,
         "repetitions": 5,
         "threads": 3,
         "device": "cpu",
