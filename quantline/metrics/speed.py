@@ -55,8 +55,8 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
     """Measure tokens per second of one sequence.
 
     Prefill is the prompt's tokens over the time to the first new one; decode is the new tokens,
-    after a prompt of one token, over the time that they take. A few tokens warm up before; a figure is
-    the median over the repetitions.
+    after a prompt of one token, over the time that they take. A few tokens warm up before; a figure
+    is the median over the repetitions.
 
     Args:
         runtime: With the bundle loaded.
