@@ -8,6 +8,7 @@ import torch
 
 from quantline.calibration.store import CalibrationStore
 from quantline.config.compose import load_params
+from quantline.config.recipes import SHRINKAGE
 from quantline.methods.integer.curvature import divergence
 from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.rtn import round_to_nearest
@@ -105,7 +106,7 @@ def divergences(model: QuantizedModel) -> dict[str, dict[str, float]]:
     layers = {}
     for name in model.linears:
         weight = torch.from_numpy(checkpoint.tensor(f"{name}.weight"))
-        hessian = torch.from_numpy(calibration.hessian(name))
+        hessian = torch.from_numpy(calibration.hessian(name, SHRINKAGE))
         fisher_out = torch.from_numpy(calibration.fisher_out(name))
         linear = model.linear(name)
         grid = Grid(linear.bits, linear.group_size, linear.symmetric)
