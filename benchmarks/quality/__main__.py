@@ -3,6 +3,7 @@
     python -m benchmarks.quality                # the demo model, all tools; hours on two cores
     python -m benchmarks.quality --bits 3 --groups 128 --peers autoround
     python -m benchmarks.quality --model /path --calibration a.txt --evaluation b.txt
+    python -m benchmarks.quality --peers-of benchmarks/results/quality-… # ours alone, beside those
     python -m benchmarks.quality --draws 6 --only gptq 'llmcompressor gptq'  # how much is chance
 
 Each tool runs in an environment of its own, made on first use under ~/.cache/quantline-peers.
@@ -26,7 +27,7 @@ from benchmarks.quality.our_recipes import our_recipes
 from benchmarks.quality.peers import PEERS, run_peer
 from benchmarks.quality.ratios import average_draws, compare_with_peers
 from benchmarks.tables import number_table
-from quantline.files import write_json
+from quantline.files import read_json, write_json
 
 # Recipes whose kernels are all that the others use: one run of each compiles everything.
 WARM_UP = ("awq", "gptq", "gptq + curvature")
@@ -88,6 +89,9 @@ class QualityBenchmark:
             if self.is_wanted(name):
                 measured = run_recipe(self.model, recipe, calibration)
                 self.rows.append(grid | {"who": name} | measured)
+        if self.options.peers_of:
+            self.rows += rows_of_peers(self.options.peers_of, self.report(), grid)
+            return
         for peer, method in PEERS:
             name = f"{peer} {method}"
             if peer in self.options.peers and self.is_wanted(name):
@@ -118,6 +122,25 @@ class QualityBenchmark:
     def ratios(self) -> dict[str, float]:
         """Return what is compared → our figure over the other tool's."""
         return dict(compare_with_peers(average_draws(self.rows), self.calibrations[0]))
+
+
+def rows_of_peers(path: Path, report: dict[str, Any], grid: dict[str, int]) -> list[dict[str, Any]]:
+    """Return the rows of other tools on a grid from an earlier run's file.
+
+    Args:
+        path: The file.
+        report: Of this run.
+        grid: With bits, group_size and draw.
+
+    Raises:
+        SystemExit: If that run had other tokens.
+    """
+    earlier = read_json(path)
+    for key in ("model", "calibration_tokens", "evaluation_tokens"):
+        if earlier[key] != report[key]:
+            raise SystemExit(f"expected {key} {report[key]} in {path}, found {earlier[key]}")
+    names = {f"{peer} {method}" for peer, method in PEERS}
+    return [row for row in earlier["rows"] if row["who"] in names and grid.items() <= row.items()]
 
 
 def quality_table(rows: list[dict[str, Any]], texts: list[str]) -> Table:
@@ -160,6 +183,9 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--peer-minutes", type=float, default=120, help="after which another tool is stopped"
+    )
+    parser.add_argument(
+        "--peers-of", type=Path, help="results of an earlier run, whose other tools are not run"
     )
     parser.add_argument("--name", help="of this run, in the name of the results")
     return parser.parse_args()
