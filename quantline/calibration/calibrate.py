@@ -11,6 +11,7 @@ from quantline.calibration.store import INFO, effective_tokens
 from quantline.config.executor import Executor
 from quantline.config.texts import Calibration
 from quantline.files import read_json, versions, write_json, write_tensors
+from quantline.messages import say
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.positions import check_length
 from quantline.text.documents import pin_revision, read_documents, sha256_documents
@@ -107,10 +108,13 @@ class CalibrationRun:
         from quantline.calibration.parts import FOLDER, collect_by_workers
 
         seed = self.seed if self.text.curvature else None
-        # Whether an expert is undercalibrated is known of the whole text only.
-        divided = (
-            executor is not None and executor.divides and not self.checkpoint.arch.expert_linears()
-        )
+        divided = executor is not None and executor.divides
+        if divided and self.checkpoint.arch.expert_linears():
+            say(
+                "calibrate: one process does all of it, since whether an expert saw too few tokens "
+                "is known of the whole text only"
+            )
+            divided = False
         of_other_kind = folder / (PROGRESS if divided else FOLDER)
         if of_other_kind.exists():
             for path in folder.iterdir():

@@ -206,6 +206,18 @@ def test_what_a_run_of_the_other_kind_left_is_of_no_use(
     assert left == {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
 
 
+def test_a_model_with_experts_is_calibrated_in_one_process(
+    runs, make_model, tmp_path, monkeypatch, capsys
+):
+    sizes = {"num_local_experts": 3, "num_hidden_layers": 1}
+    runs.checkpoint = Checkpoint(make_model(tmp_path / "experts", "mixtral", **sizes))
+    monkeypatch.setattr(parts, "run_items", lambda *arguments: pytest.fail("divided"))
+    (tmp_path / "folder").mkdir()
+    info = runs.collect(tmp_path / "folder", TWO)
+    assert info["experts"]
+    assert "one process does all of it" in "".join(capsys.readouterr())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
 def test_processes_make_the_same_bytes(checkpoint, tmp_path, monkeypatch, workers):
