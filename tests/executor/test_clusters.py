@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,53 @@ def test_ray_says_so_where_no_cluster_answers(tmp_path):
     with pytest.raises(StageError, match=r"expected a Ray cluster at auto") as caught:
         squares_of(RAY.model_copy(update={"address": "auto"}), tmp_path)
     assert caught.value.failure is Failure.RUNTIME_UNAVAILABLE
+
+
+@pytest.mark.slow
+def test_ray_goes_on_when_a_node_is_killed_in_the_middle(tmp_path, monkeypatch):
+    """Two nodes on this machine, each with room for one worker."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    site, marks, made = (tmp_path / name for name in ("site", "marks", "made"))
+    for folder in (site, marks, made):
+        folder.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "from quantline.executor.item import FUNCTIONS\n"
+        "FUNCTIONS['square_on_ray'] = ('tests.helpers.squares', 'square_on_ray')\n"
+    )
+    monkeypatch.setitem(FUNCTIONS, "square_on_ray", ("tests.helpers.squares", "square_on_ray"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(ROOT)]))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    over = threading.Event()
+    try:
+        second = cluster.add_node(num_cpus=1)
+
+        def kill_in_the_middle() -> None:
+            while not list(marks.glob(f"*-{second.node_id}")):
+                if over.wait(0.05):
+                    return
+            cluster.remove_node(second, allow_graceful=False)
+
+        killer = threading.Thread(target=kill_in_the_middle)
+        killer.start()
+        items = []
+        for number in range(6):
+            arguments = {"number": number, "marks": str(marks), "seconds": 2.0}
+            items.append(Item(f"number {number}", "square_on_ray", arguments))
+        executor = RAY.model_copy(update={"address": cluster.address})
+        found = {}
+
+        def take(item: Item, folder: Path) -> None:
+            found[item.arguments["number"]] = read_json(folder / "square.json")["square"]
+            os.rename(folder, made / str(item.arguments["number"]))
+
+        run_items(executor, items, tmp_path / "stage", take, "squares", "number")
+        over.set()
+        killer.join()
+    finally:
+        over.set()
+        cluster.shutdown()
+    assert found == {number: number**2 for number in range(6)}
+    (lost,) = marks.glob(f"*-{second.node_id}")
+    assert len(list(marks.glob(f"{lost.name.partition('-')[0]}-*"))) == 2  # done again elsewhere
