@@ -39,7 +39,7 @@ def postgres(folder: Path) -> Iterator[str]:
         while subprocess.run(ready, check=False, **quiet).returncode:
             assert time.monotonic() < deadline and server.poll() is None, "no server"
             time.sleep(0.2)
-        yield f"postgresql://quantline@/postgres?host={folder}"
+        yield f"postgresql+psycopg2://quantline@/postgres?host={folder}"
     finally:
         server.terminate()
         server.wait()
