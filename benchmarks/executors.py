@@ -147,7 +147,6 @@ class Works:
         measuring = Measuring(bundle, "transformers", self.reference, Limits())
         if executor:
             measured = measure_by_workers(measuring, SPEED, executor, folder / "made")
-            (folder / "made").rmdir()
         else:
             measured = measure_in_child(measuring, SPEED)
         write_json(folder / "quality.json", measured["quality"])

@@ -5,6 +5,7 @@ whole text. Speed is measured first, by the stage itself, while no worker is the
 """
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def measure_by_workers(
         measuring: The bundle.
         speed: How speed is measured.
         executor: Who works.
-        folder: For what workers make.
+        folder: For what workers make; it is gone at the end.
 
     Returns:
         {quality, items, speed, runtime_version}, as `measure_in_child` does.
@@ -73,6 +74,7 @@ def measure_by_workers(
             values[item.arguments["part"][0]] = TokenValues(**load_file(made / TOKENS))
 
     run_items(executor, items, folder, take, f"measuring {measuring.bundle.name}", "part")
+    shutil.rmtree(folder)
     tokens = TokenValues.join([values[number] for number in range(parts)])
     quality, answers = quality_figures(tokens, results, measuring.reference)
     return {"quality": quality, "items": answers, **measured}
