@@ -6,7 +6,7 @@
 The model is calibrated once on news, and each recipe is measured with each share on other news, on
 code and on dialogue; differences from the first share are of the same tokens. A recipe that is
 named by a mix is curvature rounding in its types. Writes
-benchmarks/results/shrinkage-<model>-<grid>.json and prints the table.
+benchmarks/results/shrinkage-<model>-<grid, or the given name>.json and prints the table.
 """
 
 import argparse
@@ -44,10 +44,11 @@ def main() -> None:
     parser.add_argument(
         "--sequences", type=int, nargs=2, default=[64, 8], help="of calibration and of each text"
     )
+    parser.add_argument("--name", help="of this run, in the name of the results")
     options = parser.parse_args()
     model = ModelUnderTest.of_folder(options.folder, tuple(options.sequences))
     grid = tuple(options.grid)
-    name = f"{options.folder.resolve().name}-w{grid[0]}g{grid[1]}"
+    name = f"{options.folder.resolve().name}-{options.name or f'w{grid[0]}g{grid[1]}'}"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         calibration = Path(temporary) / "calibration"
