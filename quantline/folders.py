@@ -96,8 +96,11 @@ def resumable_folder(
         else:
             announce("resumes where a killed run stopped")
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob(".*"):  # a file that was being written
-        leftover.unlink()
+    for leftover in sorted(folder.rglob(".*")):  # what was being written, or removed
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
     write_json(note, _Note(key, _inode(folder))._asdict())
     try:
         yield folder

@@ -6,6 +6,7 @@ If native code brings the measuring process down, or it goes over evaluation.lim
 named failure of this variant.
 """
 
+import shutil
 import sys
 
 from quantline.formats.bundle.manifest import check_bundle
@@ -26,10 +27,11 @@ def evaluate(run: StageRun) -> None:
     python = evaluation.pythons.get(runtime)
     measuring = Measuring(EXPORTS / name, runtime, REFERENCE, evaluation.limits, python)
     executor = run.params.executor
+    folder = MEASURING / name
     if executor.divides:
-        folder = MEASURING / name
         measured = measure_by_workers(measuring, evaluation.speed, executor, folder)
     else:
+        shutil.rmtree(folder, ignore_errors=True)  # of workers that were killed
         measured = measure_in_child(measuring, evaluation.speed)
     files = ResultFiles.of(METRICS, name)
     results = write_results(files, manifest, runtime, measured)

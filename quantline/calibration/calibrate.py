@@ -117,7 +117,8 @@ class CalibrationRun:
             divided = False
         of_other_kind = folder / (PROGRESS if divided else FOLDER)
         if of_other_kind.exists():
-            for path in folder.iterdir():
+            # What tells of it goes last, for a run that is killed here.
+            for path in sorted(folder.iterdir(), key=lambda path: path == of_other_kind):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         arguments = (self.checkpoint, self.tokens, folder, seed, self.text.by_gradient)
         if divided and executor:

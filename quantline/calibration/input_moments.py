@@ -52,8 +52,8 @@ class InputSums:
         """Return XᵀX / n float32 [in, in], the peak, and the sample as float16 shares of it."""
         hessian = None
         if self.products is not None:
-            total = symmetric_from_upper(self.products)
-            hessian = total.div_(max(self.counted, 1)).float().cpu().numpy()
+            total = symmetric_from_upper(self.products.cpu())  # where parts are merged
+            hessian = total.div_(max(self.counted, 1)).float().numpy()
         shares = torch.cat(self.sample) / self.peak.clamp(min=SMALLEST_PEAK)
         return hessian, {
             "peak": self.peak.cpu().numpy(),

@@ -8,16 +8,23 @@ all blocks are merged: for each part, half of H and all of G in single precision
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from quantline.calibration.block_files import INPUTS, OUTPUTS, WEIGHTED, BlockWriter, block_file
-from quantline.calibration.collect import Part, check_finite_states, collect_statistics
+from quantline.calibration.collect import (
+    Part,
+    check_finite_states,
+    collect_statistics,
+    remove_progress,
+)
 from quantline.calibration.embedding_and_head import (
     EMBEDDING,
     FINAL,
@@ -32,11 +39,13 @@ from quantline.calibration.weighted_moments import WeightedSums
 from quantline.config.executor import Executor
 from quantline.errors import Failure, StageError
 from quantline.executor.agreement import check_agreement, digests
-from quantline.executor.item import Item
+from quantline.executor.item import Item, move_files
 from quantline.executor.run_items import run_items
 from quantline.files import as_json, read_json, sha256_file, versions, write_json, write_tensors
 from quantline.model.block_runner import sequences_in_batch
 from quantline.model.checkpoint import Checkpoint
+from quantline.model.device import device
+from quantline.model.same_bits import same_bits
 from quantline.run.code_digest import code_digest
 
 FOLDER = "parts"
@@ -84,8 +93,9 @@ def collect_by_workers(
     kinds = [INPUTS, *([WEIGHTED] if weighted else []), *([OUTPUTS] if seed is not None else [])]
     _merge_blocks(parts, kinds, checkpoint.arch.layers, folder, executor)
     layers = _merge_layers([read_json(part / LAYERS) for part in parts])
+    layers = {name: layers[name] for name in checkpoint.arch.linears()}
     _merge_outside(parts, layers, folder, seed is not None)
-    return layers
+    return dict(sorted(layers.items()))
 
 
 def remove_parts(folder: Path) -> None:
@@ -100,6 +110,7 @@ def _inputs(checkpoint: Checkpoint, tokens: Path) -> dict[str, Any]:
         "calibration text": sha256_file(tokens),
         "versions": versions(*PACKAGES),
         "code": code_digest("calibrate"),
+        "device": device().type,
     }
 
 
@@ -144,6 +155,7 @@ def sum_part(shared: dict[str, Any], number: int, first: int, last: int, folder:
     part = Part(tokens.size, first * tokens.shape[1])
     seed, weighted = shared["seed"], shared["weighted"]
     layers = collect_statistics(checkpoint, tokens[first:last], folder, seed, weighted, part)
+    remove_progress(folder)
     write_json(folder / LAYERS, layers)
 
 
@@ -169,13 +181,12 @@ def _merge_blocks(
             items.append(Item(f"the statistics of block {block}", "merge_block", arguments))
 
     def take(item: Item, made: Path) -> None:
-        for kind in kinds:
-            name = block_file(kind, item.arguments["block"])
-            os.rename(made / name, folder / name)
+        move_files(made, folder, [block_file(kind, item.arguments["block"]) for kind in kinds])
 
     run_items(executor, items, folder, take, "merging", "block")
 
 
+@same_bits()
 def merge_block(parts: list[str], kinds: list[str], block: int, folder: Path) -> None:
     """Write the statistics of a block from the sums of the parts, as a worker does it.
 
@@ -187,22 +198,35 @@ def merge_block(parts: list[str], kinds: list[str], block: int, folder: Path) ->
     """
     for kind in kinds:
         writer = BlockWriter(folder, kind)
-        files = [load_file(Path(part) / block_file(kind, block)) for part in parts]
-        layers = sorted({name.rpartition(".")[0] for file in files for name in file})
-        for layer in layers:
-            moments, more = _merged(SUMS[kind], files, f"{layer}.").finish()
-            writer.add(layer, moments, **more)
+        with ExitStack() as stack:
+            paths = [Path(part) / block_file(kind, block) for part in parts]
+            files = [stack.enter_context(safe_open(path, "np")) for path in paths]
+            layers = {name.rpartition(".")[0] for file in files for name in _names(file)}
+            for layer in sorted(layers):
+                moments, more = _merged(SUMS[kind], files, f"{layer}.").finish()
+                writer.add(layer, moments, **more)
         writer.close(block)
 
 
-def _merged(sums: type[SumsType], files: list[dict[str, np.ndarray]], prefix: str = "") -> SumsType:
-    """Return the sums over all parts; what was read of each part is dropped."""
+def _names(file: Any) -> list[str]:
+    """Return the names of a safetensors file's tensors."""
+    return list(file.keys())
+
+
+def _merged(sums: type[SumsType], files: list[Any], prefix: str = "") -> SumsType:
+    """Return the sums over all parts, of which one at a time is read.
+
+    Args:
+        sums: Their kind.
+        files: Of safetensors, in the order of the parts; one may lack the layer.
+        prefix: Of the tensors' names.
+    """
     total: SumsType | None = None
     for file in files:
-        names = [name for name in file if name.startswith(prefix)]
+        names = [name for name in _names(file) if name.startswith(prefix)]
         if not names:
             continue
-        part = sums.of({name.removeprefix(prefix): file.pop(name) for name in names})
+        part = sums.of({name.removeprefix(prefix): file.get_tensor(name) for name in names})
         if total is None:
             total = part
         else:
@@ -232,9 +256,10 @@ def _merge_layers(parts: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str,
     for name in {entry["moments"] for entry in layers.values()}:
         dropped = sum(part.get(name, {}).get("not_finite", 0) for part in parts)
         note_dropped(layers, name, dropped)
-    return dict(sorted(layers.items()))
+    return layers
 
 
+@same_bits()
 def _merge_outside(
     parts: list[Path], layers: dict[str, dict[str, Any]], folder: Path, gradients: bool
 ) -> None:
@@ -247,5 +272,6 @@ def _merge_outside(
     check_finite_states(any(bool(file["finite"][0]) for file in files), layers)
     keep_final_states(torch.from_numpy(np.concatenate([file["states"] for file in files])), folder)
     if gradients:
-        files = [load_file(part / EMBEDDING) for part in parts]
-        keep_embedding_moments(_merged(OutputSums, files), folder)
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(part / EMBEDDING, "np")) for part in parts]
+            keep_embedding_moments(_merged(OutputSums, opened), folder)

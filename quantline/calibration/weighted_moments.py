@@ -82,13 +82,11 @@ class WeightedSums:
     def finish(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return H, whose trace is what inputs cost, and how many tokens alike are as many."""
         weights, squares, sizes, costs = self.more.tolist()
-        hessian = symmetric_from_upper(self.products)
+        hessian = symmetric_from_upper(self.products.cpu())  # where parts are merged
         if sizes > 0 and squares > 0:
             hessian *= costs / squares / sizes
         effective = weights**2 / squares if squares > 0 else 0.0
-        return hessian.float().cpu().numpy(), {
-            "effective_tokens": np.array([effective], np.float32)
-        }
+        return hessian.float().numpy(), {"effective_tokens": np.array([effective], np.float32)}
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return them for `of`."""

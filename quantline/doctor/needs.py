@@ -35,6 +35,10 @@ CALIBRATION_BLOCKS = 11  # times one block's float32 weights, with gradients
 QUANTIZE_BLOCKS = 7
 RESIDENT_STATES = 1 << 30  # of hidden states in memory; larger ones lie in a file
 CALIBRATION_SHARE = 1.4  # bytes of the statistics for each parameter
+# Of the calibration by workers, whose modules import torch (a test compares them).
+BATCH_TOKENS = 4096
+PARTS = 8
+FISHER_BLOCK = 512
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -96,14 +100,19 @@ def needs_of(params: Params, sizes: ModelSizes, flops: float, before: Mapping[st
     memory = memory_of_stages(params, sizes)
     most = max(memory, key=lambda stage: memory[stage])
     disk = disk_bytes(params, sizes)
-    passing = states_bytes(params, sizes) * (
+    passing: float = states_bytes(params, sizes) * (
         sizes.blocks + 5 if params.calibration.curvature else 2
     )
+    passing += parts_bytes(params, sizes)
     return Needs(seconds, frozenset(measured), memory[most], most, disk, disk + passing)
 
 
 def memory_of_stages(params: Params, sizes: ModelSizes) -> dict[str, float]:
-    """Return the bytes that each stage holds at most; of those that hold little, none."""
+    """Return the bytes that each stage holds at most; of those that hold little, none.
+
+    Workers of this machine hold as much each.
+    """
+    here = params.executor.workers if params.executor.kind == "local" else 1
     memory: dict[str, float] = {
         "calibrate": FIXED_BYTES
         + CALIBRATION_BLOCKS * 4 * sizes.block_weights
@@ -116,8 +125,21 @@ def memory_of_stages(params: Params, sizes: ModelSizes) -> dict[str, float]:
         held = 4 * sizes.parameters if variant.runtime == "transformers" else 2 * size
         memory[f"evaluate {name}"] = FIXED_BYTES + held
         # The bundle is tried in a process of its own, while the stage waits for it.
-        memory[f"export {name}"] = 2 * FIXED_BYTES + held
-    return memory
+        memory[f"export {name}"] = (2 * FIXED_BYTES + held) / here
+    return {stage: here * held for stage, held in memory.items()}
+
+
+def parts_bytes(params: Params, sizes: ModelSizes) -> float:
+    """Return the bytes of the sums over parts of the text, while workers calibrate."""
+    if not params.executor.divides:
+        return 0.0
+    calibration = params.calibration
+    batches = -(-calibration.sequences // max(1, BATCH_TOKENS // calibration.length))
+    # Most inputs are those of several layers; of a symmetric matrix half is stored.
+    numbers = 4 / 7 * sum(columns**2 / 2 for _, columns in sizes.matrices)
+    if calibration.curvature:
+        numbers += sum(min(rows, FISHER_BLOCK) * rows for rows, _ in sizes.matrices)
+    return 4.0 * numbers * min(batches, PARTS)
 
 
 def calibration_operations(params: Params, sizes: ModelSizes) -> float:

@@ -5,7 +5,8 @@ safetensors and JSON, whose name is the sha256 of the item. So nothing is ever p
 that is there already need not be made again.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -25,6 +26,21 @@ FUNCTIONS = {
     "merge_block": ("quantline.calibration.parts", "merge_block"),
     "part_costs": ("quantline.recipes.budget.cost_items", "part_costs"),
 }
+
+
+def move_files(made: Path, folder: Path, names: Sequence[str]) -> None:
+    """Move the files of a result, the one that says that it is whole last.
+
+    Those that a killed run has moved already are not there any more.
+
+    Args:
+        made: Where a worker has put them.
+        folder: Where they belong.
+        names: Of the files, in the order in which they are moved.
+    """
+    for name in names:
+        if (made / name).exists() or not (folder / name).exists():
+            os.rename(made / name, folder / name)
 
 
 @dataclass(frozen=True)

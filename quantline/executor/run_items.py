@@ -1,5 +1,6 @@
 """Having workers do the items of a stage, however often one of them is lost."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def run_items(
             runtime_unavailable and config_invalid, as what starts the workers does.
     """
     if not items:
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)  # of a run that was killed at its end
         return
     queue = Queue.begin(folder / FOLDER, items, executor.gpus)
     by_id = {item.id: item for item in items}

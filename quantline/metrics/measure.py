@@ -10,7 +10,12 @@ from typing import Any
 
 from quantline.config.texts import Speed
 from quantline.files import read_json, write_tensors
-from quantline.metrics.quality import measure_divergence, measure_quality, measure_questions
+from quantline.metrics.quality import (
+    check_vocabulary,
+    measure_divergence,
+    measure_quality,
+    measure_questions,
+)
 from quantline.metrics.speed import check_speed, measure_speed
 from quantline.runtimes.runtime import Runtime, engine_class, open_runtime
 
@@ -74,7 +79,7 @@ def measure_part(
         folder: Where TOKENS is written.
 
     Returns:
-        {runtime_version}.
+        {runtime_version, device}.
 
     Raises:
         StageError: As `measure_bundle` does.
@@ -83,7 +88,7 @@ def measure_part(
     number, parts = part
     collector = measure_divergence(engine, Path(reference), 0, (number, parts), threads)
     write_tensors(Path(folder) / TOKENS, collector.values().arrays())
-    return {"runtime_version": engine.version}
+    return {"runtime_version": engine.version, "device": engine.device}
 
 
 def measure_gold(
@@ -92,13 +97,19 @@ def measure_gold(
     """Ask the questions of the gold set.
 
     Returns:
-        {results: the fields of a GoldResult of each}.
+        {results: the fields of a GoldResult of each, runtime_version, device}.
 
     Raises:
         StageError: As `measure_bundle` does.
     """
     engine = open_runtime(runtime, Path(bundle), threads)
-    return {"results": [result.as_dict() for result in measure_questions(engine, Path(reference))]}
+    check_vocabulary(engine, Path(reference))
+    results = measure_questions(engine, Path(reference))
+    return {
+        "results": [result.as_dict() for result in results],
+        "runtime_version": engine.version,
+        "device": engine.device,
+    }
 
 
 def _measure_serving(

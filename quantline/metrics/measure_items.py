@@ -6,20 +6,23 @@ whole text. Speed is measured first, by the stage itself, while no worker is the
 
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from quantline.config.executor import Executor
 from quantline.config.texts import Limits, Speed
+from quantline.errors import Failure, StageError
 from quantline.executor.agreement import check_agreement, digests
 from quantline.executor.item import Item
 from quantline.executor.run_items import run_items
 from quantline.files import read_json, stamp, versions, write_json
 from quantline.metrics.gold_set import GoldResult
 from quantline.metrics.measure import TOKENS
-from quantline.metrics.measuring_process import Measuring
+from quantline.metrics.measuring_process import Measuring, measure_in_child
 from quantline.metrics.quality import quality_figures
 from quantline.metrics.token_values import TokenValues
 from quantline.run.code_digest import code_digest
@@ -46,7 +49,15 @@ def measure_by_workers(
         StageError: As `measure_in_child` and `run_items` do.
     """
     measured = measuring.call("measure_serving", speed=speed.model_dump())
+    runtime = {
+        "runtime_version": measured["runtime_version"],
+        "device": measured["speed"]["device"],
+    }
+    if runtime["device"] != "cpu" and not executor.gpus:
+        # Workers would share the GPU that this process has, or have none.
+        return measure_in_child(measuring, speed)
     shared = {
+        **runtime,
         "bundle": str(measuring.bundle.resolve()),
         "runtime": measuring.runtime,
         "reference": str(measuring.reference.resolve()),
@@ -54,7 +65,7 @@ def measure_by_workers(
         "python": measuring.python,
         "key": digests(_inputs(measuring)),
     }
-    parts = executor.workers
+    parts = min(executor.workers, _sequences(measuring.reference))
     asked = (measuring.reference / "gold.jsonl").stat().st_size > 0
     label = f"of {measuring.bundle.name}"
     items = []
@@ -74,7 +85,7 @@ def measure_by_workers(
             values[item.arguments["part"][0]] = TokenValues(**load_file(made / TOKENS))
 
     run_items(executor, items, folder, take, f"measuring {measuring.bundle.name}", "part")
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # NFS may hold a file that was open
     tokens = TokenValues.join([values[number] for number in range(parts)])
     quality, answers = quality_figures(tokens, results, measuring.reference)
     return {"quality": quality, "items": answers, **measured}
@@ -94,12 +105,15 @@ def measure_text_part(shared: dict[str, Any], part: list[int], folder: Path) -> 
     """
     measuring = _open(shared)
     where = str(folder.resolve())
-    measuring.call("measure_part", part=part, threads=_threads(), folder=where)
+    _check_runtime(
+        shared, measuring.call("measure_part", part=part, threads=_threads(), folder=where)
+    )
 
 
 def ask_questions(shared: dict[str, Any], folder: Path) -> None:
     """Ask the gold set in a fresh process, as a worker does it. As `measure_text_part`."""
     answers = _open(shared).call("measure_gold", threads=_threads())
+    _check_runtime(shared, answers)
     write_json(folder / ANSWERS, answers)
 
 
@@ -113,6 +127,28 @@ def _open(shared: dict[str, Any]) -> Measuring:
     )
     check_agreement(shared["key"], _inputs(measuring))
     return measuring
+
+
+def _check_runtime(shared: dict[str, Any], answer: dict[str, Any]) -> None:
+    """Check that a worker's runtime is the one whose speed the stage has measured.
+
+    Raises:
+        StageError: artifact_changed.
+    """
+    for what in ("runtime_version", "device"):
+        if answer[what] != shared[what]:
+            raise StageError(
+                Failure.ARTIFACT_CHANGED,
+                f"expected the {what} {shared[what]} of {shared['runtime']} with the worker on "
+                f"{socket.gethostname()}, found {answer[what]}; give all machines the same "
+                "packages, and the workers the same kind of device",
+            )
+
+
+def _sequences(reference: Path) -> int:
+    """Return how many sequences the evaluation text has."""
+    with safe_open(reference / "hidden.safetensors", "np") as file:
+        return file.get_slice("tokens").get_shape()[0]
 
 
 def _inputs(measuring: Measuring) -> dict[str, Any]:

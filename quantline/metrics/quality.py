@@ -54,12 +54,7 @@ def measure_divergence(
         chunks = logit_chunks(runtime, own, first, end) if len(own) else ()
         advance = watching.enter_context(counting("divergence", "token", len(own) * (end - first)))
         for rows, positions, logits in chunks:
-            if logits.shape[-1] < vocabulary:
-                raise StageError(
-                    Failure.TOKENIZER_MISMATCH,
-                    f"expected at least {vocabulary} logits from {runtime.name}, found "
-                    f"{logits.shape[-1]}; export the variant again",
-                )
+            _check_logits(runtime, logits, vocabulary)
             states = hidden[rows.start + start : rows.stop + start, positions]
             following = own[rows, positions.start + 1 : positions.stop + 1]
             count = following.size
@@ -72,6 +67,25 @@ def measure_divergence(
             )
             advance(count)
     return collector
+
+
+def check_vocabulary(runtime: Runtime, reference: Path) -> None:
+    """Check that a runtime's vocabulary is not smaller than the reference's.
+
+    Raises:
+        StageError: tokenizer_mismatch.
+    """
+    head = open_head(reference, read_json(reference / "reference.json"))
+    _check_logits(runtime, runtime.logprobs(np.zeros((1, 1), np.int32)), len(head))
+
+
+def _check_logits(runtime: Runtime, logits: np.ndarray, vocabulary: int) -> None:
+    if logits.shape[-1] < vocabulary:
+        raise StageError(
+            Failure.TOKENIZER_MISMATCH,
+            f"expected at least {vocabulary} logits from {runtime.name}, found "
+            f"{logits.shape[-1]}; export the variant again",
+        )
 
 
 def rows_of_part(count: int, together: int, part: tuple[int, int]) -> tuple[int, int]:

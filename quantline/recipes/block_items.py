@@ -1,12 +1,11 @@
 """Quantizing the parts of a model by workers: the items, and what is done with them."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quantline.config.executor import Executor
-from quantline.executor.item import Item
+from quantline.executor.item import Item, move_files
 from quantline.executor.run_items import run_items
 from quantline.recipes.context import QuantizationContext
 from quantline.recipes.quantize_block import quantize_block
@@ -38,8 +37,7 @@ def quantize_by_workers(
     def take(item: Item, folder: Path) -> None:
         part = item.arguments["part"]
         # The report comes last: with it the part is complete.
-        for suffix in (".safetensors", ".json"):
-            os.rename(folder / f"{part}{suffix}", ctx.writer.folder / f"{part}{suffix}")
+        move_files(folder, ctx.writer.folder, [f"{part}.safetensors", f"{part}.json"])
 
     run_items(executor, items, ctx.writer.folder, take, name, "block")
 

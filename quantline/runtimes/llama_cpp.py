@@ -67,7 +67,7 @@ class Engine:
         ]
 
     def sequences_at_once(self, length: int) -> int:
-        """Return how many sequences of a length are run together (see ChunkedRuntime)."""
+        """Return how many sequences of a length are run together (see DivisibleRuntime)."""
         parts = _parts(length)
         batch, values = BATCH_TOKENS // parts, CHUNK_VALUES // parts
         return max(1, min(batch // max(length, CELL_STEP), values // self.vocabulary))

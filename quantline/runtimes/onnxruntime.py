@@ -147,7 +147,7 @@ class Engine:
         return log_softmax(self._run(tokens)[0], axis=-1)
 
     def sequences_at_once(self, length: int) -> int:
-        """Return how many sequences of a length are run together (see ChunkedRuntime)."""
+        """Return how many sequences of a length are run together (see DivisibleRuntime)."""
         return sequences_by_cache(length, self.vocabulary)
 
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:

@@ -13,6 +13,7 @@ from quantline.registry import load_object
 
 CHUNK_VALUES = 1 << 25  # logits that a runtime hands over at once, so that a large vocabulary fits
 CHUNK_TOKENS = 2048
+WHOLE_TEXT = 1 << 31  # sequences
 
 
 class Runtime(Protocol):
@@ -76,11 +77,16 @@ class LogitChunk(NamedTuple):
 class ChunkedRuntime(Protocol):
     """A runtime that can hand over part of a sequence's logits."""
 
-    def sequences_at_once(self, length: int) -> int:
-        """Return how many sequences of a length are run together."""
-
     def logit_chunks(self, tokens: np.ndarray, first: int, end: int) -> Iterator[LogitChunk]:
         """Yield chunks that cover `tokens` from position `first` to before `end`."""
+
+
+@runtime_checkable
+class DivisibleRuntime(ChunkedRuntime, Protocol):
+    """A chunked runtime that says where a text can be divided with the same bits."""
+
+    def sequences_at_once(self, length: int) -> int:
+        """Return how many sequences of a length are run together."""
 
 
 def engine_class(name: str) -> Callable[[Path, int | None], Runtime]:
@@ -127,11 +133,12 @@ def one_line(error: Exception) -> str:
 def sequences_at_once(runtime: Runtime, length: int) -> int:
     """Return how many sequences of a length a runtime runs together.
 
-    A text can be measured in parts of so many, or of a multiple, with the same bits.
+    A text can be measured in parts of so many, or of a multiple, with the same bits. A chunked
+    runtime that does not say so measures all of a text in one part.
     """
-    if isinstance(runtime, ChunkedRuntime):
+    if isinstance(runtime, DivisibleRuntime):
         return runtime.sequences_at_once(length)
-    return max(1, CHUNK_TOKENS // length)
+    return WHOLE_TEXT if isinstance(runtime, ChunkedRuntime) else max(1, CHUNK_TOKENS // length)
 
 
 def logit_chunks(

@@ -94,7 +94,7 @@ class Engine:
             return torch.log_softmax(logits.float(), -1).cpu().numpy()
 
     def sequences_at_once(self, length: int) -> int:
-        """Return how many sequences of a length are run together (see ChunkedRuntime)."""
+        """Return how many sequences of a length are run together (see DivisibleRuntime)."""
         return sequences_by_cache(length, self._vocabulary)
 
     @property

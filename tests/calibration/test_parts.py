@@ -1,11 +1,17 @@
 """Statistics by workers: the same bytes as by one process."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from quantline.calibration import calibrate, parts, sums
+from quantline.calibration.block_files import INPUTS, BlockWriter
 from quantline.calibration.calibrate import CalibrationRun
 from quantline.calibration.collect import collect_statistics
+from quantline.calibration.input_moments import InputSums
 from quantline.calibration.parts import collect_by_workers
 from quantline.config.executor import Executor
 from quantline.config.texts import Calibration
@@ -17,6 +23,7 @@ from quantline.model.checkpoint import Checkpoint
 from tests.helpers.models import write_model
 from tests.helpers.quantized import tokens_of
 
+SUFFIX = ".safetensors"
 TWO = Executor(workers=2, attempts=9)
 KINDS = {
     "forward alone": (None, False),
@@ -136,6 +143,89 @@ def test_a_killed_run_goes_on_with_what_is_missing(
     first_time = killed_in == "calibrating"
     assert again == {"calibrating": 2 if first_time else 0, "merging": 2 if first_time else 1}
     assert statistics(by_workers) == statistics(alone)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_run_that_is_killed_between_two_renames_goes_on(
+    checkpoint, tmp_path, workers_here, monkeypatch, number
+):
+    tokens = tokens_of(checkpoint, 4, 20)
+    alone, by_workers = tmp_path / "alone", tmp_path / "workers"
+    alone.mkdir()
+    by_workers.mkdir()
+    collect_statistics(checkpoint, tokens, alone, 1, True)
+    workers_here()
+    rename = os.rename
+
+    def killed(source, target):
+        rename(source, target)
+        if Path(target).name == ("inputs-000", "weighted-000", "outputs-001")[number] + SUFFIX:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", killed)
+        collect_by_workers(checkpoint, tokens, by_workers, 1, True, TWO)
+    collect_by_workers(checkpoint, tokens, by_workers, 1, True, TWO)
+    assert statistics(by_workers) == statistics(alone)
+    assert not (by_workers / "items").exists()
+
+
+def test_merging_has_the_same_bits_with_more_threads(tmp_path):
+    """Products of this width are summed otherwise by several threads."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for threads in (1, 2):
+        part, made = tmp_path / f"part{threads}", tmp_path / f"made{threads}"
+        part.mkdir()
+        made.mkdir()
+        writer = BlockWriter(part, INPUTS)
+        generator.manual_seed(0)
+        for number in range(3):
+            rows = torch.randn(64, 1536, generator=generator).double()
+            peak = rows.abs().amax(0).float()
+            sample = rows[:2].float()
+            kept = InputSums(rows.T @ rows, peak, [sample], 64)
+            writer.add(f"layer{number}", None, **kept.tensors())
+        writer.close(0)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            parts.merge_block([str(part)], [INPUTS], 0, made)
+        finally:
+            torch.set_num_threads(before)
+        found.append((made / f"inputs-000{SUFFIX}").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_a_run_that_is_killed_while_it_drops_another_kind_s_files_goes_on(
+    runs, tmp_path, workers_here, monkeypatch
+):
+    workers_here()
+    folder = tmp_path / "folder"
+    for name in ("folder", "alone"):
+        (tmp_path / name).mkdir()
+    runs.collect(tmp_path / "alone")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def stop(*arguments):
+            raise KeyboardInterrupt
+
+        patch.setattr(calibrate, "effective_tokens", stop)
+        runs.collect(folder, TWO)
+    unlinked = []
+    unlink = Path.unlink
+
+    def killed(path, **options):
+        unlink(path, **options)
+        unlinked.append(path.name)
+        if len(unlinked) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        runs.collect(folder)
+    runs.collect(folder)
+    assert statistics(folder) == statistics(tmp_path / "alone")
 
 
 def test_a_worker_that_sees_another_model_stops(checkpoint, tmp_path, workers_here, monkeypatch):

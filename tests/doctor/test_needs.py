@@ -89,6 +89,25 @@ def test_needs_name_every_instance_and_grow_with_text_and_slowness():
     assert more.peak_disk_bytes - more.disk_bytes == 1280 * 256 * 64 * 4 * (3 + 5)
 
 
+def test_workers_of_this_machine_hold_as_much_each():
+    alone = needs_of(composed(), sizes(), 1e11, {})
+    local = needs_of(composed("executor.workers=3"), sizes(), 1e11, {})
+    ray = needs_of(composed("executor=ray", "executor.workers=3"), sizes(), 1e11, {})
+    assert local.memory_bytes > alone.memory_bytes
+    assert ray.memory_bytes == alone.memory_bytes
+    assert local.peak_disk_bytes == ray.peak_disk_bytes > alone.peak_disk_bytes
+    assert local.disk_bytes == alone.disk_bytes
+
+
+def test_needs_know_how_workers_calibrate():
+    from quantline.calibration import collect, sums
+    from quantline.doctor import needs
+    from quantline.model import block_runner
+
+    assert needs.BATCH_TOKENS == block_runner.BATCH_TOKENS
+    assert (needs.PARTS, needs.FISHER_BLOCK) == (sums.PARTS, collect.FISHER_BLOCK)
+
+
 def test_a_stage_that_has_run_with_these_parameters_takes_what_it_took(tmp_path):
     params = composed("suite=quick")
     events = tmp_path / "events.jsonl"

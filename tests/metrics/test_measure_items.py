@@ -134,6 +134,49 @@ def test_a_failure_of_a_part_has_its_name(measuring, tmp_path, workers_here, mon
     assert caught.value.failure is Failure.TOKENIZER_MISMATCH
 
 
+def test_questions_beyond_a_small_vocabulary_are_named_as_by_one_process(
+    measuring, tmp_path, workers_here, monkeypatch
+):
+    far = TokenizedItem("far", "t", "one", "two", "forced", [1], [[VOCABULARY - 1]], 0, [1])
+    (measuring.reference / "gold.jsonl").write_text(json.dumps(asdict(far)) + "\n")
+    Small = type("Small", (Model,), {"_logits": lambda *given: Model._logits(*given)[..., :-1]})
+    monkeypatch.setattr(measure, "open_runtime", lambda *arguments: Small(*arguments[1:]))
+    workers_here()
+    with pytest.raises(StageError, match="expected at least 23 logits") as caught:
+        measure_by_workers(measuring, SPEED, Executor(workers=2), tmp_path / "made")
+    assert caught.value.failure is Failure.TOKENIZER_MISMATCH
+
+
+@pytest.mark.parametrize("what, value", [("version", "2.0"), ("device", "cuda")])
+def test_a_worker_with_another_runtime_stops(
+    measuring, tmp_path, workers_here, monkeypatch, what, value
+):
+    opened = []
+
+    def open_another(name, bundle, threads):
+        model = Model(bundle, threads)
+        if opened:
+            setattr(model, what, value)
+        opened.append(model)
+        return model
+
+    monkeypatch.setattr(measure, "open_runtime", open_another)
+    workers_here()
+    with pytest.raises(StageError, match=rf"found {value}; give all machines") as caught:
+        measure_by_workers(measuring, SPEED, Executor(workers=2), tmp_path / "made")
+    assert caught.value.failure is Failure.ARTIFACT_CHANGED
+
+
+def test_workers_without_a_gpu_each_leave_a_gpu_s_runtime_to_the_stage(
+    measuring, tmp_path, workers_here, monkeypatch
+):
+    monkeypatch.setattr(Model, "device", "cuda")
+    used = workers_here()
+    alone = measure_in_child(measuring, SPEED)
+    found = measure_by_workers(measuring, SPEED, Executor(workers=2), tmp_path / "made")
+    assert found["quality"] == alone["quality"] and not used
+
+
 def test_a_worker_that_sees_another_bundle_stops(measuring, tmp_path, workers_here, monkeypatch):
     calls = []
     inputs = measure_items._inputs
