@@ -112,21 +112,23 @@ def memory_of_stages(params: Params, sizes: ModelSizes) -> dict[str, float]:
 
     Workers of this machine hold as much each.
     """
-    here = params.executor.workers if params.executor.kind == "local" else 1
-    memory: dict[str, float] = {
-        "calibrate": FIXED_BYTES
+    workers = params.executor.workers if params.executor.kind == "local" else 1
+    calibrated = (
+        FIXED_BYTES
         + CALIBRATION_BLOCKS * 4 * sizes.block_weights
-        + min(2 * RESIDENT_STATES, 2 * states_bytes(params, sizes)),
-    }
+        + min(2 * RESIDENT_STATES, 2 * states_bytes(params, sizes))
+    )
+    memory: dict[str, float] = {"calibrate": workers * calibrated}
     for name in params.recipes:
-        memory[f"quantize {name}"] = FIXED_BYTES + QUANTIZE_BLOCKS * 4 * sizes.block_weights
+        quantized = FIXED_BYTES + QUANTIZE_BLOCKS * 4 * sizes.block_weights
+        memory[f"quantize {name}"] = workers * quantized
     for name, variant in params.variants.items():
         size = variant_bytes(params, name, sizes)
         held = 4 * sizes.parameters if variant.runtime == "transformers" else 2 * size
-        memory[f"evaluate {name}"] = FIXED_BYTES + held
+        memory[f"evaluate {name}"] = workers * (FIXED_BYTES + held)
         # The bundle is tried in a process of its own, while the stage waits for it.
-        memory[f"export {name}"] = (2 * FIXED_BYTES + held) / here
-    return {stage: here * held for stage, held in memory.items()}
+        memory[f"export {name}"] = 2 * FIXED_BYTES + held
+    return memory
 
 
 def parts_bytes(params: Params, sizes: ModelSizes) -> float:

@@ -20,9 +20,10 @@ from quantline.executor.agreement import check_agreement, digests
 from quantline.executor.item import Item
 from quantline.executor.run_items import run_items
 from quantline.files import read_json, stamp, versions, write_json
+from quantline.messages import say
 from quantline.metrics.gold_set import GoldResult
 from quantline.metrics.measure import TOKENS
-from quantline.metrics.measuring_process import Measuring, measure_in_child
+from quantline.metrics.measuring_process import Measuring
 from quantline.metrics.quality import quality_figures
 from quantline.metrics.token_values import TokenValues
 from quantline.run.code_digest import code_digest
@@ -54,8 +55,12 @@ def measure_by_workers(
         "device": measured["speed"]["device"],
     }
     if runtime["device"] != "cpu" and not executor.gpus:
-        # Workers would share the GPU that this process has, or have none.
-        return measure_in_child(measuring, speed)
+        # Several would share the GPU that this machine has, or have none.
+        say(
+            f"{measuring.bundle.name}: one worker of this machine measures it, since "
+            f"{measuring.runtime} runs on {runtime['device']} and executor.gpus is 0"
+        )
+        executor = Executor(attempts=executor.attempts)
     shared = {
         **runtime,
         "bundle": str(measuring.bundle.resolve()),

@@ -45,6 +45,15 @@ def checkpoint(tmp_path_factory) -> Checkpoint:
     return Checkpoint(write_model(tmp_path_factory.mktemp("parts") / "model", **sizes))
 
 
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """Empty folders: for one process, and for workers."""
+    made = tmp_path / "alone", tmp_path / "workers"
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
 def statistics(folder) -> dict[str, bytes]:
     """Return the bytes of all files of a calibration."""
     names = ("inputs-*", "weighted-*", "outputs-*", "final*", "embedding*")
@@ -54,12 +63,10 @@ def statistics(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize("seed, weighted", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("sequences", [5, 37])  # 3 parts of a batch; 8 parts of 2 or 3 batches
 def test_statistics_by_workers_are_the_same_bytes(
-    checkpoint, tmp_path, workers_here, seed, weighted, sequences
+    checkpoint, folders, workers_here, seed, weighted, sequences
 ):
     tokens = tokens_of(checkpoint, sequences, 20)
-    alone, by_workers = tmp_path / "alone", tmp_path / "workers"
-    alone.mkdir()
-    by_workers.mkdir()
+    alone, by_workers = folders
     layers = collect_statistics(checkpoint, tokens, alone, seed, weighted)
     used = workers_here(lambda number: number % 3 == 1)
     found = collect_by_workers(checkpoint, tokens, by_workers, seed, weighted, TWO)
@@ -70,7 +77,7 @@ def test_statistics_by_workers_are_the_same_bytes(
     assert all(crew.started for crew in used)
 
 
-def test_inputs_that_overflow_count_the_same(checkpoint, tmp_path, workers_here, monkeypatch):
+def test_inputs_that_overflow_count_the_same(checkpoint, folders, workers_here, monkeypatch):
     """In one part of the text, in all of a batch."""
     tokens = tokens_of(checkpoint, 8, 20)
     embed = block_runner.BlockRun._embed
@@ -82,9 +89,7 @@ def test_inputs_that_overflow_count_the_same(checkpoint, tmp_path, workers_here,
         return record
 
     monkeypatch.setattr(block_runner.BlockRun, "_embed", overflowing)
-    alone, by_workers = tmp_path / "alone", tmp_path / "workers"
-    alone.mkdir()
-    by_workers.mkdir()
+    alone, by_workers = folders
     layers = collect_statistics(checkpoint, tokens, alone, 1, True)
     workers_here()
     assert collect_by_workers(checkpoint, tokens, by_workers, 1, True, TWO) == layers
@@ -111,12 +116,10 @@ def test_a_model_that_overflows_everywhere_is_refused(
 
 @pytest.mark.parametrize("killed_in", ["calibrating", "merging"])
 def test_a_killed_run_goes_on_with_what_is_missing(
-    checkpoint, tmp_path, workers_here, monkeypatch, killed_in
+    checkpoint, folders, workers_here, monkeypatch, killed_in
 ):
     tokens = tokens_of(checkpoint, 6, 20)
-    alone, by_workers = tmp_path / "alone", tmp_path / "workers"
-    alone.mkdir()
-    by_workers.mkdir()
+    alone, by_workers = folders
     collect_statistics(checkpoint, tokens, alone, 1, True)
     given: list[tuple[str, int]] = []
 
@@ -147,12 +150,10 @@ def test_a_killed_run_goes_on_with_what_is_missing(
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_run_that_is_killed_between_two_renames_goes_on(
-    checkpoint, tmp_path, workers_here, monkeypatch, number
+    checkpoint, folders, workers_here, monkeypatch, number
 ):
     tokens = tokens_of(checkpoint, 4, 20)
-    alone, by_workers = tmp_path / "alone", tmp_path / "workers"
-    alone.mkdir()
-    by_workers.mkdir()
+    alone, by_workers = folders
     collect_statistics(checkpoint, tokens, alone, 1, True)
     workers_here()
     rename = os.rename
@@ -310,12 +311,10 @@ def test_a_model_with_experts_is_calibrated_in_one_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 3])
-def test_processes_make_the_same_bytes(checkpoint, tmp_path, monkeypatch, workers):
+def test_processes_make_the_same_bytes(checkpoint, folders, monkeypatch, workers):
     monkeypatch.setattr(block_runner, "BATCH_TOKENS", 4096)  # as it is in a process
     tokens = tokens_of(checkpoint, 50, 300)
-    alone, by_workers = tmp_path / "alone", tmp_path / "workers"
-    alone.mkdir()
-    by_workers.mkdir()
+    alone, by_workers = folders
     collect_statistics(checkpoint, tokens, alone, 0, True)
     executor = Executor(workers=workers)
     collect_by_workers(checkpoint, tokens, by_workers, 0, True, executor)

@@ -167,14 +167,16 @@ def test_a_worker_with_another_runtime_stops(
     assert caught.value.failure is Failure.ARTIFACT_CHANGED
 
 
-def test_workers_without_a_gpu_each_leave_a_gpu_s_runtime_to_the_stage(
-    measuring, tmp_path, workers_here, monkeypatch
+def test_without_a_gpu_for_each_one_worker_has_the_gpu(
+    measuring, tmp_path, workers_here, monkeypatch, capsys
 ):
     monkeypatch.setattr(Model, "device", "cuda")
     used = workers_here()
     alone = measure_in_child(measuring, SPEED)
     found = measure_by_workers(measuring, SPEED, Executor(workers=2), tmp_path / "made")
-    assert found["quality"] == alone["quality"] and not used
+    assert found["quality"] == alone["quality"]
+    assert len(used[0].started) == 1
+    assert "one worker of this machine measures it" in "".join(capsys.readouterr())
 
 
 def test_a_worker_that_sees_another_bundle_stops(measuring, tmp_path, workers_here, monkeypatch):
