@@ -43,7 +43,7 @@ def problem_of(diagonal: np.ndarray) -> Problem | None:
 
 
 def shrink_to_diagonal(moments: np.ndarray, share: float) -> np.ndarray:
-    """Take a share off what lies beside the diagonal, in place.
+    """Take a share off the off-diagonal entries, in place.
 
     Args:
         moments: float32 [n, n].

@@ -21,8 +21,8 @@ AUTO: Literal["auto"] = "auto"
 WHOLE_ROW: Literal[-1] = -1
 GROUP_SIZES: tuple[FixedGroupSize, ...] = get_args(FixedGroupSize)[:3]  # of parts of a row
 
-# Share that is taken off what lies beside the diagonal of H: what two inputs have in common in one
-# text is partly not so in another (docs/methods.md has the figures).
+# Share that is taken off the off-diagonal entries of H: what two inputs have in common in one text
+# is partly not so in another (docs/methods.md has the figures).
 SHRINKAGE = 0.2
 Shrinkage = Annotated[
     float,
@@ -30,7 +30,7 @@ Shrinkage = Annotated[
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Share that is taken off what lies beside the Hessian's diagonal, since texts "
+        description="Share that is taken off the Hessian's off-diagonal entries, since texts "
         "differ there.",
     ),
 ]
@@ -110,7 +110,7 @@ class Recipe(Section):
 
     @property
     def hessian_shrinkage(self) -> float:
-        """The share that is taken off what lies beside the diagonal of H."""
+        """The share that is taken off the off-diagonal entries of H."""
         return getattr(self, "shrinkage", SHRINKAGE)
 
     @property
