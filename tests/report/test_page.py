@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import replace
 
+import pytest
+
 from quantline.config.targets import Gate
 from quantline.metrics.lm_eval_tasks import task_metrics
 from quantline.model.dequantized import said_of
@@ -245,6 +247,13 @@ def test_render_page_shows_control_characters_and_changes_of_direction():
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
 
 
+@pytest.mark.parametrize("reasons", [[], ["the load average was 9"]])
+def test_render_page_marks_the_speed_of_a_pick_that_was_measured_on_a_busy_machine(reasons):
+    row = make_row("a", 2, 0.01, speed=speed_of() | {"busy": reasons})
+    text = render_page(make_report([row]))
+    assert ('<small class="open">on a busy machine</small>' in text) == bool(reasons)
+
+
 def test_render_page_marks_what_was_measured_on_a_busy_machine():
     busy = speed_of() | {"busy": ["other processes used <1> of 2 cores"]}
     target = TARGET.model_copy(
@@ -254,6 +263,9 @@ def test_render_page_marks_what_was_measured_on_a_busy_machine():
     report = make_report([row, make_row("b", 3, 0.01, target)], target)
     text = re.sub(r"\n\s*", "", render_page(report))
     assert text.count('<small class="open">busy</small>') == 1
+    assert (
+        text.count('<small class="open">on a busy machine</small>') == 1
+    )  # beside the pick's speed
     assert "other processes used &lt;1&gt; of 2 cores. Its speeds are too low" in text
     assert "90, or better: the machine was busy" in text
     lines = render_markdown(report)
