@@ -16,6 +16,7 @@ FRAME = (
     "executor",
     "files",
     "folders",
+    "freed_memory",
     "links",
     "messages",
     "paths",

@@ -214,4 +214,10 @@ def add_products(total: torch.Tensor, rows: torch.Tensor) -> None:
 
 def symmetric_from_upper(upper: torch.Tensor) -> torch.Tensor:
     """Make a matrix symmetric, in place, from what lies on and above its diagonal."""
-    return upper.triu_().add_(upper.triu(1).T)
+    for start in range(0, len(upper), COLUMNS):
+        span = slice(start, start + COLUMNS)
+        below = slice(start + COLUMNS, None)
+        upper[below, span] = upper[span, below].T
+        corner = upper[span, span]
+        corner.triu_().add_(corner.triu(1).T)
+    return upper

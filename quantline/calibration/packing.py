@@ -29,28 +29,32 @@ def pack(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     import torch
 
-    moments = torch.from_numpy(matrix).double()
+    moments = torch.from_numpy(matrix)
     diagonal = moments.diagonal(dim1=-2, dim2=-1)
-    size = diagonal.clamp(min=0).sqrt()
+    size = diagonal.double().clamp(min=0).sqrt()
     inverse = torch.where(size > 0, 1 / size, 0)
-    correlation = moments * inverse[..., :, None] * inverse[..., None, :]
     count = matrix.shape[-1]
-    stack = correlation.reshape(-1, count, count)
+    inverses = inverse.reshape(-1, count)
+    stack = moments.reshape(-1, count, count)
     triangle = np.empty((len(stack), count * (count + 1) // 2), np.float16)
     damping = FIRST_DAMPING
-    factors = None
-    while factors is None:
-        stack.diagonal(dim1=-2, dim2=-1).fill_(1 + damping)
-        factors = _factors(stack)
+    while (factors := _factors(stack, inverses, damping)) is None:
         damping *= 10
     for row, span in enumerate(_rows(count)):
         triangle[:, span] = factors[:, row, : row + 1].numpy()
     shape = (*matrix.shape[:-2], triangle.shape[-1])
-    return diagonal.float().numpy(), triangle.reshape(shape)
+    return diagonal.numpy().copy(), triangle.reshape(shape)
 
 
-def _factors(stack: "torch.Tensor") -> "torch.Tensor | None":
-    """Return the Cholesky factors of matrices [m, n, n], in their lower halves.
+def _factors(
+    stack: "torch.Tensor", inverses: "torch.Tensor", damping: float
+) -> "torch.Tensor | None":
+    """Return the Cholesky factors of the correlations, in the lower halves of [m, n, n].
+
+    Args:
+        stack: Second moments float32 [m, n, n]. They may be large: one copy is held.
+        inverses: Of the roots of their diagonals, float64 [m, n].
+        damping: Added to each correlation of 1.
 
     Returns:
         None if one of them is not positive definite.
@@ -59,12 +63,15 @@ def _factors(stack: "torch.Tensor") -> "torch.Tensor | None":
 
     from quantline.model.triangular import BLOCK, factor_in_place
 
+    correlation = stack.double()
+    correlation *= inverses[:, :, None]
+    correlation *= inverses[:, None, :]
+    correlation.diagonal(dim1=-2, dim2=-1).fill_(1 + damping)
     if stack.shape[-1] <= BLOCK:
-        lower, broken = torch.linalg.cholesky_ex(stack)
+        lower, broken = torch.linalg.cholesky_ex(correlation)
         return None if broken.any() else lower
-    lower = stack.clone()
-    whole = all(factor_in_place(matrix) is not None for matrix in lower)
-    return lower if whole else None
+    whole = all(factor_in_place(matrix) is not None for matrix in correlation)
+    return correlation if whole else None
 
 
 def _rows(count: int) -> Iterator[slice]:

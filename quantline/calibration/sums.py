@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 PARTS = 8
-ROWS = 256  # of a triangle that are stored at once
+ROWS = 256  # that are stored or rounded at once
 
 
 class Sums(Protocol):
@@ -85,6 +85,7 @@ class LayerSums(Generic[SumsType]):
                 self.keep(layer, None, **sums.tensors())
             else:
                 moments, more = sums.finish()
+                del sums  # as large as two of what is kept
                 self.keep(layer, moments, **more)
 
 
@@ -101,7 +102,8 @@ def last_batches(batches: int) -> frozenset[int]:
 
 def narrow(matrix: torch.Tensor) -> None:
     """Round a float64 matrix to single precision, in place."""
-    matrix.copy_(matrix.float())
+    for rows in matrix.split(ROWS):
+        rows.copy_(rows.float())
 
 
 def pack_upper(matrix: torch.Tensor) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from quantline.freed_memory import return_freed_memory
 from quantline.model.architecture import Architecture
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
@@ -134,6 +135,7 @@ class BlockModel:
         finally:
             for path in paths:
                 self._put(path, None)
+            return_freed_memory()
 
     def _value(self, name: str) -> torch.Tensor:
         """Return a tensor of the checkpoint; floats in float32."""

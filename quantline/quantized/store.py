@@ -16,6 +16,7 @@ from safetensors import safe_open
 from quantline.config.recipes import Recipe
 from quantline.errors import Failure, Reason, StageError
 from quantline.files import read_json, write_json, write_tensors
+from quantline.freed_memory import return_freed_memory
 from quantline.quantized.storages import GROUPED, STORAGES
 from quantline.quantized.tensors import GgmlBlocks, GroupedLinear, QuantizedTensor, Scheme
 from quantline.registry import load_object
@@ -80,6 +81,7 @@ class QuantizedWriter:
         write_json(self.folder / f"{part}.json", {"contents": self.contents, "report": report})
         self.tensors = {}
         self.contents = _no_contents()
+        return_freed_memory()
 
     def close(self, report: dict[str, Any]) -> None:
         """Write the report on the whole, after the last part."""
