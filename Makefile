@@ -84,7 +84,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 $(VENV_ALL)/.installed: requirements.lock pyproject.toml
 	$(call install,$(VENV_ALL))
-	$(VENV_ALL)/bin/pip install --quiet '.[genai,lm-eval,gptqmodel,ray,slurm]'
+	$(VENV_ALL)/bin/pip install --quiet '.[genai,gptqmodel,lm-eval,optuna,ray,s3-test,slurm]'
 	$(VENV_ALL)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 

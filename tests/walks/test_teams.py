@@ -1,4 +1,4 @@
-"""docs/teams.md, walked by two colleagues: a remote on S3, and a model that only one has."""
+"""docs/teams.md, typed word for word by two colleagues who share a remote on S3 and MLflow."""
 
 import json
 import shutil
@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.clone import Clone
+from tests.helpers.mlflow_server import mlflow_server
 from tests.helpers.project import tiny_inputs
 from tests.helpers.s3_server import s3_server
+from tests.helpers.walker import LINK, MAKE, Walker, make_origin
 
+VARIANT = "gguf-q8_0"
 NAME = "quantline-model-any"
 # Opens the champion with MLflow alone, from another folder.
 OPEN = f"""
 import mlflow
-mlflow.set_tracking_uri("sqlite:///{{root}}/mlflow.db")
+mlflow.set_tracking_uri("{{address}}")
 model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
 (answer,) = model.predict(["ada met hugo"], params={{{{"max_new_tokens": 3}}}})
 (scores,) = model.predict(["ada met hugo"], params={{{{"logprobs": True}}}})
@@ -28,7 +31,7 @@ print("opened in", model.get_raw_model().name)
 
 @pytest.fixture
 def remote(monkeypatch) -> Iterator[str]:
-    """The address of a server with the bucket `results`."""
+    """The address of a server of S3 with the bucket `results`."""
     pytest.importorskip("moto", reason="pip install 'quantline[s3-test]'")
     pytest.importorskip("dvc_s3", reason="pip install 'quantline[s3-test]'")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ada")
@@ -39,26 +42,13 @@ def remote(monkeypatch) -> Iterator[str]:
 
 
 @pytest.fixture
-def ada(tmp_path, make_model, texts, empty_database) -> Clone:
-    """The clone of her who has the model; texts are in git, the model is not."""
-    root = tmp_path / "ada"
-    clone = Clone.begin(root, [])
-    shutil.copytree(texts, root / "texts")
-    make_model(tmp_path / "model", num_hidden_layers=1)
-    shutil.copy(empty_database, root / "mlflow.db")
-    choice = [
-        "recipe=[q8_0]",
-        "variant=[gguf-q8_0]",
-        *tiny_inputs(tmp_path / "model", Path("texts")),
-        "evaluation.speed.threads=1",
-        "target=any",
-        "target.gates=[]",
-    ]
-    clone.quantline("init", *choice)
-    clone.commit("our choice")
-    clone.run("git", "init", "--quiet", "--bare", "--initial-branch=main", str(tmp_path / "origin"))
-    clone.run("git", "remote", "add", "origin", str(tmp_path / "origin"))
-    return clone
+def server(tmp_path, empty_database) -> Iterator[str]:
+    """The address of MLflow's server."""
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    shutil.copy(empty_database, folder / "mlflow.db")
+    with mlflow_server(folder / "files", f"sqlite:///{folder}/mlflow.db") as address:
+        yield address
 
 
 def page_of(clone: Clone) -> bytes:
@@ -72,30 +62,73 @@ def champion_on_page(clone: Clone) -> str | None:
     return named[0] if named else None
 
 
+def begin(walker: Walker, origin: Path, model: Path, texts: Path, server: str) -> None:
+    """Begin the team's project, and leave the walker in it.
+
+    Args:
+        walker: Of the page.
+        origin: The team's repository.
+        model: Ada has it, in a folder that is not in git.
+        texts: Folder of texts and questions, which are.
+        server: Address of MLflow's.
+    """
+    tiny = tiny_inputs(model, Path("texts"))
+    small = " ".join(
+        f"'{one}'" for one in tiny if one.startswith("evaluation.s") or ".length" in one
+    )
+    sizes = "calibration.part=[0.0,1.0] calibration.sequences=8 evaluation.part=[0.0,1.0]"
+    chosen = f"recipe=[q8_0] variant=[{VARIANT}] evaluation.speed.threads=1 target.gates=[]"
+    code = walker.block("quantline init")
+    code = code.replace("&& source", f"&& cp -r {texts} texts && source")
+    walker.types(
+        code,
+        {
+            "<address>": str(origin),
+            MAKE: LINK,
+            "/models/mine": str(model),
+            "texts/train.txt": "texts/calibration.txt",
+            "texts/test.txt": "texts/evaluation.txt",
+            "questions.jsonl": "texts/gold.jsonl",
+            "tracking.uri=https://mlflow.example.org": (
+                f"tracking.uri={server} --target any {chosen} {sizes} {small}"
+            ),
+        },
+    )
+    walker.folder /= "quantline"
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_colleague_gets_everything_and_rebuilds_nothing(remote, ada, tmp_path, empty_database):
-    ada.dvc("remote", "add", "--default", "team", "s3://results/quantline")
+def test_a_colleague_gets_everything_and_rebuilds_nothing(
+    remote, server, tmp_path, make_model, texts
+):
+    origin = make_origin(tmp_path / "origin")
+    make_model(tmp_path / "model", num_hidden_layers=1)
+    (tmp_path / "ada").mkdir()
+    page = Walker(tmp_path / "ada", "teams.md")
+    begin(page, origin, tmp_path / "model", texts, server)
+    ada = Clone(page.folder, [])
+
+    page.types(page.line("s3://"), {"s3://bucket/quantline": "s3://results/quantline"})
     ada.dvc("remote", "modify", "team", "endpointurl", remote)
-    ada.quantline("repro")
-    ada.commit("results")
-    ada.dvc("push")
-    ada.run("git", "push", "--quiet", "origin", "main")
+    page.types(page.line('"A remote for results"'))
+    page.types(page.block("dvc push\n"))
     assert "champion" in ada.quantline("promote")
-    opened = OPEN.format(root=ada.root)
+    opened = OPEN.format(address=server)
     assert "opened in llama.cpp" in ada.run(sys.executable, "-c", opened)
 
     # Hugo has no model.
     (tmp_path / "model").rename(tmp_path / "hers")
-    ada.run("git", "clone", "--quiet", str(tmp_path / "origin"), str(tmp_path / "hugo"))
-    hugo = Clone(tmp_path / "hugo", [])
-    shutil.copy(empty_database, hugo.root / "mlflow.db")
-    hugo.dvc("pull")
-    assert "is not here" in hugo.quantline("repro")
+    (tmp_path / "hugo").mkdir()
+    his = Walker(tmp_path / "hugo", "teams.md")
+    printed = his.types(his.block("dvc pull\n"), {"<address>": str(origin), MAKE: LINK})
+    his.folder /= "quantline"
+    hugo = Clone(his.folder, [])
+    assert "is not here" in printed
     assert hugo.finished() == []
     assert page_of(hugo) == page_of(ada)
     assert "meets the target" in hugo.quantline("gate")
-    assert "champion" in hugo.quantline("promote")
+    assert "version 1, champion, as before" in hugo.quantline("promote")
 
     # With the model, load runs and finds it the same. The page is made again, once, since it is
     # from before the promotion.
@@ -104,14 +137,16 @@ def test_a_colleague_gets_everything_and_rebuilds_nothing(remote, ada, tmp_path,
     hugo.quantline("repro")
     stages = [stage for stage, _ in hugo.finished()]
     assert set(stages) <= {"check", "load", "compare"} and stages.count("compare") == 1
-    assert champion_on_page(hugo) == "gguf-q8_0"
+    assert champion_on_page(hugo) == VARIANT
 
     # An experiment of hers, in his clone.
     ada.dvc("exp", "run", "--name", "longer", "-S", "target.context=512")
-    ada.dvc("exp", "push", "origin", "longer")
-    hugo.dvc("exp", "pull", "origin", "longer")
+    push, pull, apply = page.block("dvc exp push").splitlines()
+    page.types(push, {"<name>": "longer"})
+    assert "longer" in hugo.dvc("exp", "list", "origin", "--all-commits")
+    his.types(pull, {"<name>": "longer"})
     before = hugo.finished()
-    hugo.dvc("exp", "apply", "longer")
+    his.types(apply, {"<name>": "longer"})
     assert "context: 512" in (hugo.root / "params.yaml").read_text()
     assert page_of(hugo) == page_of(ada)
     assert hugo.finished() == before
