@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quantline.formats.container import load_container
+from quantline.runtimes.own_tokens import own_tokens
 from quantline.runtimes.runtime import open_runtime
 from quantline.text.chat_template import render
 
@@ -51,8 +52,7 @@ class Chat:
             name: self.engine.decode([token]) for name, token in ids.items() if token is not None
         }
         self.begin = [said["bos"]] if said["adds_bos"] and said["bos"] is not None else []
-        ends = said.get("ends") or [said["eos"]]
-        self.ends = {token for token in ends if token is not None}
+        self.ends = set(said["ends"] if "ends" in said else own_tokens(self.engine)[1])
         self.messages: list[Message] = []
 
     def ask(self, text: str, max_new_tokens: int) -> Answer:

@@ -17,10 +17,9 @@ from quantline.errors import ConfigError, Failure, StageError
 from quantline.files import read_json
 from quantline.formats.bundle.manifest import MANIFEST, check_files, read_manifest
 from quantline.paths import EXPORTS
-from quantline.runtimes.runtime import Runtime, ServingRuntime, open_runtime
+from quantline.runtimes.own_tokens import own_tokens
+from quantline.runtimes.runtime import Runtime, open_runtime
 from quantline.tracking.logged_models import COPY, DESCRIPTION, MAX_NEW_TOKENS
-
-SAMPLE = "a b"  # whose tokens are looked for between those around it
 
 
 class BundleModel:
@@ -112,29 +111,8 @@ def _load_pyfunc(data_path: str) -> BundleModel:
         )
     runtime = open_runtime(name, find_bundle(folder, described))
     if described["begin"] is None or described["ends"] is None:
-        return BundleModel(runtime, *_own_tokens(runtime))
+        return BundleModel(runtime, *own_tokens(runtime))
     return BundleModel(runtime, described["begin"], described["ends"])
-
-
-def _own_tokens(runtime: Runtime) -> tuple[list[int], list[int]]:
-    """Return the ids that a runtime puts before every text, and those at which it ends one.
-
-    Raises:
-        StageError: missing_tokenizer, for a runtime that does not know.
-    """
-    if not isinstance(runtime, ServingRuntime):
-        raise StageError(
-            Failure.MISSING_TOKENIZER,
-            "expected special_tokens.json in the bundle, which says where a text ends, found none, "
-            f"and {runtime.name} does not know; export the variant again",
-        )
-    plain = runtime.encode(SAMPLE)
-    whole = runtime.encode_whole(SAMPLE)
-    starts = [at for at in range(len(whole)) if whole[at : at + len(plain)] == plain]
-    width = runtime.logprobs(np.array([plain], np.int32)).shape[-1]
-    return whole[: starts[0]] if starts else [], [
-        token for token in range(width) if runtime.stops_at(token)
-    ]
 
 
 def find_bundle(folder: Path, described: dict[str, Any]) -> Path:

@@ -54,6 +54,18 @@ def test_ask_writes_chats_with_the_models_own_template(exported, monkeypatch):
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
 
 
+def test_ask_ends_where_the_bundle_ends_a_text(exported, monkeypatch):
+    asked = []
+    for folder in exported.values():
+        chat = Chat(folder, json.loads((folder / "manifest.json").read_text()))
+        monkeypatch.setattr(
+            chat.engine, "generate", lambda ids, most, ends: asked.append(ends) or []
+        )
+        chat.ask("One", 2)
+    # The tokenizer's end; llama.cpp ends at <|im_end|> too, since it knows it by its text.
+    assert asked == [{0, 2}, {0}]
+
+
 def test_ask_continues_texts_where_there_is_no_template(exported):
     folder = exported["gguf"]
     chat = Chat(folder, json.loads((folder / "manifest.json").read_text()))

@@ -12,6 +12,7 @@ from quantline.errors import Failure, StageError
 from quantline.files import sha256_file, write_json
 from quantline.runtimes import mlflow_model
 from quantline.runtimes.mlflow_model import BundleModel
+from quantline.runtimes.own_tokens import own_tokens
 from quantline.tracking.logged_models import COPY, DATA, LOADER, BundleDescription
 from quantline.tracking.run_content import Dataset
 from quantline.tracking.undelivered import Run, keep, kept, log_or_keep
@@ -195,9 +196,9 @@ def test_a_model_asks_its_runtime_where_texts_begin_and_end_if_no_file_says_so()
         def stops_at(self, token: int) -> bool:
             return token in (0, 3)
 
-    assert mlflow_model._own_tokens(Serving()) == ([1], [0, 3])
+    assert own_tokens(Serving()) == ([1], [0, 3])
     with pytest.raises(StageError, match="says where a text ends") as error:
-        mlflow_model._own_tokens(Letters())
+        own_tokens(Letters())
     assert error.value.failure is Failure.MISSING_TOKENIZER
 
 
