@@ -98,8 +98,15 @@ def init(
             **{"model": model, "calibration": calibration, "evaluation": evaluation},
             **{"gold": gold, "target": target, "suite": suite},
         }
-        if not overrides and not any(said.values()) and sys.stdin.isatty():
+        nothing = not overrides and all(one is None for one in said.values())
+        if nothing and sys.stdin.isatty():
             said = ask(root)
+        elif nothing:
+            raise ConfigError(
+                "expected a choice, found none; give options or overrides, such as "
+                "--model /models/mine --calibration train.txt, or call it on a terminal: there it "
+                "asks"
+            )
         # Paths are those of the folder in which the command was called.
         overrides = project_overrides(root, **said) + overrides
         os.chdir(root)

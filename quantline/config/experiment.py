@@ -1,7 +1,8 @@
 """Writing overrides as a file of conf/experiment/, so that every composition starts from them.
 
-Choices of groups and single options go into conf/experiment/<name>.yaml. What concerns recipes and
-variants goes into a suite of the same name, so that another suite can be chosen without them.
+What concerns recipes and variants goes into a suite of the experiment's name, and single options of
+a model, a text and so on into a choice of its group: whoever chooses another suite or model later
+chooses it without them. conf/experiment/<name>.yaml names these choices.
 """
 
 import re
@@ -10,6 +11,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from quantline.config.compose import compose, missing_inputs, to_yaml
 from quantline.config.grid import suite_yaml
@@ -58,11 +61,13 @@ def write_experiment(
     check_choice(present, wanted, overrides, name)
     files = _files(root, name, overrides, wanted)
     for path, text in files.items():
-        if path.name != "config.yaml" and not replace and _differs(root / path, text):
-            raise ConfigError(
-                f"expected no other file {path}, found one; edit it, take its place with "
-                "--replace, or choose another --name"
-            )
+        if path.name != "config.yaml" and _differs(root / path, text):
+            own = _is_of(root / path, name)
+            if not (replace and own):
+                also = "edit it, take its place with --replace, or " if own else ""
+                raise ConfigError(
+                    f"expected no other file {path}, found one; {also}choose another --name"
+                )
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder)
         shutil.copytree(root / "conf", trial / "conf")
@@ -78,7 +83,15 @@ def write_experiment(
         )
     for path, text in files.items():
         write_text(root / path, text)
+    for path in (root / "conf").glob(f"*/{name}.yaml"):
+        if path.relative_to(root) not in files and _is_of(path, name):
+            path.unlink()  # of what the experiment was before
     return list(files)
+
+
+def _is_of(path: Path, name: str) -> bool:
+    """Whether a file was written for the experiment of a name."""
+    return f"# {_comment(name)}\n" in path.read_text(encoding="utf-8")
 
 
 def _differs(path: Path, text: str) -> bool:
@@ -112,12 +125,17 @@ def _files(
     files = {}
     if own_suite:
         path = Path(f"conf/suite/{name}.yaml")
-        comment = f"The recipes and variants of conf/{GROUP}/{name}.yaml."
+        comment = _comment(name)
         text = suite_yaml(name, comment, wanted["recipes"], wanted["variants"])
         inside = {key: options.pop(key) for key in SECTIONS if key in options}
         files[path] = text + _yaml(inside)
         choices["suite"] = name
-    lines = [f"# @package _global_\n# Written by `quantline init --name {name}`.\ndefaults:"]
+    for group in sorted(set(options) - {*LISTS, "suite"}):
+        if (root / "conf" / group).is_dir():
+            base = choices.get(group) or _default(root, group)
+            files[Path(f"conf/{group}/{name}.yaml")] = _group_yaml(name, base, options.pop(group))
+            choices[group] = name
+    lines = [f"# @package _global_\n# {_comment(name)}\ndefaults:"]
     for group, choice in choices.items():
         if group not in LISTS:
             lines.append(f"  - override /{group}: {choice}")
@@ -132,6 +150,32 @@ def _files(
         )
     files[Path("conf/config.yaml")] = text
     return files
+
+
+def _comment(name: str) -> str:
+    """Return the first line of a file, by which it is known as one of an experiment's."""
+    return f"Written by `quantline init --name {name}`."
+
+
+def _group_yaml(name: str, base: str, options: dict[str, Any]) -> str:
+    """Return the text of a choice of a group that changes options of another one.
+
+    Raises:
+        ConfigError: If it were based on itself.
+    """
+    if base == name:
+        raise ConfigError(
+            f"expected options of another choice than {name}, which would be that file itself; "
+            "choose another --name"
+        )
+    return f"# {_comment(name)}\ndefaults: [{base}, _self_]\n" + _yaml(options)
+
+
+def _default(root: Path, group: str) -> str:
+    """Return the choice of a group in conf/config.yaml."""
+    text = (root / "conf/config.yaml").read_text(encoding="utf-8")
+    defaults = yaml.safe_load(text)["defaults"]
+    return next(str(one[group]) for one in defaults if isinstance(one, dict) and group in one)
 
 
 def _yaml(options: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ DEMO = "demo"
 HUB = "hub"
 NO_GOLD = "none"
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+CONFIG = "config.json"  # which every model's folder has
 WHOLE = "[0.0,1.0]"
 
 
@@ -29,7 +30,13 @@ def model_overrides(said: str, root: Path) -> list[str]:
     """
     if said in _ready(root, "model"):
         return [f"model={said}"]
-    if Path(said).expanduser().exists():
+    folder = Path(said).expanduser()
+    if said and folder.is_dir() and not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"model: expected the folder of a model, with {CONFIG}, found none in {said}; name the "
+            "folder that has it"
+        )
+    if said and folder.exists():
         return ["model=local", f"model.path={_path(said, root)}"]
     if _looks_like_a_path(said):
         raise ConfigError(f"model: there is no {said}; correct the path")

@@ -1,9 +1,12 @@
 """What a project's model is called where several projects meet, such as MLflow's model registry."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
+
+from quantline.config.params import Model
 
 DEMO = "demo"
 FILES = (".gguf",)  # a model of one file is called by its stem
@@ -11,7 +14,7 @@ UNNAMED = "model"
 
 
 def model_name(model: Mapping[str, Any]) -> str:
-    """Return a name of letters, digits, dots, hyphens and underscores.
+    """Return a name of letters, digits, dots, hyphens and underscores, in any script.
 
     It is the last part of the id on the Hub, or the name of the folder or file, with that of the
     adapter behind it.
@@ -31,4 +34,13 @@ def _last_part(path: str | None) -> str:
     """Return what a path or an id ends with; "" for none."""
     last = PurePosixPath(path or "")
     name = last.stem if last.suffix.lower() in FILES else last.name
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", name)).strip("-.")
+
+
+def shown_name(model: Model) -> str:
+    """Return what pages call a model: its id, or its path in the project.
+
+    Of a path elsewhere it is the last part: where a machine has its models is nobody's business.
+    """
+    path = PurePosixPath(model.path or "")
+    return model.id or str(path.name if path.is_absolute() else path)

@@ -14,6 +14,7 @@ def outside(folder, tmp_path_factory) -> Path:
     """A model and texts outside the project."""
     place = tmp_path_factory.mktemp("mine")
     (place / "model").mkdir()
+    (place / "model/config.json").touch()
     for name in ("train.txt", "test.txt", "gold.jsonl"):
         (place / name).touch()
     return place
@@ -75,6 +76,12 @@ def test_init_replaces_a_choice_only_if_it_is_told_to(folder):
         (["--model", "owner/name"], "give --calibration FILE"),
         (["--model", "nowhere"], "owner/name on the Hub, or one of demo"),
         (["--model", "./nowhere"], "there is no ./nowhere"),
+        (
+            ["--model", "demo/data", "--calibration", "hub"],
+            "with config.json, found none in demo/data",
+        ),
+        (["--model", ""], "owner/name on the Hub, or one of demo"),
+        ([], "expected a choice, found none"),
         (["--calibration", "nowhere.txt"], "there is no nowhere.txt"),
         (["--calibration", "demo/model"], "found the folder demo/model"),
         (["--gold", "nowhere.jsonl"], "say none for no questions"),

@@ -33,6 +33,9 @@ def test_what_init_keeps_is_what_every_composition_starts_from(folder):
     assert done.exit_code == 0, done.output
     assert compose() | {"conf_sha256": ""} == expected
     assert load_params().model.path == "größe, #1"
+    assert {path.parent.name for path in (folder / "conf").glob("*/mine.yaml")} == {
+        *("evaluation", "experiment", "model", "suite", "target"),
+    }
     again = compose(["suite=quick", "model.path=demo/model"])
     assert again["model"]["path"] == "demo/model"
     assert again["target"]["max_memory_mib"] == 512
@@ -48,6 +51,35 @@ def test_init_again_changes_nothing_or_says_that_the_name_is_taken(folder):
     assert "choose another --name" in done.output
     assert quantline("init", "suite=narrow", "--name", "those").exit_code == 0
     assert compose()["suite"] == "narrow"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["model=demo"],
+        ["model=hub", "model.id=ada/model"],
+        ["target=laptop-cpu"],
+        ["evaluation=demo"],
+        ["tracking=local"],
+        ["executor=local"],
+    ],
+)
+def test_another_choice_of_a_group_has_nothing_of_what_init_has_kept(folder, choice):
+    own = [
+        *(one for one in OVERRIDES if "smoke_prompts" not in one),
+        "evaluation.smoke_tokens=9",
+        *("tracking=server", "tracking.uri=https://example.org"),
+        *("executor=ray", "executor.address=auto", "executor.workers=3"),
+    ]
+    assert quantline("init", *own).exit_code == 0
+    kept = compose()
+    assert kept["executor"]["workers"] == 3
+    group = choice[0].partition("=")[0]
+    expected = kept | {group: compose(["experiment=none", *choice])[group]}
+    found = compose(choice)
+    for one in (expected, found):
+        del one["conf_sha256"], one["tracking"]["registry"]["name"]  # which has the model's in it
+    assert found == expected
 
 
 @pytest.mark.parametrize(

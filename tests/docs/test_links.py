@@ -11,7 +11,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
 NAMED_PATH = re.compile(
     r"`((?:conf|quantline|stages|tests|docs|benchmarks|demo|\.github)/[\w./-]*)`"
 )
-MADE_ON_USE = {"conf/experiment/mine.yaml", "docs/_build/html/index.html"}
+MADE_ON_USE = {"conf/experiment/mine.yaml", "conf/model/mine.yaml", "docs/_build/html/index.html"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
