@@ -59,6 +59,7 @@ def sweep(
     In the place of a recipe's name may stand its method, or a pattern: recipes.*.bits=3,4. What has
     run does not run again, so that an interrupted sweep goes on with the same command.
     """
+    from quantline.sweeps.experiments import keep_space, sweep_called
     from quantline.sweeps.goal import read_goal
     from quantline.sweeps.plan import sweep_name
     from quantline.sweeps.space import name_entries, read_space
@@ -69,13 +70,14 @@ def sweep(
         os.chdir(root)
         space = read_space(overrides)
         goal = read_goal(optuna, minimize or [], maximize or [], subject_to or [], space)
-        called = name or sweep_name(space)
+        called = name or sweep_called(sweep_name(space), space, goal is not None, root)
         if not re.fullmatch(r"[\w-]+", called, re.ASCII):
             raise ConfigError(f"expected a name of letters, digits, - and _, found {called!r}")
         with ends_in_one_line(), project_lock("quantline sweep"):
             plan = _plan(space, goal, root)
             if dry_run:
                 return
+            keep_space(called, space, goal is not None, root)
             # As every experiment has it; and so the others of the suite stand on the page too.
             compose_project(name_entries(space.fixed, root), keeps_project=True)
             _run_shared(plan)

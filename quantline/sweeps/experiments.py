@@ -14,11 +14,13 @@ from typing import Any
 
 from quantline.config.copied_project import paths_outside_copy
 from quantline.errors import ConfigError, Failure
-from quantline.files import sha256_files, sha256_json, write_json
+from quantline.files import read_json, sha256_files, sha256_json, write_json
 from quantline.run.project_lock import FOLDER
 from quantline.sweeps.plan import Point
+from quantline.sweeps.space import Space
 
 SWEEPS = FOLDER / "sweeps"
+SPACE = "space.json"  # in a sweep's folder there
 # What experiments run: with other content of these they are others.
 SOURCES = ("conf", "demo", "dvc.yaml", "hydra_plugins", "quantline", "stages")
 WATCHED = (
@@ -50,6 +52,39 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def sweep_called(name: str, space: Space, is_search: bool, root: Path) -> str:
+    """Return a name that no other sweep of this project has: a number follows one that is taken.
+
+    A sweep is another one if it varies other keys, overrides something else in all experiments, or
+    is a search where the other is a grid. With more values of the same keys it goes on.
+
+    Args:
+        name: What it would be called.
+        space: What it varies.
+        is_search: Whether it is a search.
+        root: The project's.
+    """
+    wanted = _identity(space, is_search)
+    for number in itertools.count(1):
+        called = name if number == 1 else f"{name}-{number}"
+        kept = root / SWEEPS / called / SPACE
+        if not kept.is_file() or read_json(kept) == wanted:
+            return called
+    raise AssertionError("there are numbers enough")
+
+
+def keep_space(name: str, space: Space, is_search: bool, root: Path) -> None:
+    """Keep what a sweep varies, for `sweep_called`."""
+    folder = root / SWEEPS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SPACE, _identity(space, is_search))
+
+
+def _identity(space: Space, is_search: bool) -> dict[str, Any]:
+    keys = sorted(axis.key for axis in space.axes)
+    return {"fixed": sorted(space.fixed), "keys": keys, "search": is_search}
 
 
 class Finished:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from quantline.config.model_name import shown_name
 from quantline.model.architecture import Architecture
 from quantline.report.build import rank
 from quantline.report.variant import VariantRow
@@ -53,6 +54,12 @@ class GridReport:
     def failed(self) -> list[Result]:
         """The results of experiments that have none."""
         return [result for result in self.results if not result.row.is_measured]
+
+    @property
+    def measured_on(self) -> str:
+        """The last day on which something was measured; "" if nothing was."""
+        days = (result.row.speed.get("measured_on") or "" for result in self.measured)
+        return max(days, default="")
 
     @property
     def picked(self) -> Result | None:
@@ -112,7 +119,7 @@ def make_report(
         axes[axis.key] = list(axis.values) if ends is None else [f"{ends.low:g}", f"{ends.high:g}"]
     return GridReport(
         name=name,
-        model=plan.base.model.id or plan.base.model.path or "",
+        model=shown_name(plan.base.model),
         axes=axes,
         results=kept,
         target=plan.base.target.model_dump(mode="json"),

@@ -5,10 +5,11 @@ import io
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
-from quantline.files import write_json, write_text
+from quantline.files import MIB, write_json, write_text
 from quantline.metrics.figure import columns_of
 from quantline.paths import REPORTS
 from quantline.report import tables
@@ -38,6 +39,7 @@ def render_page(report: GridReport) -> str:
     environment = page_environment(Path(__file__).parent)
     script = environment.get_template("page.js.jinja").render()
     environment.globals |= {
+        "mib": MIB,
         "columns_of": columns_of,
         "count_gates": tables.count_gates,
         "figure_cells": tables.figure_cells,
@@ -49,6 +51,7 @@ def render_page(report: GridReport) -> str:
         plots=_plots(report),
         keys=list(report.axes),
         adopted=adopting(picked) if picked else "",
+        csv=quote(render_csv(report)),
         script=Markup(script),
         script_hash=script_hash(script),
     )

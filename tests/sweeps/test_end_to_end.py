@@ -8,9 +8,9 @@ from contextlib import closing
 
 import pytest
 
+from tests.helpers.clone import Clone
 from tests.helpers.project import tiny_inputs
 from tests.helpers.sweeps import git
-from tests.test_end_to_end import Clone
 
 SWEPT = ["recipes.gptq.bits=3,4", "--jobs", "2"]
 OVERRIDES = ["recipe=[none,gptq-w4g128]", "variant=[gptq-w4g128]", "target=any"]
@@ -21,7 +21,7 @@ OVERRIDES = ["recipe=[none,gptq-w4g128]", "variant=[gptq-w4g128]", "target=any"]
 def test_two_experiments_at_once_measure_the_projects_own_model(tmp_path, tiny_model, texts):
     """From a fresh clone, without a database of MLflow, which both would want to make."""
     overrides = [*OVERRIDES, *tiny_inputs(tiny_model, texts), "evaluation.speed.threads=1"]
-    clone = Clone(tmp_path, [*overrides, *SWEPT])
+    clone = Clone.begin(tmp_path, [*overrides, *SWEPT])
     (tmp_path / "conf/suite/mine.yaml").write_text("# A file that git does not have.\n")
     clone.quantline("sweep")
     report = json.loads((tmp_path / "reports/sweeps/gptq-bits.json").read_text())

@@ -8,8 +8,9 @@ import yaml
 
 from quantline.errors import ConfigError
 from quantline.sweeps import experiments
-from quantline.sweeps.experiments import Finished, Outcome
+from quantline.sweeps.experiments import Finished, Outcome, keep_space, sweep_called
 from quantline.sweeps.plan import Plan
+from quantline.sweeps.space import read_space
 from tests.helpers.sweeps import begin_git, git, small_plan
 
 VARIANTS = ("gptq-w4g128",)
@@ -109,3 +110,16 @@ def test_without_a_commit_there_are_no_experiments(tmp_path):
     git(tmp_path, "init", "--quiet")
     with pytest.raises(ConfigError, match="git commit"):
         experiments.check_git(tmp_path)
+
+
+def test_another_sweep_over_the_same_keys_has_a_name_of_its_own(tmp_path):
+    first = read_space(["recipes.gptq.bits=3,4"])
+    keep_space("gptq-bits", first, False, tmp_path)
+    assert sweep_called("gptq-bits", first, False, tmp_path) == "gptq-bits"
+    more = read_space(["recipes.gptq.bits=3,4,8"])
+    assert sweep_called("gptq-bits", more, False, tmp_path) == "gptq-bits"
+    assert sweep_called("gptq-bits", first, True, tmp_path) == "gptq-bits-2"
+    other = read_space(["recipes.gptq.bits=3,4", "recipes.gptq.shrinkage=0.3"])
+    assert sweep_called("gptq-bits", other, False, tmp_path) == "gptq-bits-2"
+    keep_space("gptq-bits-2", other, False, tmp_path)
+    assert sweep_called("gptq-bits", other, False, tmp_path) == "gptq-bits-2"
