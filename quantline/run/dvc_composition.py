@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from quantline.errors import ConfigError, Reason
 from quantline.messages import plain
 from quantline.run.stage import StageRun
 
+EXPERIMENTS = (["exp"], ["experiments"])  # what argv begins with
+
 
 def register_for_dvc() -> None:
     """Register the resolvers of conf/; the digest, which is asked for once, checks the rest too."""
@@ -36,6 +39,20 @@ def register_for_dvc() -> None:
         return conf_digest()
 
     OmegaConf.register_new_resolver("conf_sha256", digest, replace=True)
+    if sys.argv[1:2] in EXPERIMENTS:
+        write_git_config_in_utf8()
+
+
+def write_git_config_in_utf8() -> None:
+    """Let DVC write .git/config of an experiment's workspace, whatever letters it has.
+
+    It reads that file in UTF-8 and writes it in ASCII (LocalExecutor._update_git_config), and so
+    fails for every project in a folder, or of a user, with other letters.
+    """
+    from configobj import ConfigObj
+    from dvc.repo.experiments.executor import local
+
+    local.ConfigObj = partial(ConfigObj, encoding="utf-8")
 
 
 def say_in_our_words(record: logging.LogRecord) -> bool:
@@ -109,7 +126,7 @@ def _arguments(argv: list[str]) -> Any:
     """Return DVC's arguments as DVC reads them; None if it was not called as `dvc exp`."""
     from dvc.cli import DvcParserError, parse_args
 
-    if argv[:1] not in (["exp"], ["experiments"]):
+    if argv[:1] not in EXPERIMENTS:
         return None
     try:
         return parse_args(argv)

@@ -149,3 +149,22 @@ def test_dvc_says_hydras_errors_in_words_of_this_project(folder, monkeypatch, ov
     other = logging.makeLogRecord({"msg": "no lock", "exc_info": (OSError, OSError("x"), None)})
     assert say_in_our_words(other)
     assert other.getMessage() == "no lock"
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_in_a_project_whose_git_config_has_other_letters(folder):
+    """DVC writes the configuration of the experiment's own repository anew."""
+    (folder / "dvc.yaml").write_text("stages: {one: {cmd: echo done, params: [seed]}}\n")
+    project = folder.rename(folder.parent / "größtes Projekt")
+    assert quantline("compose").exit_code == 0
+    git = ["git", "-c", "user.email=nobody@nowhere"]
+    for command in (
+        ["config", "user.name", "Jürgen"],
+        ["add", "--all"],
+        ["commit", "--quiet", "-m", "start"],
+    ):
+        subprocess.run([*git, *command], cwd=project, check=True)
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "-S", "seed=1"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Ran experiment" in done.stdout
