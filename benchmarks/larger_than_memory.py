@@ -5,12 +5,12 @@
 
 A Llama of random weights (hidden 2048, feed-forward 5632) goes through a project of its own in the
 folder, stage by stage, in a control group of the kernel that has the limit: pages of files count
-too, and a process that needs more is killed. A folder that has the model is used again. Writes
+too, and a process that needs more is killed. A folder that has the
+model is used again, and a run that was stopped goes on. Writes
 benchmarks/results/larger-than-memory.json and prints the table.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -25,10 +25,11 @@ from benchmarks.paths import DEMO_DATA, RESULTS, ROOT
 from benchmarks.random_models import write_wide_llama
 from benchmarks.stopwatch import stopwatch
 from benchmarks.tables import number_table
-from quantline.files import MIB, folder_bytes, write_json
+from quantline.files import MIB, folder_bytes, read_json_list, write_json
 
 BLOCKS = 88
 LENGTH = 128
+ROWS = "rows.json"  # of the stages that have run
 SEQUENCES = 8
 # Recipe → the variant that is made of it.
 VARIANTS = {
@@ -45,13 +46,11 @@ def begin_project(folder: Path, model: Path, recipes: list[str], sequences: int)
     """Write a project that takes the model through some recipes.
 
     Args:
-        folder: It is made anew.
+        folder: It is made.
         model: Folder of the checkpoint.
         recipes: Names out of VARIANTS.
         sequences: Of calibration and of evaluation.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
     folder.mkdir()
     shutil.copytree(ROOT / "conf", folder / "conf")
     shutil.copy(ROOT / "dvc.yaml", folder)
@@ -97,9 +96,12 @@ def stages_of(recipes: list[str]) -> list[list[str]]:
 
 
 def measure(project: Path, stages: list[list[str]], group: MemoryGroup) -> list[dict[str, Any]]:
-    """Run the stages one after another; return a row for each."""
-    rows = []
-    for name, *instance in stages:
+    """Run the stages one after another; return a row for each.
+
+    Those that the project has rows of are not run again.
+    """
+    rows: list[dict[str, Any]] = read_json_list(project / ROWS) if (project / ROWS).exists() else []
+    for name, *instance in stages[len(rows) :]:
         with stopwatch() as times, group.watch() as peak:
             run([sys.executable, "-m", f"stages.{name}", *instance], project, group)
         row = {
@@ -107,8 +109,8 @@ def measure(project: Path, stages: list[list[str]], group: MemoryGroup) -> list[
             "seconds": times["seconds"],
             "anonymous_bytes": peak[0],
         }
-        print(json.dumps(row), flush=True)
         rows.append(row)
+        write_json(project / ROWS, rows)
     return rows
 
 
@@ -125,9 +127,11 @@ def main() -> None:
     model = folder / f"llama-{options.blocks}"
     if not (model / "model.safetensors").exists():
         write_wide_llama(model, options.blocks)
-    begin_project(folder / "project", model, options.recipes, options.sequences)
+    project = folder / "-".join(["project", str(options.blocks), *options.recipes])
+    if not project.exists():
+        begin_project(project, model, options.recipes, options.sequences)
     with MemoryGroup(f"quantline-{os.getpid()}", options.limit_mib * MIB) as group:
-        rows = measure(folder / "project", stages_of(options.recipes), group)
+        rows = measure(project, stages_of(options.recipes), group)
     size = folder_bytes(model)
     results = {
         "model": f"Llama of random weights, {options.blocks} blocks",

@@ -21,6 +21,7 @@ from quantline.files import MIB
 from quantline.messages import say
 from quantline.run.dvc_program import WARNINGS_ALONE
 from quantline.run.leash import leashed
+from quantline.run.memory import available_bytes
 from quantline.run.process_tree import end_tree
 from quantline.run.project_lock import FOLDER
 
@@ -215,8 +216,6 @@ def run_side_by_side(params: Params, jobs: int, memory_gib: float | None) -> Sid
     Raises:
         ConfigError: If the model's size cannot be read.
     """
-    import psutil
-
     from quantline.doctor.needs import memory_of_stages
     from quantline.doctor.sizes import sizes_of_project
 
@@ -229,7 +228,7 @@ def run_side_by_side(params: Params, jobs: int, memory_gib: float | None) -> Sid
     names = [f"quantize@{name}" for name in params.recipes]
     names += [f"export@{name}" for name in params.variants]
     tasks = tasks_of(params, changed_stages(names), memory_of_stages(params, sizes))
-    budget = 0.8 * psutil.virtual_memory().available
+    budget = 0.8 * available_bytes()
     if memory_gib is not None:
         budget = memory_gib * 1024 * MIB
     run = SideBySide(tasks, jobs, budget)

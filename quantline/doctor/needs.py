@@ -15,6 +15,7 @@ from quantline.config.params import Params
 from quantline.config.recipes import Recipe
 from quantline.doctor.sizes import ModelSizes
 from quantline.run.events import read_events
+from quantline.run.memory import allowed_bytes
 from quantline.run.stage_names import run_name
 
 EFFICIENCY = 0.5  # of a stage's products, beside one large product after another
@@ -31,7 +32,8 @@ START_S = 8.0  # of a stage: imports
 EXPORT_S = 0.1  # for a million parameters: writing, reading back, trying
 TO_ONNX = 3.0  # times as long
 FIXED_BYTES = 700 << 20  # of a process with torch
-CALIBRATION_BLOCKS = 11  # times one block's float32 weights, with gradients
+LIGHT_BYTES = 300 << 20  # of one without
+CALIBRATION_BLOCKS = 8  # times one block's float32 weights, with gradients
 QUANTIZE_BLOCKS = 7
 RESIDENT_STATES = 1 << 30  # of hidden states in memory; larger ones lie in a file
 CALIBRATION_SHARE = 1.4  # bytes of the statistics for each parameter
@@ -123,12 +125,27 @@ def memory_of_stages(params: Params, sizes: ModelSizes) -> dict[str, float]:
         quantized = FIXED_BYTES + QUANTIZE_BLOCKS * 4 * sizes.block_weights
         memory[f"quantize {name}"] = workers * quantized
     for name, variant in params.variants.items():
-        size = variant_bytes(params, name, sizes)
-        held = 4 * sizes.parameters if variant.runtime == "transformers" else 2 * size
-        memory[f"evaluate {name}"] = workers * (FIXED_BYTES + held)
+        fixed, held = _held_by_runtime(variant.runtime, variant_bytes(params, name, sizes), sizes)
+        memory[f"evaluate {name}"] = workers * (fixed + held)
         # The bundle is tried in a process of its own, while the stage waits for it.
-        memory[f"export {name}"] = 2 * FIXED_BYTES + held
+        memory[f"export {name}"] = 2 * fixed + held
     return memory
+
+
+def _held_by_runtime(runtime: str, size: float, sizes: ModelSizes) -> tuple[int, float]:
+    """Return the bytes of a runtime's process without a model, and those of the model in it.
+
+    Args:
+        runtime: Its name.
+        size: Of the bundle.
+        sizes: Of the model.
+    """
+    if runtime == "llama.cpp":
+        # It leaves a file in place that is larger than memory.
+        return LIGHT_BYTES, size if size <= allowed_bytes() else 0
+    if runtime == "transformers":
+        return FIXED_BYTES, 4 * sizes.parameters
+    return FIXED_BYTES, 2 * size
 
 
 def parts_bytes(params: Params, sizes: ModelSizes) -> float:

@@ -17,6 +17,7 @@ from quantline.config.texts import Limits
 from quantline.errors import Failure, StageError
 from quantline.files import read_json, write_json
 from quantline.run.child_process import call_in_child
+from quantline.run.memory import available_bytes
 
 if TYPE_CHECKING:
     from quantline.model.gguf_checkpoint import GgufCheckpoint
@@ -236,7 +237,5 @@ def _wrong(expected: str, found: object) -> StageError:
 
 def _has_room(converted: "GgufCheckpoint", folder: Path) -> bool:
     """Whether disk and memory hold the file in float32, with as much to spare."""
-    import psutil
-
     size = 4 * sum(int(np.prod(converted.shape(name))) for name in converted.names)
-    return 2 * size < min(shutil.disk_usage(folder).free, psutil.virtual_memory().available)
+    return 2 * size < min(shutil.disk_usage(folder).free, available_bytes())

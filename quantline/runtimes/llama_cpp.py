@@ -12,11 +12,13 @@ import numpy as np
 from quantline.config.runtimes import RuntimeInfo, register_runtime
 from quantline.errors import Failure, StageError
 from quantline.model.gguf_files import model_files
+from quantline.run.memory import allowed_bytes
 from quantline.runtimes.llama_cpp_context import CELL_STEP, Context
 from quantline.runtimes.llama_cpp_log import LOG, load_library
 from quantline.runtimes.runtime import CHUNK_VALUES, LogitChunk, decode_greedily
 
 BATCH_TOKENS = 512  # run at once, which is what llama.cpp computes at once
+BESIDE_WEIGHTS = 512 << 20  # bytes that a process has besides: libraries, caches, logits
 PARALLEL_CONTEXTS = 2  # each runs batches of its own where sequences are short
 
 register_runtime(
@@ -50,6 +52,11 @@ class Engine:
         settings.n_gpu_layers = 0
         files = model_files(bundle)
         path = files[0] if files else bundle / "model.gguf"
+        # llama.cpp puts weights into an order that its kernels read faster, in memory of its own.
+        needed = sum(file.stat().st_size for file in files) + BESIDE_WEIGHTS
+        settings.use_extra_bufts = needed <= allowed_bytes()
+        if not settings.use_extra_bufts:
+            self.version += ", weights read from the file, larger than memory"
         LOG.clear()
         self.model = self.llama.llama_model_load_from_file(str(path).encode(), settings)
         if not self.model:

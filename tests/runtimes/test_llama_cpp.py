@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from quantline.errors import Failure, StageError
+from quantline.runtimes import llama_cpp
 from quantline.runtimes.llama_cpp_log import Log
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.gguf import file_of, write_unquantized
@@ -22,6 +23,19 @@ def test_generate_is_greedy_decoding_by_torch(tmp_path, tiny_model):
         ids.append(int(logprobs[0, -1].argmax()))
     assert found == ids[3:]
     assert runtime.generate(prompt, 6, {found[2]}) == found[: found.index(found[2])]
+
+
+def test_a_file_larger_than_memory_stays_in_place_and_the_figures_say_so(
+    tmp_path, tiny_model, monkeypatch
+):
+    written = write_unquantized(tmp_path, tiny_model, "float32")
+    tokens = np.array([[5, 80, 33]], np.int32)
+    usual = open_runtime("llama.cpp", written.bundle, 1)
+    size = file_of(written.bundle).stat().st_size
+    monkeypatch.setattr(llama_cpp, "allowed_bytes", lambda: size + llama_cpp.BESIDE_WEIGHTS - 1)
+    runtime = open_runtime("llama.cpp", written.bundle, 1)
+    assert runtime.version == usual.version + ", weights read from the file, larger than memory"
+    np.testing.assert_allclose(runtime.logprobs(tokens), usual.logprobs(tokens), atol=1e-4)
 
 
 def test_engine_names_a_file_that_is_cut_short(tmp_path, tiny_model):
