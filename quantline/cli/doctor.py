@@ -5,7 +5,6 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import typer
 
 from quantline.cli.program import PARAMS, app, examples, stop
@@ -18,6 +17,7 @@ from quantline.files import MIB
 from quantline.messages import say
 from quantline.paths import EVENTS
 from quantline.run.dvc_program import has_git
+from quantline.run.memory import available_bytes
 from quantline.run.progress import duration
 
 LONGEST = 5  # stages that are named with their time
@@ -61,7 +61,7 @@ def _installed() -> list[str]:
 
 def _configuration(problems: list[str]) -> Params | None:
     """Say how it stands with params.yaml; add what has to be mended."""
-    from quantline.doctor.packages import missing_runtimes
+    from quantline.doctor.packages import missing_for, missing_runtimes
 
     if not (Path(".dvc") / "config").is_file():
         problems.append(f"expected .dvc/config in {Path.cwd()}, found none: copy hidden files too")
@@ -77,6 +77,7 @@ def _configuration(problems: list[str]) -> Params | None:
     except ConfigError as error:
         problems.append(str(error))
     problems += [*missing_inputs(params), *broken_links(params)]
+    problems += missing_for(params)
     absent = missing_runtimes()
     for name, variant in params.variants.items():
         elsewhere = params.evaluation.pythons.get(variant.runtime)
@@ -117,7 +118,7 @@ def _needs(params: Params, problems: list[str]) -> None:
     for stage in slow:
         how = "as measured before" if stage in needs.measured else "estimated"
         say(f"  {stage}: {duration(needs.seconds[stage])}, {how}")
-    available = psutil.virtual_memory().available
+    available = available_bytes()
     say(
         f"memory: about {needs.memory_bytes / MIB:,.0f} MiB for {needs.memory_of}; "
         f"{available / MIB:,.0f} MiB are free"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from quantline.executor.workers import Ended, settings_of
 from quantline.files import MIB
 
 OBJECT_STORE_MIB = 100  # of a Ray that is started here: no data goes through it
+CONNECT_S = 10
 LONGEST = 300  # characters of what Ray says in a message
 
 
@@ -111,6 +113,30 @@ def _import_ray() -> Any:
     return ray
 
 
+def _check_answers(address: str | None) -> None:
+    """Check that somebody listens at host:port: Ray itself waits there for minutes.
+
+    Raises:
+        StageError: runtime_unavailable.
+    """
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return  # auto, or in a form that Ray knows
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> StageError:
+    return StageError(
+        Failure.RUNTIME_UNAVAILABLE,
+        f"expected a Ray cluster at {address}, found none: "
+        f"{' '.join(str(error).split())[:LONGEST]}; start it (`ray start --head`), or set "
+        "executor.address=null to start one here",
+    )
+
+
 @contextlib.contextmanager
 def ray_workers(executor: Executor, queue: Queue) -> Iterator[RayWorkers]:
     """Connect to a cluster, or start one here, start tasks in the block, and end them with it.
@@ -132,16 +158,12 @@ def ray_workers(executor: Executor, queue: Queue) -> Iterator[RayWorkers]:
             "object_store_memory": OBJECT_STORE_MIB * MIB,
             "include_dashboard": False,
         }
+    _check_answers(executor.address)
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler in place of the stage's
     try:
         ray.init(address=executor.address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise StageError(
-            Failure.RUNTIME_UNAVAILABLE,
-            f"expected a Ray cluster at {executor.address}, found none: "
-            f"{' '.join(str(error).split())[:LONGEST]}; start it (`ray start --head`), or set "
-            "executor.address=null to start one here",
-        ) from error
+        raise _no_cluster(executor.address, error) from error
     finally:
         with contextlib.suppress(ValueError):  # not the main thread, where Ray changes nothing
             signal.signal(signal.SIGTERM, before)

@@ -25,6 +25,7 @@ from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.output_head import FILE, OutputHead
 from quantline.model.positions import check_item_lengths, check_length, learned_positions
+from quantline.model.read_architecture import copy_description
 from quantline.text.disjoint import Allowed, check_disjoint
 from quantline.text.documents import (
     Document,
@@ -52,8 +53,8 @@ def make_reference(
         calibration: The text that was calibrated on, which must share no document with the others.
         evaluation: The text to measure on.
         gold: The gold set, if there is one.
-        folder: Where hidden.safetensors, head.safetensors, gold.jsonl, baseline.json and
-            reference.json are written.
+        folder: Where hidden.safetensors, head.safetensors, gold.jsonl, baseline.json,
+            reference.json and the model's config.json are written.
         allow_overlap: Ids of gold items and documents that may stand in other texts too; True for
             all.
 
@@ -98,6 +99,7 @@ def make_reference(
         "versions": versions("torch", "transformers", "tokenizers"),
     }
     write_reference(folder, checkpoint, tokens, hidden)
+    copy_description(model_folder, folder)
     lines = [json.dumps(asdict(item)) + "\n" for item in items]
     write_text(folder / "gold.jsonl", "".join(lines))
     write_json(folder / "baseline.json", [result.as_dict() for result in baseline])

@@ -1,16 +1,26 @@
 """Reading the sizes of a model from its config.json."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from quantline.causes import reading_foreign
 from quantline.errors import Failure, StageError
 from quantline.model.architecture import Architecture
-from quantline.model.configuration import complete, read_config, read_configuration, refusal
+from quantline.model.configuration import (
+    CONFIG,
+    complete,
+    read_config,
+    read_configuration,
+    refusal,
+)
+from quantline.model.configuration import FILE as CONFIGURATION
 from quantline.model.family import Block, Family
 from quantline.model.find_family import family_of, is_tied, known_family
+from quantline.model.structure import FILE as STRUCTURE
 from quantline.model.structure import Structure, read_structure
 
+DESCRIPTION = (CONFIG, CONFIGURATION, STRUCTURE)  # the files that say what a model is
 # What config.json calls a size; the first name that it has counts.
 USUAL_KEYS = {
     "hidden_size": ("hidden_size",),
@@ -124,6 +134,18 @@ def architecture_of_folder(folder: Path) -> Architecture:
     if structure is not None and family_of(config) is None:
         return architecture_of_structure(read_configuration(folder), structure)
     return architecture_of(read_configuration(folder), known_family(config))
+
+
+def copy_description(model: Path, folder: Path) -> None:
+    """Copy what `architecture_of_folder` reads: a colleague has it without the model's weights.
+
+    Args:
+        model: Folder of the model.
+        folder: Where to write.
+    """
+    for name in DESCRIPTION:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, folder / name)
 
 
 def _check_sizes(arch: Architecture, family: Family) -> None:

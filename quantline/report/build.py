@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quantline.calibration.store import INFO
+from quantline.config.model_name import shown_name
 from quantline.config.params import Params
 from quantline.config.targets import Target
 from quantline.errors import StageError
@@ -108,7 +109,8 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
     """
     # Of a file that is torn, its lineage says so in each row.
     try:
-        arch = read_architecture(MODEL)
+        # A colleague without the model has its description from the remote.
+        arch = read_architecture(MODEL) or read_architecture(REFERENCE)
     except StageError:
         arch = None
     rows = [read_row(name, params, arch) for name in params.variants]
@@ -119,7 +121,7 @@ def collect_report(params: Params, refused: Sequence[str] = ()) -> Report:
     answers: list[dict[str, Any]] = _known(ANSWERS / "answers.json", "prompts", [])
     accuracy: dict[str, float] = _known(reference, "gold_accuracy", {})
     return Report(
-        model=params.model.id or params.model.path or "",
+        model=shown_name(params.model),
         parameters=parameters,
         target=params.target.model_dump(mode="json"),
         pick=choice.pick,

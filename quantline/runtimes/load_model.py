@@ -6,6 +6,7 @@ the folder. Whether one needs it is found by trying, once: the smoke test keeps 
 
 import gc
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from quantline.causes import raise_if_of_machine
 from quantline.errors import Failure, StageError
 from quantline.files import read_json
 from quantline.formats.bundle.manifest import SMOKE
+from quantline.formats.safetensors.layouts import LAYOUTS
 from quantline.runtimes.compressed_loading import without_needless_initialization
 
 HELPED = "helped"  # the key in smoke.json
@@ -43,6 +45,9 @@ def load_model(bundle: Path, dtype: Any) -> Loaded:
 
     config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
     method = config.get("quantization_config", {}).get("quant_method")
+    package = LAYOUTS[method].package if method in LAYOUTS else None
+    if package and find_spec(package.replace("-", "_")) is None:
+        raise _not_installed(f"there is no {package}")
     try:
         helped = _known(bundle) if method == COMPRESSED else None
         if method == COMPRESSED and not helped:
@@ -51,12 +56,8 @@ def load_model(bundle: Path, dtype: Any) -> Loaded:
                 return Loaded(model, None)
         with without_needless_initialization(), experts_joined(bundle):
             model, why_not = _tried(bundle, config, dtype)
-    except ImportError as error:  # the layouts gptq and awq need a package of their own
-        raise StageError(
-            Failure.RUNTIME_UNAVAILABLE,
-            f"transformers cannot load this layout here: {error}; install what it needs: "
-            "pip install 'quantline[gptqmodel]'",
-        ) from None
+    except ImportError as error:
+        raise _not_installed(str(error)) from None
     if why_not:
         raise StageError(
             Failure.RUNTIME_CRASHED,
@@ -64,6 +65,14 @@ def load_model(bundle: Path, dtype: Any) -> Loaded:
             "export it again",
         )
     return Loaded(model, helped)
+
+
+def _not_installed(found: str) -> StageError:
+    return StageError(
+        Failure.RUNTIME_UNAVAILABLE,
+        f"transformers cannot load this layout here: {found}; install what it needs: "
+        "pip install 'quantline[gptqmodel]'",
+    )
 
 
 def _known(bundle: Path) -> str | None:

@@ -58,6 +58,8 @@ class BundleModel:
     def generate(self, text: str, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
         """Return a text's continuation, decoded greedily."""
         prompt = [*self._begin, *self.runtime.encode(text)]
+        if not prompt:
+            raise ValueError(f"expected a text to go on from, found {text!r}, which has no tokens")
         return self.runtime.decode(self.runtime.generate(prompt, max_new_tokens, self._ends))
 
     def logprobs(self, text: str) -> dict[str, list[Any]]:

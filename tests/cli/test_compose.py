@@ -54,8 +54,8 @@ def test_a_place_that_cannot_be_written_is_named_and_changes_nothing(folder, mon
         raise OSError(number, os.strerror(number), ".quantline")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    for command in ("compose", "repro", "init", "grid"):
-        done = quantline(command, *["gptq"] * (command == "grid"))
+    for command in (["compose"], ["repro"], ["init", "suite=quick"], ["grid", "gptq"]):
+        done = quantline(*command)
         assert done.exit_code == 1
         assert "permission_denied" in done.output
         assert ".quantline" in done.output

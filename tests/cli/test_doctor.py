@@ -55,6 +55,27 @@ def test_doctor_names_a_runtime_that_the_suite_needs(ready, monkeypatch):
     assert "variants.bf16: transformers is not installed: pip install torch" in done.output
 
 
+def test_doctor_names_what_executor_and_layout_need(ready, monkeypatch):
+    known = packages._version
+    gone = {"ray": None, "gptqmodel": None}
+    monkeypatch.setattr(packages, "_version", lambda name: gone.get(name, known(name)))
+    options = ["suite=quick", "executor=ray", "variants.gptq-w4g128.layout=gptq"]
+    assert quantline("compose", *options).exit_code == 0
+    done = quantline("doctor")
+    assert done.exit_code == 1
+    assert "executor ray: ray is not installed: pip install 'quantline[ray]'" in done.output
+    assert "variants.gptq-w4g128: gptqmodel is not installed" in done.output
+
+
+def test_a_clone_says_itself_what_it_needs(folder, monkeypatch):
+    text = '[project]\nname = "quantline"\ndependencies = ["nothing-like-it>=1"]\n'
+    (folder / "pyproject.toml").write_text(
+        text + "[project.optional-dependencies]\nown = ['no-such']"
+    )
+    assert [one.what for one in packages.missing_requirements()] == ["nothing-like-it>=1"]
+    assert [one.what for one in packages.missing_extras()] == ["extra own"]
+
+
 def test_doctor_says_that_a_model_of_the_hub_has_to_be_fetched_first(folder):
     options = ["model=hub", "model.id=owner/name", "calibration=hub", "evaluation=hub"]
     assert quantline("compose", *options).exit_code == 0

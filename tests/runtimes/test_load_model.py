@@ -30,6 +30,15 @@ def fused(tmp_path_factory, make_model):
     return root / "out"
 
 
+@pytest.mark.parametrize("layout", ["gptq", "awq"])
+def test_a_layout_whose_package_is_missing_is_named(tmp_path, monkeypatch, layout):
+    monkeypatch.setattr(load_model, "find_spec", lambda name: None)
+    write_json(tmp_path / "config.json", {"quantization_config": {"quant_method": layout}})
+    with pytest.raises(StageError, match="there is no gptqmodel; install") as error:
+        load_model.load_model(tmp_path, None)
+    assert error.value.failure is Failure.RUNTIME_UNAVAILABLE
+
+
 def test_what_transformers_loads_by_itself_gets_no_help(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(load_model, "without_needless_initialization", None)
     source = Checkpoint(tiny_model)

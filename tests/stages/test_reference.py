@@ -11,6 +11,7 @@ from quantline.metrics import baseline
 from quantline.metrics.gold_items import load_gold
 from quantline.metrics.gold_set import read_tokenized
 from quantline.model.output_head import open_head
+from quantline.model.read_architecture import architecture_of_folder
 from quantline.text.tokenizer import Tokenizer
 from tests.helpers.models import place_model
 
@@ -182,6 +183,13 @@ def test_reference_without_a_gold_set(calibrated, capsys):
     assert json.loads(path.read_text()) == []
 
 
+def test_reference_says_what_the_model_is_for_those_who_do_not_have_it(calibrated):
+    calibrated.stage("reference")
+    artifacts = calibrated.root / "artifacts"
+    described = architecture_of_folder(artifacts / "reference")
+    assert described == architecture_of_folder(artifacts / "model")
+
+
 def test_reference_twice_gives_the_same_bytes(calibrated):
     def files() -> dict[str, bytes]:
         folder = calibrated.root / "artifacts/reference"
@@ -189,7 +197,7 @@ def test_reference_twice_gives_the_same_bytes(calibrated):
 
     calibrated.stage("reference")
     first = files()
-    assert len(first) == 6
+    assert len(first) == 7
     calibrated.stage("reference")
     assert files() == first
 

@@ -128,6 +128,8 @@ def test_a_colleague_gets_everything_and_rebuilds_nothing(
     assert hugo.finished() == []
     assert page_of(hugo) == page_of(ada)
     assert "meets the target" in hugo.quantline("gate")
+    edge = hugo.quantline("pick", "target=edge", "target.gates=[]")  # which has a limit of memory
+    assert f"Ship for edge: {VARIANT}" in edge
     assert "version 1, champion, as before" in hugo.quantline("promote")
 
     # With the model, load runs and finds it the same. The page is made again, once, since it is
