@@ -97,12 +97,16 @@ def _plan(space: "Space", goal: "Goal | None", root: Path) -> "Plan":
         import_optuna()
     choices = list(space.choices()) if goal is None else first_choices(space)
     plan = make_plan(space, choices, root)
+    measures = f"each measures {', '.join(plan.variants)}"
+    counts = {len(set(plan.variants) & set(point.composed["variants"])) for point in plan.points}
+    if counts != {len(plan.variants)}:
+        measures = f"each measures what its suite has of {len(plan.variants)} variants"
     if goal is None:
-        say(f"{len(plan.points)} experiments, each measures {', '.join(plan.variants)}:")
+        say(f"{len(plan.points)} experiments, {measures}:")
         for point in plan.points:
             say(f"  {point.label}")
     else:
-        say(f"a search of {goal.trials} experiments, each measures {', '.join(plan.variants)}")
+        say(f"a search of {goal.trials} experiments, {measures}")
     return plan
 
 

@@ -29,6 +29,12 @@ def test_dry_run_says_which_experiments_and_changes_nothing(repository):
     assert not Path("params.yaml").exists()
 
 
+def test_dry_run_over_suites_does_not_promise_what_one_of_them_lacks(repository):
+    done = quantline("sweep", "suite=quick,narrow", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "each measures what its suite has of" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
