@@ -14,11 +14,11 @@ from quantline.causes import raise_if_of_machine
 from quantline.errors import Failure, StageError
 from quantline.files import read_json
 from quantline.formats.bundle.manifest import SMOKE
-from quantline.formats.safetensors.layouts import LAYOUTS
 from quantline.runtimes.compressed_loading import without_needless_initialization
 
 HELPED = "helped"  # the key in smoke.json
 COMPRESSED = "compressed-tensors"
+OF_GPTQMODEL = ("gptq", "awq")  # what transformers leaves to that package
 
 
 class Loaded(NamedTuple):
@@ -45,9 +45,8 @@ def load_model(bundle: Path, dtype: Any) -> Loaded:
 
     config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
     method = config.get("quantization_config", {}).get("quant_method")
-    package = LAYOUTS[method].package if method in LAYOUTS else None
-    if package and find_spec(package.replace("-", "_")) is None:
-        raise _not_installed(f"there is no {package}")
+    if method in OF_GPTQMODEL and find_spec("gptqmodel") is None:
+        raise _not_installed("there is no gptqmodel")
     try:
         helped = _known(bundle) if method == COMPRESSED else None
         if method == COMPRESSED and not helped:
