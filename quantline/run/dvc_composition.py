@@ -117,9 +117,27 @@ def prepare(config: Any, argv: list[str]) -> None:
         check_sweep(present_params(), composed, _asked(arguments))
     if missing := missing_inputs(params):
         raise ConfigError("\n".join(missing))
+    if getattr(arguments, "queue", False):
+        check_queue_can_run(Path.cwd())
     if getattr(arguments, "queue", False) or getattr(arguments, "tmp_dir", False):
         for key, path in paths_outside_copy(composed, Path.cwd()).items():
             OmegaConf.update(config, key, path)
+
+
+def check_queue_can_run(root: Path) -> None:
+    """Check that DVC's own worker can write what git's configuration of a copy has: ASCII alone.
+
+    Raises:
+        ConfigError: If it cannot.
+    """
+    config = root / ".git/config"
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    if not (text + str(root.resolve())).isascii():
+        raise ConfigError(
+            "expected a project whose path and .git/config are in ASCII, which DVC's queue needs, "
+            "found other letters; run the experiment with --temp in place of --queue, or several "
+            "with `quantline sweep`"
+        )
 
 
 def _arguments(argv: list[str]) -> Any:

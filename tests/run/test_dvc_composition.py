@@ -151,6 +151,15 @@ def test_dvc_says_hydras_errors_in_words_of_this_project(folder, monkeypatch, ov
     assert other.getMessage() == "no lock"
 
 
+def test_a_queue_that_dvc_could_not_work_off_is_refused(folder, monkeypatch, capsys):
+    git = ["git", "config", "user.name", "Jürgen"]
+    subprocess.run(git, cwd=folder, check=True)
+    with pytest.raises(SystemExit):
+        dvc_composes(monkeypatch, "--queue", "-S", "seed=1")
+    assert "--temp in place of --queue" in event()["summary"]
+    assert dvc_composes(monkeypatch, "--temp", "-S", "seed=1")["seed"] == 1
+
+
 @pytest.mark.slow
 def test_an_experiment_runs_in_a_project_whose_git_config_has_other_letters(folder):
     """DVC writes the configuration of the experiment's own repository anew."""
