@@ -113,7 +113,7 @@ def _import_ray() -> Any:
     return ray
 
 
-def _check_answers(address: str | None) -> None:
+def check_answers(address: str | None) -> None:
     """Check that somebody listens at host:port: Ray itself waits there for minutes.
 
     Raises:
@@ -158,7 +158,7 @@ def ray_workers(executor: Executor, queue: Queue) -> Iterator[RayWorkers]:
             "object_store_memory": OBJECT_STORE_MIB * MIB,
             "include_dashboard": False,
         }
-    _check_answers(executor.address)
+    check_answers(executor.address)
     before = signal.getsignal(signal.SIGTERM)  # Ray puts its own handler in place of the stage's
     try:
         ray.init(address=executor.address or "local", **options)
