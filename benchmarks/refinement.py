@@ -160,11 +160,10 @@ def main() -> None:
                 recipe = our_recipes(bits, group_size)[options.recipe]
                 quantized = model.quantize(recipe, calibration, Path(name))
                 found = tune(model, QuantizedModel(name), options.steps, options.rate)
-            rows += [{"bits": bits, "group_size": group_size, **row, **quantized} for row in found]
+            of_grid = {"bits": bits, "group_size": group_size, "recipe": options.recipe}
+            rows += [of_grid | {"rate": options.rate} | row | quantized for row in found]
             content = {
                 "model": model.name,
-                "recipe": options.recipe,
-                "rate": options.rate,
                 "calibration_tokens": int(model.calibration.size),
                 "calibration_seconds": calibrated["seconds"],
                 "evaluation_tokens": model.tokens_of,
