@@ -262,7 +262,7 @@ def test_export_refuses_special_tokens_and_chat_templates_that_are_not_the_sourc
 def test_export_as_a_command_prints_one_line(ready):
     done = ready.command("export", "onnx-fp32")
     assert done.returncode == 0, done.stderr
-    line = r"export onnx-fp32: [\d.]+ MiB, 32\.00 bits per weight, [\d.]+ s\n"
+    line = r"export onnx-fp32: [\d.]+ MiB, 32\.00 bits per weight, [\d.]+ s, peak memory \d+ MiB\n"
     assert re.fullmatch(line, done.stdout)
     if importlib.util.find_spec("torchao"):  # of the extras: it says that it finds no GPU
         assert "export" not in done.stderr

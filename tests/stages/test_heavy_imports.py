@@ -96,6 +96,7 @@ def test_gguf_is_exported_and_measured_without_torch_numba_and_transformers(quan
     tracked = {"mlflow", "pandas", "scipy"}  # MLflow imports the other two
     assert imported("-m", "stages.export", GGUF, folder=root) - tracked <= {
         "gguf",
+        "huggingface_hub",  # for the model card
         "tokenizers",
     }
     assert imported("-m", "stages.evaluate", GGUF, folder=root) - tracked == set()
