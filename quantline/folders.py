@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quantline.causes import failure_of
 from quantline.durable import remove_leftovers, replace_folder, sync, temporary_path
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure
 from quantline.files import write_json
 
 # After these the same run goes on once there is room, memory or time again.
@@ -106,9 +107,9 @@ def resumable_folder(
         yield folder
         _take_name(folder, target)
     except Exception as error:
-        if not isinstance(error, OSError | MemoryError) and not (
-            isinstance(error, StageError) and error.failure in CONTINUED
-        ):
+        # Libraries say in words of their own that the disk is full.
+        kept = isinstance(error, OSError | MemoryError) or failure_of(error) in CONTINUED
+        if not kept:
             shutil.rmtree(folder, ignore_errors=True)
             note.unlink(missing_ok=True)
         raise

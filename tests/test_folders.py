@@ -285,3 +285,30 @@ def test_resumable_folder_survives_a_kill_at_every_step_of_its_end(tmp_path, exc
             (made / "hours").write_text("of work")
         assert "hours" in names(target)
         assert names(folder) == ["made"]
+
+
+class LibraryError(Exception):
+    """What a library in Rust raises for an error of the system."""
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"), [("I/O error: File too large (os error 27)", True), ("a bad header", False)]
+)
+def test_resumable_folder_keeps_what_is_done_when_a_library_says_that_the_disk_is_full(
+    tmp_path, words, kept
+):
+    def attempt() -> list[str]:
+        with resumable_folder(tmp_path / "out", {"a": 1}, lambda said: None) as folder:
+            there = sorted(path.name for path in folder.iterdir())
+            (folder / "done").write_text("x")
+            if not there:
+                raise LibraryError(words)
+            return there
+
+    with pytest.raises(LibraryError):
+        attempt()
+    if kept:
+        assert attempt() == ["done"]
+    else:
+        with pytest.raises(LibraryError):
+            attempt()
