@@ -34,7 +34,7 @@ TO_ONNX = 3.0  # times as long
 FIXED_BYTES = 700 << 20  # of a process with torch
 LIGHT_BYTES = 300 << 20  # of one without
 CALIBRATION_BLOCKS = 8  # times one block's float32 weights, with gradients
-QUANTIZE_BLOCKS = 7
+QUANTIZE_BLOCKS = 10
 RESIDENT_STATES = 1 << 30  # of hidden states in memory; larger ones lie in a file
 CALIBRATION_SHARE = 1.4  # bytes of the statistics for each parameter
 # Of the calibration by workers, whose modules import torch (a test compares them).
