@@ -5,9 +5,8 @@
 
 A Llama of random weights (hidden 2048, feed-forward 5632) goes through a project of its own in the
 folder, stage by stage, in a control group of the kernel that has the limit: pages of files count
-too, and a process that needs more is killed. A folder that has the
-model is used again, and a run that was stopped goes on. Writes
-benchmarks/results/larger-than-memory.json and prints the table.
+too, and a process that needs more is killed. A folder that has the model is used again, and a run
+that was stopped goes on. Writes benchmarks/results/larger-than-memory.json and prints the table.
 """
 
 import argparse

@@ -4,16 +4,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 
-ROOT = Path("/sys/fs/cgroup")
+from quantline.run.memory import MOUNT, V1, V2, anonymous_bytes
+
 POLL_SECONDS = 0.02
-# Names of the limit and of anonymous memory, by the version of control groups.
-VERSIONS = {
-    1: (ROOT / "memory", "memory.limit_in_bytes", "total_rss"),
-    2: (ROOT, "memory.max", "anon"),
-}
 
 
 class MemoryGroup:
@@ -33,10 +28,11 @@ class MemoryGroup:
         Raises:
             PermissionError: Without the right to make groups, which root has.
         """
-        parent, limit, self._anonymous = VERSIONS[1 if VERSIONS[1][0].is_dir() else 2]
-        self.folder = parent / name
+        of_version_1 = MOUNT / "memory"
+        self._names = V1 if of_version_1.is_dir() else V2
+        self.folder = (of_version_1 if of_version_1.is_dir() else MOUNT) / name
         self.folder.mkdir()
-        (self.folder / limit).write_text(str(limit_bytes))
+        (self.folder / self._names.limit).write_text(str(limit_bytes))
         swap = self.folder / "memory.swap.max"
         if swap.exists():
             swap.write_text("0")
@@ -58,14 +54,6 @@ class MemoryGroup:
         """Put this process into the group, for `preexec_fn`."""
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
 
-    def anonymous_bytes(self) -> int:
-        """Return the present anonymous memory (what is no page of a file) of all processes."""
-        for line in (self.folder / "memory.stat").read_text().splitlines():
-            name, value = line.split()
-            if name == self._anonymous:
-                return int(value)
-        raise LookupError(f"{self.folder}/memory.stat has no {self._anonymous}")
-
     @contextmanager
     def watch(self) -> Iterator[list[int]]:
         """Watch the group's anonymous memory meanwhile.
@@ -78,7 +66,7 @@ class MemoryGroup:
 
         def poll() -> None:
             while not over.wait(POLL_SECONDS):
-                peak[0] = max(peak[0], self.anonymous_bytes())
+                peak[0] = max(peak[0], anonymous_bytes(self.folder, self._names))
 
         poller = threading.Thread(target=poll, daemon=True)
         poller.start()

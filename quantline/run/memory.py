@@ -12,15 +12,15 @@ GROUPS = Path("/proc/self/cgroup")
 MOUNT = Path("/sys/fs/cgroup")
 
 
-class _Names(NamedTuple):
+class Names(NamedTuple):
     """What the files of a version are called, and a line of memory.stat."""
 
     limit: str
     anonymous: str
 
 
-V1 = _Names("memory.limit_in_bytes", "total_rss")
-V2 = _Names("memory.max", "anon")
+V1 = Names("memory.limit_in_bytes", "total_rss")
+V2 = Names("memory.max", "anon")
 
 
 def allowed_bytes() -> int:
@@ -40,11 +40,11 @@ def available_bytes() -> int:
     for folder, names in _groups():
         limit = _limit(folder, names)
         if limit is not None:
-            free.append(max(0, limit - _anonymous(folder, names)))
+            free.append(max(0, limit - anonymous_bytes(folder, names)))
     return min(free)
 
 
-def _groups() -> Iterator[tuple[Path, _Names]]:
+def _groups() -> Iterator[tuple[Path, Names]]:
     """Yield the folders of the groups that this process is in."""
     lines = GROUPS.read_text(encoding="utf-8").splitlines() if GROUPS.is_file() else []
     for line in lines:
@@ -59,13 +59,13 @@ def _groups() -> Iterator[tuple[Path, _Names]]:
                 yield one, names
 
 
-def _limit(folder: Path, names: _Names) -> int | None:
+def _limit(folder: Path, names: Names) -> int | None:
     """Return the limit of a group; None for none."""
     text = (folder / names.limit).read_text(encoding="utf-8").strip()
     return int(text) if text.isdigit() else None
 
 
-def _anonymous(folder: Path, names: _Names) -> int:
+def anonymous_bytes(folder: Path, names: Names) -> int:
     """Return the memory of a group's processes that is no page of a file."""
     for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(" ")

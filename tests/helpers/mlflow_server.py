@@ -1,48 +1,34 @@
 """An MLflow server on this machine."""
 
-import contextlib
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-WAIT_S = 120
+from tests.helpers.loopback_server import serving
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path, store: str) -> Iterator[str]:
+def mlflow_server(folder: Path, store: str) -> AbstractContextManager[str]:
     """Run a server; yield its address.
 
     Args:
         folder: For the files of runs.
         store: Address of the database, whose tables are there.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", store, "--artifacts-destination", str(folder)]
-    quiet = subprocess.DEVNULL
-    server = subprocess.Popen([*command, "--workers", "1"], stdout=quiet, stderr=quiet)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + WAIT_S
-        while not _answers(f"{address}/health"):
-            assert time.monotonic() < deadline and server.poll() is None, "no server"
-            time.sleep(0.5)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
+
+    def command(port: int) -> list[str]:
+        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        words += ["--port", str(port), "--workers", "1", "--backend-store-uri", store]
+        return [*words, "--artifacts-destination", str(folder)]
+
+    return serving(command, _answers)
 
 
 def _answers(address: str) -> bool:
-    """Return whether a server answers there."""
+    """Return whether the server answers."""
     try:
-        with urllib.request.urlopen(address, timeout=30):
+        with urllib.request.urlopen(f"{address}/health", timeout=30):
             return True
     except urllib.error.URLError:
         return False

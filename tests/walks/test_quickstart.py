@@ -66,7 +66,7 @@ def test_the_page_says_what_happens(tmp_path):
         for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
         for place in row.split(", ")
     ]
-    assert len(places) >= 10
+    assert len(places) == 10
     for place in places:
         path = walker.folder / place.strip("`").replace("<variant>", "gguf-q4_k_m")
         assert path.exists(), place

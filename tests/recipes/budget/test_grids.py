@@ -3,8 +3,10 @@
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx as onnx_file
 import pytest
 import torch
 
@@ -32,6 +34,16 @@ from tests.helpers.models import place_model
 from tests.helpers.quantized import differing, tokens_of, torch_logprobs, torch_model
 
 NAME = "gptq-w4g128-budget"
+
+
+def keep_inputs_in_float32(path: Path) -> None:
+    """Take away that products with 8-bit weights round their inputs: the weights alone count."""
+    model = onnx_file.load(path)
+    for node in model.graph.node:
+        for attribute in list(node.attribute):
+            if attribute.name == "accuracy_level":
+                node.attribute.remove(attribute)
+    onnx_file.save(model, path)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -84,8 +96,9 @@ def test_grid_plan_gives_layers_that_read_one_input_one_grid(ready, tmp_path):
     onnx = export(quantized, tmp_path / "onnx", "onnx")
     assert differing(load_container("onnx"), onnx, source, quantized) == []
     expected = torch_logprobs(torch_model(source, quantized, outside=True), tokens)
+    keep_inputs_in_float32(onnx / "model.onnx")
     logprobs = open_runtime("onnxruntime", onnx, 1).logprobs(tokens)
-    assert np.abs(logprobs - expected).max() < 0.05  # layers in 8 bits read their inputs in 8 bits
+    assert np.abs(logprobs - expected).max() < 1e-3
 
 
 @pytest.mark.slow
@@ -200,5 +213,6 @@ def test_grid_plan_and_type_plan_choose_for_all_experts_of_a_block_together(
     onnx = export(grouped, tmp_path / "onnx", "onnx")
     assert differing(load_container("onnx"), onnx, source, grouped) == []
     expected = torch_logprobs(torch_model(source, grouped, outside=True), tokens)
+    keep_inputs_in_float32(onnx / "model.onnx")
     logprobs = open_runtime("onnxruntime", onnx, 1).logprobs(tokens)
-    assert np.abs(logprobs - expected).max() < 0.05  # layers in 8 bits read their inputs in 8 bits
+    assert np.abs(logprobs - expected).max() < 1e-3
