@@ -172,10 +172,20 @@ def _group_yaml(name: str, base: str, options: dict[str, Any]) -> str:
 
 
 def _default(root: Path, group: str) -> str:
-    """Return the choice of a group in conf/config.yaml."""
+    """Return the choice of a group in conf/config.yaml.
+
+    Raises:
+        ConfigError: If it names none.
+    """
     text = (root / "conf/config.yaml").read_text(encoding="utf-8")
     defaults = yaml.safe_load(text)["defaults"]
-    return next(str(one[group]) for one in defaults if isinstance(one, dict) and group in one)
+    for one in defaults:
+        if isinstance(one, dict) and group in one:
+            return str(one[group])
+    raise ConfigError(
+        f"expected a line `- {group}: ...` among the defaults of conf/config.yaml, found none; say "
+        f"which choice the options are of: {group}=NAME"
+    )
 
 
 def _yaml(options: dict[str, Any]) -> str:

@@ -76,6 +76,7 @@ def missing_for(params: Params) -> list[str]:
     from quantline.formats.safetensors.layouts import LAYOUTS
 
     found = []
+    extras = _declared()[1]  # what everybody needs is told by missing_requirements
     package = EXECUTORS.get(params.executor.kind)
     if package and _version(package) is None:
         kind = params.executor.kind
@@ -84,7 +85,7 @@ def missing_for(params: Params) -> list[str]:
         )
     for name, variant in params.variants.items():
         layout = LAYOUTS.get(variant.layout) if variant.format == "safetensors" else None
-        if layout and _version(layout.package) is None:
+        if layout and layout.package in extras and _version(layout.package) is None:
             remedy = f"pip install 'quantline[{layout.package}]'"
             found.append(f"variants.{name}: {layout.package} is not installed: {remedy}")
     return found
