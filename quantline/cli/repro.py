@@ -25,6 +25,7 @@ from quantline.config.params import Params
 from quantline.errors import ConfigError
 from quantline.files import as_json
 from quantline.messages import say
+from quantline.run.deliverer import delivering
 from quantline.run.dvc_program import has_git
 from quantline.run.model_elsewhere import is_model_elsewhere
 from quantline.run.project_lock import project_lock
@@ -90,12 +91,13 @@ def _run_and_show(jobs: int, memory: float | None) -> None:
     options = ["--allow-missing"] if elsewhere else []
     if elsewhere:
         say(f"{params.model.path} is not here: what dvc.lock says of the model is up to date")
-    if jobs > 1 and not elsewhere:
-        failed, refused = _run_side_by_side(params, jobs, memory)
-    else:
-        failed, refused = run_dvc("repro", "--keep-going", *options)
-    if not failed and _make_stale_again():
-        failed, refused = run_dvc("repro", "--keep-going", *options)
+    with delivering():
+        if jobs > 1 and not elsewhere:
+            failed, refused = _run_side_by_side(params, jobs, memory)
+        else:
+            failed, refused = run_dvc("repro", "--keep-going", *options)
+        if not failed and _make_stale_again():
+            failed, refused = run_dvc("repro", "--keep-going", *options)
     # DVC does not run compare after a failure upstream, nor where a file changed behind its back.
     # Without the model, a new comparison would know less than the one that was pulled.
     present = COMPARISON.is_file() if elsewhere else _is_present()

@@ -54,6 +54,7 @@ def log_comparison(
         metrics={"variants": len(report.variants), "failed": len(report.variants) - measured},
         files=files,
         datasets=datasets,
+        at_once=True,
     )
     ids = {}
     for row in report.measured:
@@ -100,7 +101,8 @@ def log_variant(
     if models is not None:
         model = describe_bundle(bundle, manifest, copied=models == "copied")
     figures = _logged_figures(row)
-    return run.track(**described, metrics=figures, datasets=datasets, parent=parent, model=model)
+    described |= {"metrics": figures, "datasets": datasets, "parent": parent, "model": model}
+    return run.track(**described, at_once=True)
 
 
 def describe_bundle(bundle: Path, manifest: dict[str, Any], copied: bool) -> BundleDescription:

@@ -12,6 +12,7 @@ from quantline.config.params import Params
 from quantline.errors import Failure, Reason
 from quantline.messages import redacted, say, shortened
 from quantline.paths import EVENTS
+from quantline.run.deliverer import has_deliverer
 from quantline.run.events import append_event
 from quantline.run.lineage import artifact_id, artifact_of
 from quantline.run.stage_names import parent_name, run_name
@@ -19,7 +20,7 @@ from quantline.tracking.logged_models import BundleDescription
 from quantline.tracking.mlflow_runs import FAILED
 from quantline.tracking.run_content import Dataset
 from quantline.tracking.store import events_root
-from quantline.tracking.undelivered import Run, log_failure, log_or_keep
+from quantline.tracking.undelivered import Run, keep, log_failure, log_or_keep
 
 EXPERIMENT = "DVC_EXP_NAME"  # in the environment of the stages of an experiment
 ARTIFACT_ID = "quantline.artifact_id"  # a tag: the artifact that a stage made
@@ -128,8 +129,11 @@ class StageRecord:
         datasets: Sequence[Dataset] = (),
         parent: str | None = None,
         model: BundleDescription | None = None,
+        at_once: bool = False,
     ) -> str | None:
         """Log what the stage made to MLflow; if it takes nothing now, keep it for later and say so.
+
+        It is kept too where another process logs it meanwhile (quantline/run/deliverer.py).
 
         Args:
             key: Names the content: what has the same key is logged to the same run.
@@ -141,6 +145,7 @@ class StageRecord:
             datasets: What the figures were measured on.
             parent: Key of the run that this one is shown below.
             model: The bundle of a variant's run, which becomes a model of MLflow.
+            at_once: Whether this process logs it, because it needs MLflow's id.
 
         Returns:
             MLflow's id of the run; None if it was kept for later.
@@ -150,6 +155,9 @@ class StageRecord:
         run.parent = parent
         run.model = model
         try:
+            if not at_once and has_deliverer():
+                keep(run)
+                return None
             outcome = log_or_keep(self.params.tracking, run)
         except OSError as error:
             self._warn_of_tracking(f"and it cannot be kept for later: {error}", None)
@@ -197,6 +205,9 @@ class StageRecord:
         key = failed_key(self.run_id, failure)
         run = Run(key, self.label, tags=self._tags(tags), started=self._started, status=FAILED)
         try:
-            log_failure(self._params.tracking, run)
+            if has_deliverer():
+                keep(run)
+            else:
+                log_failure(self._params.tracking, run)
         except Exception as error:  # the failure itself has been said, and this is no other one
             say(f"{self.label}: MLflow does not have the failed run: {error}", error=True)

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
+
 from quantline.causes import failure_of, raise_if_of_machine
 from quantline.config.tracking import Tracking
 from quantline.errors import Failure
@@ -27,6 +29,7 @@ from quantline.tracking.store import FOLDER, TrackingError, database_file, event
 UNDELIVERED = "undelivered"
 RUN = "run.json"
 FILES = "files"
+LOCK = "undelivered.lock"
 
 
 @dataclass
@@ -150,6 +153,11 @@ def kept() -> Iterator[tuple[Path, Run]]:
             continue  # none of ours
 
 
+def waiting() -> list[str]:
+    """Return the names of the folders of what is kept, the oldest first."""
+    return sorted(path.parent.name for path in _folder().glob(f"[0-9]*/{RUN}"))
+
+
 def _copy_of(folder: Path, name: str) -> Path:
     """Return the copy of a run's file. Raises ValueError for a name that leads elsewhere."""
     if name != Path(name).name:
@@ -160,9 +168,19 @@ def _copy_of(folder: Path, name: str) -> Path:
 def deliver(tracking: Tracking) -> Delivery:
     """Deliver the runs that were kept; those that MLflow refuses stay.
 
+    One process does so at a time: a run that two deliver is there once, but its copies of files
+    would be taken away from under one of them.
+
     Raises:
         TrackingError: If the store takes nothing at all now.
     """
+    if not waiting():
+        return Delivery([], 0, None)
+    with FileLock(_folder().parent / LOCK):
+        return _deliver(tracking)
+
+
+def _deliver(tracking: Tracking) -> Delivery:
     delivered = []
     left = 0
     refused = None
