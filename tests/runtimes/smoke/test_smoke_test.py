@@ -18,7 +18,7 @@ from quantline.metrics.source_answers import MOST_TOKENS, answer_prompts
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.smoke import smoke_test as smoke
 from quantline.text.tokenizer import Tokenizer
-from tests.helpers.bundles import SMOKE_CHECKS, settled
+from tests.helpers.bundles import REPEATABLE, SMOKE_CHECKS, settled
 from tests.helpers.project import ROOT
 from tests.helpers.quantized import rounded
 from tests.helpers.variants import write_variant
@@ -98,7 +98,9 @@ def test_smoke_test_returns_smoke_json(arguments):
         assert len(entry["token_ids"]) == 4
         assert entry["seconds"] > 0
         assert entry["passed"]
-        assert entry["checks"] == dict.fromkeys(SMOKE_CHECKS, True)
+    first, *others = (entry["checks"] for entry in trace["prompts"])
+    assert first == dict.fromkeys((*SMOKE_CHECKS, REPEATABLE), True)  # all answers are as long
+    assert others == [dict.fromkeys(SMOKE_CHECKS, True)] * (len(PROMPTS) - 1)
     tokenizer = trace["tokenizer"]
     assert set(tokenizer) == {
         "texts_compared",
