@@ -75,7 +75,14 @@ class Speed(Section):
 
     prompt_tokens: int = Field(gt=0, description="Tokens of the prompt whose prefill is timed.")
     new_tokens: int = Field(gt=1, description="Tokens whose decoding is timed.")
-    repetitions: int = Field(gt=0, description="Timed repetitions, after a few tokens to warm up.")
+    repetitions: int = Field(
+        gt=0, description="Timed repetitions at most, after a few tokens to warm up."
+    )
+    seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="After so long three repetitions do: slow runtimes differ little between them.",
+    )
     threads: int | None = Field(
         default=None, gt=0, description="Threads of the runtime; null is one per core."
     )

@@ -21,6 +21,7 @@ from quantline.run.progress import progress
 from quantline.runtimes.runtime import Runtime
 
 WARM_UP_TOKENS = 8  # that are decoded before anything is timed
+FEWEST = 3  # repetitions, whose median one disturbance cannot move far
 PROMPT_IDS = 100  # ids that every vocabulary has; the time does not depend on which
 
 
@@ -76,7 +77,11 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
     decode = []
     _seconds_to_generate(runtime, prompt, 1)
     _seconds_to_generate(runtime, prompt[:1], min(WARM_UP_TOKENS, settings.new_tokens))
-    for _ in progress(range(settings.repetitions), "speed", "repetition"):
+    started = time.perf_counter()
+    for done in progress(range(settings.repetitions), "speed", "repetition"):
+        spent = time.perf_counter() - started
+        if settings.seconds is not None and done >= FEWEST and spent >= settings.seconds:
+            break
         seconds = _seconds_to_generate(runtime, prompt, 1)
         prefill.append(settings.prompt_tokens / seconds)
         seconds = _seconds_to_generate(runtime, prompt[:1], settings.new_tokens)
@@ -91,7 +96,7 @@ def measure_speed(runtime: Runtime, settings: Speed, load_s: float) -> dict[str,
         "batch": 1,
         "prompt_tokens": settings.prompt_tokens,
         "new_tokens": settings.new_tokens,
-        "repetitions": settings.repetitions,
+        "repetitions": len(decode),
         "threads": threads,
         "device": runtime.device,
         **meanwhile,

@@ -50,6 +50,19 @@ def test_measure_speed_takes_median_and_quartiles_after_the_warm_up(monkeypatch)
     assert {"peak_rss_mib", "load_average", "machine"} <= set(speed)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "repetitions"), [(None, 5), (1000, 5), (20, 4), (13, 3), (1, 3)]
+)
+def test_measure_speed_ends_after_three_repetitions_that_take_long(
+    monkeypatch, seconds, repetitions
+):
+    runtime = TimedRuntime(monkeypatch, [1, 1] + [2, 3] * 5)
+    settings = Speed(prompt_tokens=20, new_tokens=16, repetitions=5, seconds=seconds)
+    speed = measure_speed(runtime, settings, load_s=0)
+    assert speed["repetitions"] == repetitions
+    assert len(runtime.calls) == 2 + 2 * repetitions
+
+
 def test_check_speed_refuses_lengths_beyond_learned_positions():
     settings = Speed(prompt_tokens=128, new_tokens=64, repetitions=1)
     check_speed(settings, None)
