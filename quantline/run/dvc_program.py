@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 Refusal = tuple[str | None, str]
 SYSTEM_CONFIG = "DVC_SYSTEM_CONFIG_DIR"
@@ -79,6 +80,24 @@ def has_git(folder: Path) -> bool:
     return any((parent / ".git").exists() for parent in (folder, *folder.parents))
 
 
+def read_locks_plainly() -> None:
+    """Have DVC read dvc.lock without what it keeps of comments, of which it writes none.
+
+    It reads and writes the file after each stage; with comments in mind, which takes Python in
+    place of C, that is a second.
+    """
+    from dvc.dvcfile import LOCK_FILE
+    from dvc.utils.serialize import _yaml
+
+    keeping_comments = _yaml.parse_yaml_for_update
+
+    def parse(text: str, path: str) -> Any:
+        plain = Path(path).name == LOCK_FILE
+        return _yaml.parse_yaml(text, path) if plain else keeping_comments(text, path)
+
+    _yaml.parse_yaml_for_update = parse
+
+
 def run(path: Path, arguments: list[str]) -> int:
     """Run a command of DVC, write what it refuses, and return its exit code.
 
@@ -96,6 +115,7 @@ def run(path: Path, arguments: list[str]) -> int:
         ui.enable = lambda: None  # by which `main` would let it give advice
         for handler in logging.getLogger("dvc").handlers:
             handler.addFilter(lambda record: record.levelno >= logging.WARNING)
+    read_locks_plainly()
     keep = KeepRefusals()
     logging.getLogger("dvc").addHandler(keep)
     try:

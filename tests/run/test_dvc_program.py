@@ -84,3 +84,50 @@ def test_dvc_can_leave_out_what_is_less_than_a_warning(folder):
         found = json.loads((folder / "refusals.json").read_text())
         assert [name for name, _ in found] == refused
         assert ("does not exist" in done.stderr) == bool(refused)
+
+
+STAGES = """
+stages:
+  first: {cmd: echo 1 > one, outs: [one], params: [values]}
+  second: {cmd: "cat one > two", deps: [one], outs: [two]}
+"""
+VALUES = {
+    "nothing": None,
+    "words": ["a: b", "'quoted'", "1.0", "yes", "", "umlaut ä", "- dash"],
+    "long": "of " * 60,
+    "digest": "0123456789abcdef" * 4,
+    "numbers": [1, 1.5, 1e-9, True],
+    "deep": {"empty": {}, "none": []},
+}
+
+
+def test_dvc_lock_is_the_text_that_dvc_alone_would_write(folder):
+    (folder / "dvc.yaml").write_text(STAGES)
+    (folder / "params.yaml").write_text(json.dumps({"values": VALUES}))
+    assert dvc(folder, "repro") == (0, [])  # writes it once for each stage
+    ours = (folder / "dvc.lock").read_text()
+    assert "umlaut ä" in ours and "second" in ours
+    (folder / "dvc.lock").unlink()
+    (folder / "one").unlink()
+    (folder / "two").unlink()
+    subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "--force"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"DVC_SYSTEM_CONFIG_DIR": str(no_git(folder))},
+    )
+    assert (folder / "dvc.lock").read_text() == ours
+
+
+def no_git(folder):
+    system = folder.parent / "system"
+    system.mkdir()
+    (system / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    return system
+
+
+def test_dvc_lock_is_read_in_c():
+    from ruamel.yaml import __with_libyaml__
+
+    assert __with_libyaml__  # params.yaml too, once for each stage: ten times as fast
