@@ -13,12 +13,13 @@ from quantline.methods.ggml.blocks import Blocks, BlockType
 from quantline.methods.ggml.scale_moves import LARGEST_FLOAT16, Range, move_rows
 from quantline.methods.threads import in_threads
 
+SPAN_COLUMNS = 128  # whose changes are gathered before Δ H of all columns is renewed
 FLOAT16_RANGE = (np.float32(-LARGEST_FLOAT16), np.float32(LARGEST_FLOAT16))
 
 
 def _move(
     first: np.ndarray,
-    second: np.ndarray,
+    second: np.ndarray | None,
     hessian: torch.Tensor,
     gradient: torch.Tensor,
     fisher: torch.Tensor,
@@ -28,9 +29,15 @@ def _move(
     p_range: Range,
     q_range: Range,
 ) -> torch.Tensor:
-    """Call `move_rows` with the products with H, and leave the gradient as it is."""
+    """Call `move_rows` with the products with H, and leave the gradient as it is.
+
+    Without a second direction there is no q.
+    """
     first_product = (torch.from_numpy(first) @ hessian).numpy()
-    second_product = (torch.from_numpy(second) @ hessian).numpy()
+    if second is None:
+        second = second_product = np.zeros_like(first)
+    else:
+        second_product = (torch.from_numpy(second) @ hessian).numpy()
     change = move_rows(
         first,
         second,
@@ -41,7 +48,7 @@ def _move(
         is_integer,
         p_range,
         q_range,
-        gradient.clone().numpy(),
+        gradient.clone(memory_format=torch.contiguous_format).numpy(),
         fisher.numpy(),
     )
     return torch.from_numpy(change)
@@ -49,14 +56,14 @@ def _move(
 
 @dataclass(frozen=True)
 class _Fields:
-    """The fields of some rows' blocks as float32, which change in place.
+    """The fields of some rows' blocks as float32, block by block, which change in place.
 
     Attributes:
-        levels: What the codes stand for [rows, blocks, block size].
-        scales: [rows, blocks, sub-blocks].
-        minima: [rows, blocks, sub-blocks].
-        d: [rows, blocks, 1].
-        dmin: [rows, blocks, 1].
+        levels: What the codes stand for [blocks, rows, block size].
+        scales: [blocks, rows, sub-blocks].
+        minima: [blocks, rows, sub-blocks].
+        d: [blocks, rows, 1].
+        dmin: [blocks, rows, 1].
     """
 
     levels: np.ndarray
@@ -68,33 +75,41 @@ class _Fields:
     @classmethod
     def of(cls, block_type: BlockType, blocks: Blocks, rows: int) -> "_Fields":
         """Convert the blocks of a weight with so many rows."""
-        shape = (rows, len(blocks.codes) // rows, -1)
+
+        def by_block(values: np.ndarray) -> np.ndarray:
+            whole = values.reshape(rows, len(blocks.codes) // rows, -1).swapaxes(0, 1)
+            return np.ascontiguousarray(whole, np.float32)
+
         return cls(
-            block_type.levels[blocks.codes.reshape(shape)],
-            blocks.scales.reshape(shape).astype(np.float32),
-            blocks.minima.reshape(shape).astype(np.float32),
-            blocks.d.reshape(shape).astype(np.float32),
-            blocks.dmin.reshape(shape).astype(np.float32),
+            by_block(block_type.levels[blocks.codes]),
+            by_block(blocks.scales),
+            by_block(blocks.minima),
+            by_block(blocks.d),
+            by_block(blocks.dmin),
         )
 
     def rows(self, rows: slice) -> "_Fields":
         """Return views of some rows."""
         return _Fields(
-            self.levels[rows],
-            self.scales[rows],
-            self.minima[rows],
-            self.d[rows],
-            self.dmin[rows],
+            self.levels[:, rows],
+            self.scales[:, rows],
+            self.minima[:, rows],
+            self.d[:, rows],
+            self.dmin[:, rows],
         )
 
     def stored(self, old: Blocks) -> Blocks:
         """Return the blocks with these fields in place of their old ones."""
+
+        def as_stored(values: np.ndarray, field: np.ndarray) -> np.ndarray:
+            return values.swapaxes(0, 1).astype(field.dtype).reshape(field.shape)
+
         return Blocks(
             old.codes,
-            self.scales.astype(old.scales.dtype).reshape(old.scales.shape),
-            self.minima.astype(old.minima.dtype).reshape(old.minima.shape),
-            self.d.astype(old.d.dtype).reshape(old.d.shape),
-            self.dmin.astype(old.dmin.dtype).reshape(old.dmin.shape),
+            as_stored(self.scales, old.scales),
+            as_stored(self.minima, old.minima),
+            as_stored(self.d, old.d),
+            as_stored(self.dmin, old.dmin),
         )
 
 
@@ -125,11 +140,23 @@ class _RowDescent:
     def run(self, product: torch.Tensor) -> None:
         """Move all fields once, from Δ H [rows, in], which is changed to that of the new fields."""
         size = self.block_type.block_size
-        for block in range(product.shape[1] // size):
-            columns = slice(block * size, (block + 1) * size)
-            gradient = self.fisher @ product[:, columns]
-            change = self._move_block(block, self.hessian[columns, columns], gradient)
-            product += change @ self.hessian[columns]
+        width = product.shape[1]
+        for first in range(0, width, max(size, SPAN_COLUMNS)):
+            span = slice(first, min(width, first + max(size, SPAN_COLUMNS)))
+            within = product[:, span].clone()  # as it becomes while blocks of the span move
+            changes = torch.empty_like(within)
+            for start in range(0, within.shape[1], size):
+                columns = slice(start, start + size)
+                of_span = slice(first + start, first + start + size)
+                gradient = self.fisher @ within[:, columns]
+                change = self._move_block(
+                    of_span.start // size, self.hessian[of_span, of_span], gradient
+                )
+                changes[:, columns] = change
+                if columns.stop < within.shape[1]:
+                    after = slice(of_span.stop, span.stop)
+                    within[:, columns.stop :] += change @ self.hessian[of_span, after]
+            product.addmm_(changes, self.hessian[span])
 
     def _move_block(
         self, block: int, hessian: torch.Tensor, gradient: torch.Tensor
@@ -146,28 +173,32 @@ class _RowDescent:
         """
         fields = self.fields
         sub = self.block_type.sub_block_size
+        by_minimum = None
+        if self.block_type.largest_minimum is not None:
+            by_minimum = -fields.minima[block].repeat(sub, 1)
         change = _move(
-            fields.scales[:, block].repeat(sub, 1) * fields.levels[:, block],
-            -fields.minima[:, block].repeat(sub, 1),
+            fields.scales[block].repeat(sub, 1) * fields.levels[block],
+            by_minimum,
             hessian,
             gradient,
             self.fisher,
-            fields.d[:, block, 0],
-            fields.dmin[:, block, 0],
+            fields.d[block, :, 0],
+            fields.dmin[block, :, 0],
             False,
             FLOAT16_RANGE,
             FLOAT16_RANGE,
         )
-        gradient = gradient + self.fisher @ change @ hessian
         if self.block_type.scale_range is None:
             return change
+        gradient = gradient + self.fisher @ change @ hessian
         for sub_block in range(self.block_type.block_size // sub):
             columns = slice(sub_block * sub, (sub_block + 1) * sub)
             sub_change = self._move_sub_block(
                 block, sub_block, hessian[columns, columns], gradient[:, columns]
             )
             change[:, columns] += sub_change
-            gradient += self.fisher @ sub_change @ hessian[columns]
+            after = slice(columns.stop, None)  # those before have moved
+            gradient[:, after] += self.fisher @ sub_change @ hessian[columns, after]
         return change
 
     def _move_sub_block(
@@ -177,18 +208,18 @@ class _RowDescent:
         fields = self.fields
         sub = self.block_type.sub_block_size
         columns = slice(sub_block * sub, (sub_block + 1) * sub)
-        by_scale = fields.d[:, block] * fields.levels[:, block, columns]
-        by_minimum = np.zeros_like(by_scale)
+        by_scale = fields.d[block] * fields.levels[block, :, columns]
+        by_minimum = None
         if self.block_type.largest_minimum:
-            by_minimum -= fields.dmin[:, block]
+            by_minimum = np.repeat(-fields.dmin[block], sub, 1)
         return _move(
             by_scale,
             by_minimum,
             hessian,
             gradient,
             self.fisher,
-            fields.scales[:, block, sub_block],
-            fields.minima[:, block, sub_block],
+            fields.scales[block, :, sub_block],
+            fields.minima[block, :, sub_block],
             True,
             self.scale_range,
             self.minimum_range,
