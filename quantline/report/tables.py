@@ -176,6 +176,6 @@ def _describe_machine(speed: Mapping[str, Any]) -> str:
     how = (
         f"{speed['threads']} threads, batch {speed['batch']}, a prompt of "
         f"{speed['prompt_tokens']} tokens, {speed['new_tokens']} new tokens, "
-        f"{speed['repetitions']} repetitions after one to warm up"
+        f"{speed['repetitions']} repetitions after a few tokens to warm up"
     )
     return f"{', '.join(where)}: {how}"

@@ -7,10 +7,11 @@ process that has MLflow open takes them from there.
 
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -19,13 +20,14 @@ from quantline.config.compose import load_params
 from quantline.config.tracking import Tracking
 from quantline.errors import ConfigError
 from quantline.messages import say
-from quantline.run.leash import leashed
+from quantline.run.leash import end_with_parent, is_running
 from quantline.run.process_tree import end_tree
 from quantline.tracking.store import TrackingError
 from quantline.tracking.undelivered import deliver, waiting
 
 DELIVERER = "QUANTLINE_DELIVERER"  # in the environment of all that runs inside: its process
 POLL_S = 0.2
+INTERRUPTED_S = 15.0  # that remain for the runs of what an interrupt has ended
 PARAMS = Path("params.yaml")
 
 
@@ -35,17 +37,31 @@ def delivering() -> Iterator[None]:
 
     At the end all of them are logged, or it has been said which wait.
     """
+    parent = os.getpid()
+
+    def begin() -> None:
+        end_with_parent(parent)
+        # Ctrl-C goes to the whole group, and the stages that it ends have failed runs to log.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     process = subprocess.Popen(
         [sys.executable, "-m", "quantline.run.deliverer"],
         stdin=subprocess.PIPE,
-        preexec_fn=leashed(),  # noqa: PLW1509  the commands have one thread
+        preexec_fn=begin,  # noqa: PLW1509  the commands have one thread
     )
+    assert process.stdin is not None
     os.environ[DELIVERER] = str(process.pid)
     try:
         yield
-        assert process.stdin is not None
         process.stdin.close()
-        process.wait()
+        code = process.wait()
+        if code < 0:
+            _say_kept(f"what logs was ended by signal {-code}")
+    except BaseException:
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(INTERRUPTED_S)
+        raise
     finally:
         os.environ.pop(DELIVERER, None)
         end_tree(process)
@@ -54,7 +70,10 @@ def delivering() -> Iterator[None]:
 def has_deliverer() -> bool:
     """Whether a process logs what this one keeps."""
     pid = os.environ.get(DELIVERER, "")
-    return pid.isdecimal() and psutil.pid_exists(int(pid))
+    try:
+        return pid.isdecimal() and is_running(psutil.Process(int(pid)))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def deliver_until(ended: int, tracking: Tracking) -> None:
@@ -67,18 +86,18 @@ def deliver_until(ended: int, tracking: Tracking) -> None:
     Raises:
         TrackingError: If the store takes nothing at all now.
     """
-    refused: list[str] = []  # is not tried again and again
+    refused: set[str] = set()  # is not tried again and again
     goes_on = True
     while goes_on:
         goes_on = not select.select([ended], [], [], POLL_S)[0]
-        if waiting() != refused:
+        while new := set(waiting()) - refused:
             error = deliver(tracking).error
-            refused = waiting()
+            refused |= new & set(waiting())  # others have come meanwhile
             if error is not None:
                 _say_kept(error)
 
 
-def _say_kept(error: Exception) -> None:
+def _say_kept(error: object) -> None:
     say(
         f"MLflow does not have all that stages have made: {error}; it is kept, `quantline track` "
         "delivers it",
@@ -93,8 +112,6 @@ def main() -> None:
     except (TrackingError, ConfigError, OSError) as error:
         _say_kept(error)
         sys.exit(1)
-    except KeyboardInterrupt:  # it goes to the whole group, and the command says it
-        sys.exit(130)
 
 
 if __name__ == "__main__":

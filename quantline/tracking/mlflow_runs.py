@@ -53,6 +53,7 @@ def log_run(
     status: str = FINISHED,
     parent: str | None = None,
     model: BundleDescription | None = None,
+    origin: dict[str, str] | None = None,
 ) -> str:
     """Log to the run whose key is `key`, and make it if there is none.
 
@@ -74,6 +75,7 @@ def log_run(
         status: Of a new run: FINISHED or FAILED.
         parent: Key of the run that this one is shown below, if that is there.
         model: The bundle of a variant's run, which becomes a model of MLflow with these figures.
+        origin: The user, source and commit of a new run; by default those of now.
 
     Returns:
         MLflow's id of the run.
@@ -86,7 +88,7 @@ def log_run(
         from mlflow.entities import Param, RunTag
 
         experiment = _experiment(client, tracking.experiment)
-        new_tags = origin_tags(tags.get("stage"))
+        new_tags = origin or origin_tags(tags.get("stage"))
         run = _find_or_create_run(client, experiment.experiment_id, key, name, started, new_tags)
         run_id = run.info.run_id
         now = int(1000 * (logged or time.time()))

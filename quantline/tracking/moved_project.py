@@ -5,10 +5,15 @@ they would be those of the original: runs would be written into it, and the cham
 bundle, whatever that holds by now.
 """
 
+import json
 import sqlite3
 from pathlib import Path
 
+from quantline.files import write_json
+
 RUN_FILES = "mlartifacts"  # the folder of a project in which runs keep their files
+# In the project of a database: the folders of other projects that log to it.
+GUESTS = Path(".quantline/mlflow-guests.json")
 # Where addresses below the project's folder stand.
 PLACES = (
     ("experiments", "artifact_location"),
@@ -19,8 +24,31 @@ PLACES = (
 )
 
 
+def note_guest(root: Path, guest: Path) -> None:
+    """Write down that a project logs to another's database: its addresses are its own.
+
+    Args:
+        root: The folder of the project in which the database lies.
+        guest: That of the other.
+    """
+    known = guests(root)
+    if str(guest) not in known:
+        write_json(root / GUESTS, sorted([*known, str(guest)]))
+
+
+def guests(root: Path) -> list[str]:
+    """Return the folders of the projects that log to a project's database."""
+    try:
+        found = json.loads((root / GUESTS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    return [str(one) for one in found] if isinstance(found, list) else []
+
+
 def follow_project(database: sqlite3.Connection, root: Path) -> None:
     """Let addresses below the folder where the project was lead to where it is.
+
+    Those of other projects that log to its database stay.
 
     Args:
         database: Of MLflow, inside a transaction. One that has other tables is left alone.
@@ -34,10 +62,11 @@ def follow_project(database: sqlite3.Connection, root: Path) -> None:
         return
     ending = f"/{RUN_FILES}"
     here = root.as_uri()
+    stay = {here, *(Path(guest).as_uri() for guest in guests(root))}
     query = "select distinct artifact_location from experiments where artifact_location like ?"
     for (location,) in database.execute(query, (f"file://%{ending}",)).fetchall():
         there = location.removesuffix(ending)
-        if there == here:
+        if there in stay:
             continue
         for table, column in PLACES:
             database.execute(

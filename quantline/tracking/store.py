@@ -24,7 +24,7 @@ from quantline.config.tracking import Tracking
 from quantline.durable import remove_leftovers, sync, temporary_path
 from quantline.errors import ConfigError, Failure, StageError
 from quantline.messages import plain, shortened, without_secrets
-from quantline.tracking.moved_project import follow_project
+from quantline.tracking.moved_project import follow_project, note_guest
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -123,8 +123,8 @@ def with_client(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_S))
-    for name in ("alembic", "mlflow.store"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # its errors are raised as well
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
@@ -178,11 +178,17 @@ def _lock_file(uri: str) -> Path:
 
     Another project may use that database too.
     """
-    here = main_root()
     database = database_file(uri)
-    if database is None or database.parent == here or not _may_be_database(database):
-        return here / FOLDER / LOCK
+    if database is None or not _may_be_database(database):
+        return main_root() / FOLDER / LOCK
+    if _is_project(database.parent):  # that project locks it by the same name
+        return database.parent / FOLDER / LOCK
     return database.parent / f".{database.name}.lock"
+
+
+def _is_project(folder: Path) -> bool:
+    is_other = (folder / "dvc.yaml").is_file() and (folder / "conf").is_dir()
+    return is_other or folder == main_root()
 
 
 def _may_be_database(path: Path) -> bool:
@@ -203,6 +209,8 @@ def _make_database(uri: str) -> None:
         if not uri.startswith("http"):
             _within(partial(_open_with_others, uri), TABLES_S, uri)
         return
+    if path.parent != main_root() and _is_project(path.parent):
+        note_guest(path.parent, main_root())
     if path.exists() and (path.is_dir() or path.stat().st_size):
         with closing(sqlite3.connect(path)) as database:
             database.execute("begin immediate")

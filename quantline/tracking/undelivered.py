@@ -24,6 +24,7 @@ from quantline.messages import redacted
 from quantline.tracking.logged_models import BundleDescription
 from quantline.tracking.mlflow_runs import FINISHED, log_run
 from quantline.tracking.run_content import Dataset
+from quantline.tracking.run_origin import origin_tags
 from quantline.tracking.store import FOLDER, TrackingError, database_file, events_root
 
 UNDELIVERED = "undelivered"
@@ -48,6 +49,7 @@ class Run:
     status: str = FINISHED
     parent: str | None = None
     model: BundleDescription | None = None
+    origin: dict[str, str] | None = None
 
 
 class Outcome(NamedTuple):
@@ -123,7 +125,8 @@ def _folder() -> Path:
 
 
 def keep(run: Run) -> None:
-    """Keep a run for later. The same one twice is kept once."""
+    """Keep a run for later, as of this commit and person. The same one twice is kept once."""
+    run.origin = run.origin or origin_tags(run.tags.get("stage"))
     values = redacted(asdict(run) | {"files": [Path(file).name for file in run.files]})
     name = f"{int(1000 * run.logged):015d}-{sha256_json(values)[:12]}"
     with atomic_folder(_folder() / name) as folder:

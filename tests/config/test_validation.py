@@ -131,6 +131,10 @@ PROBLEMS = [
     [
         ("seed=-1", "^seed: Input should be greater than or equal to 0, found -1"),
         ("seed=4294967296", "^seed: Input should be less than 4294967296"),
+        ("evaluation.speed.seconds=inf", r"speed\.seconds: .*finite"),
+        ("evaluation.limits.seconds=inf", r"limits\.seconds: .*finite"),
+        ("limits.seconds=1e400", r"limits\.seconds: .*finite"),
+        ("target.max_size_mib=inf", r"target\.max_size_mib: .*finite"),
         ("evaluation.speed.new_tokens=99999999999999999999", r"\.new_tokens: .* at most 2\^53"),
     ],
 )

@@ -111,7 +111,7 @@ def test_describe_machines_names_the_variants_where_machines_differ():
         row.speed |= how | {"machine": machine}
     text = (
         "Some CPU, 2 cores, 2 GiB of memory, Linux: 2 threads, batch 1, a prompt of 8 tokens, "
-        "4 new tokens, 3 repetitions after one to warm up."
+        "4 new tokens, 3 repetitions after a few tokens to warm up."
     )
     assert describe_machines(rows) == [text]
     rows[1].speed["machine"] = machine | {"gpus": ["A GPU"]}

@@ -1,5 +1,6 @@
 """The store of runs is made once, and what is wrong with one is named."""
 
+import contextlib
 import shutil
 import sqlite3
 import subprocess
@@ -163,6 +164,37 @@ def test_log_or_keep_names_what_is_wrong_with_an_address(project, uri, failure, 
     assert (outcome.run_id, outcome.error.failure) == (None, failure)
     assert words in str(outcome.error)
     assert time.monotonic() - started < 30
+
+
+def test_a_database_in_another_project_is_locked_as_that_project_locks_it(project, tmp_path):
+    other = tmp_path / "other"
+    (other / "conf").mkdir(parents=True)
+    (other / "dvc.yaml").touch()
+    assert store._lock_file(f"sqlite:///{other}/mlflow.db") == other / ".quantline/mlflow.lock"
+
+
+def test_runs_of_another_project_keep_their_files_when_the_owner_logs(
+    project, tmp_path, empty_database, monkeypatch
+):
+    owner = tmp_path / "owner"
+    (owner / "conf").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(project.root / name, owner / name)
+    shutil.copy(empty_database, owner / "mlflow.db")
+    uri = f"sqlite:///{owner}/mlflow.db"
+    assert log_or_keep(Tracking(uri=uri, experiment="x"), Run("a", "a")).error is None
+    before = artifact_uris(owner / "mlflow.db")
+    assert before == {f"{project.root.as_uri()}/mlartifacts"}
+    monkeypatch.chdir(owner)
+    assert log_or_keep(Tracking(uri="sqlite:///mlflow.db", experiment="y"), Run("b", "b")).run_id
+    assert before < artifact_uris(owner / "mlflow.db")
+    assert f"{owner.as_uri()}/mlartifacts" in artifact_uris(owner / "mlflow.db")
+
+
+def artifact_uris(path) -> set[str]:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rows = database.execute("select artifact_location from experiments").fetchall()
+    return {place for (place,) in rows if place.endswith("/mlartifacts")}
 
 
 def test_a_database_outside_the_project_is_locked_beside_itself(project, tmp_path, empty_database):
