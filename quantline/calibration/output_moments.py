@@ -256,7 +256,7 @@ def backward(
                 states = batch.to(device()).requires_grad_(True)
                 with torch.enable_grad():
                     out = run.call(index, number, states, backward=True)
-                    _go_back(run.shared(number), out, gradients[number].to(device()))
+                    go_back(run.shared(number), out, gradients[number].to(device()))
                 assert states.grad is not None
                 gradients[number] = states.grad.cpu()
                 if weighted:
@@ -269,7 +269,7 @@ def backward(
             after(index, gradients)
 
 
-def _go_back(shared: list[SharedState], out: torch.Tensor, gradient: torch.Tensor) -> None:
+def go_back(shared: list[SharedState], out: torch.Tensor, gradient: torch.Tensor) -> None:
     """Take gradients back through a block, also those at what it left for later blocks."""
     ends = [(out, gradient), *(pair for state in shared for pair in state.outputs())]
     torch.autograd.backward([end for end, _ in ends], [given for _, given in ends])

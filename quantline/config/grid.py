@@ -26,6 +26,7 @@ from quantline.config.recipes import (
     GroupSize,
     Recipe,
 )
+from quantline.config.refinement import Refinement
 from quantline.errors import ConfigError
 from quantline.files import write_text
 
@@ -154,7 +155,7 @@ def read_suite(path: Path) -> tuple[str, list[str], list[str]]:
 def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:
     """Return a name that tells a recipe from the others of its method.
 
-    Such as gptq-w3g32-curvature or q4_k_m-budget; other options that differ from the base are
+    Such as gptq-w3g32-curvature, q4_k_m-budget or gptq-w2g64-refined16; other options that differ from the base are
     appended, such as gptq-w4g128-damping0_05. Group sizes chosen layer by layer are g128, as they
     are at most; 128 in every layer is then gptq-w4g128-group_size128.
 
@@ -164,11 +165,16 @@ def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:
     """
     options = recipe.model_dump(mode="json")
     named = {"method", "bits", "group_size", "curvature", "budget", "mix"}
+    refined = ""
     if isinstance(recipe, GroupedRecipe):
         size = GROUP_LABELS.get(recipe.group_size, str(recipe.group_size))
         if str(base.get("group_size")) != str(recipe.group_size) and size == GROUP_LABELS[AUTO]:
             named.remove("group_size")
         name = f"{recipe.method}-w{recipe.bits}g{size}" + ("-curvature" * recipe.curvature)
+        usual = recipe.refine == Refinement(steps=recipe.refine.steps)
+        if recipe.refine.steps and usual:
+            named.add("refine")
+            refined = f"-refined{recipe.refine.steps}"
     elif isinstance(recipe, GgmlRecipe):
         name = options["mix"].lower() + recipe.method.removeprefix("kquant")
     else:
@@ -178,7 +184,7 @@ def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:
             text = as_flow(value).lower()
             word = "".join(letter if letter.isalnum() else "_" for letter in text)
             name += f"-{key}{word}"
-    return name + _budget_name(recipe.size_budget)
+    return name + _budget_name(recipe.size_budget) + refined
 
 
 def _budget_name(budget: Budget | None) -> str:

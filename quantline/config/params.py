@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from quantline.config.executor import Executor
-from quantline.config.recipes import AnyRecipe
+from quantline.config.recipes import AnyRecipe, GroupedRecipe
 from quantline.config.section import Name, Section
 from quantline.config.targets import Target
 from quantline.config.texts import Calibration, Evaluation
@@ -86,6 +86,10 @@ class Params(Section):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         problems = []
+        for name, recipe in self.recipes.items():
+            if isinstance(recipe, GroupedRecipe):
+                misfit = recipe.refine.misfit(self.calibration.sequences)
+                problems += [f"recipes.{name}.refine: {misfit}"] if misfit else []
         for name, variant in self.variants.items():
             problems += [f"variants.{name}{problem}" for problem in misfits(variant, self.recipes)]
         if problems:

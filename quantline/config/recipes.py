@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from quantline.config.refinement import Refinement
 from quantline.config.section import Section
 from quantline.registry import Registry
 
@@ -172,6 +173,7 @@ class GroupedRecipe(Recipe):
         description="Whether safetensors hold the output head in those bits too, in the layout "
         "compressed-tensors. It has to be a matrix of its own, not the embedding.",
     )
+    refine: Refinement = Refinement()
 
     @model_validator(mode="after")
     def _head_has_bits(self) -> Self:
@@ -212,6 +214,7 @@ class GroupedRecipe(Recipe):
         None if the only group of a row is the row, in which no container holds them.
         """
         grid = {"bits": self.embedding_bits, "symmetric": True, "curvature": False, "budget": None}
+        grid["refine"] = Refinement()
         recipe = self.model_copy(update=grid).for_layer((width,))
         size = recipe.group_size
         return None if size == WHOLE_ROW or width % int(size) else recipe

@@ -22,5 +22,6 @@ class RtnRecipe(GroupedRecipe):
 
     @property
     def uses_calibration(self) -> bool:
-        """Whether spans, moves or a budget go by the statistics; plain rounding does not."""
-        return self.scales == "weighted" or self.curvature or self.budget is not None
+        """Whether spans, moves, a budget or refinement go by the text; plain rounding does not."""
+        by_statistics = self.scales == "weighted" or self.curvature or self.budget is not None
+        return by_statistics or self.refine.steps > 0

@@ -108,3 +108,10 @@ class ActivationStore:
             file.seek(number % self.slots * self.bytes)
             for shape in self.shapes:
                 yield read_tensor(file, shape)
+
+    def batch(self, number: int, index: int) -> torch.Tensor:
+        """Return one batch of a set."""
+        before = sum(4 * int(np.prod(shape)) for shape in self.shapes[:index])
+        with self.path.open("rb") as file:
+            file.seek(number % self.slots * self.bytes + before)
+            return read_tensor(file, self.shapes[index])

@@ -99,6 +99,18 @@ class SharedState(UserDict):
         self._fresh = {}
         self._leaves = {}
 
+    def begin_again(self) -> None:
+        """Forget what blocks left in an earlier pass; what was there before the first block stays."""
+        before = {
+            key: [version for version in versions if version.block == BEFORE]
+            for key, versions in self._versions.items()
+        }
+        self._versions = {key: versions for key, versions in before.items() if versions}
+        self._read = set()
+        self._fresh = {}
+        self._leaves = {}
+        self._gradients = {}
+
     def outputs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return the tensors that the block wrote, with the gradients that later blocks gave."""
         pairs = []

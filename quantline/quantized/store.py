@@ -5,15 +5,18 @@ scales were folded), lie in one safetensors file per part of the model. quantize
 report.
 """
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from quantline.config.recipes import Recipe
+from quantline.durable import sync, temporary_path
 from quantline.errors import Failure, Reason, StageError
 from quantline.files import read_json, write_json, write_tensors
 from quantline.freed_memory import return_freed_memory
@@ -83,16 +86,52 @@ class QuantizedWriter:
         self.contents = _no_contents()
         return_freed_memory()
 
+    def change_part(
+        self,
+        part: str,
+        tensors: Mapping[str, np.ndarray],
+        overrides: Mapping[str, np.ndarray],
+    ) -> None:
+        """Replace tensors of a part that is complete; a kill leaves the old file or the new one.
+
+        Args:
+            part: Its name; one that is not there is made, of the overrides alone.
+            tensors: `<layer>.<name>` → the array in the place of the one that is there.
+            overrides: As for `add_override`, whether they are there already or not.
+        """
+        path = self.folder / f"{part}.safetensors"
+        known: dict[str, Any] = {"contents": _no_contents(), "report": {"layers": {}}}
+        if path.is_file():
+            known = read_json(path.with_suffix(".json"))
+        values = load_file(path) if path.is_file() else {}
+        values |= tensors
+        for name, tensor in overrides.items():
+            values[f"override:{name}"] = np.ascontiguousarray(tensor, np.float32)
+            known["contents"]["overrides"][name] = {"part": part}
+        temporary = temporary_path(path)
+        write_tensors(temporary, dict(sorted(values.items())))
+        os.replace(temporary, path)
+        sync(self.folder)
+        write_json(path.with_suffix(".json"), known)
+        return_freed_memory()
+
+    def so_far(self) -> "QuantizedModel":
+        """Return the parts that are complete, before there is a report on the whole."""
+        return QuantizedModel(self.folder, {"contents": self._contents_of_parts()})
+
     def close(self, report: dict[str, Any]) -> None:
         """Write the report on the whole, after the last part."""
         if self.tensors:
             self.close_part(REST, {})
+        write_json(self.folder / REPORT, report | {"contents": self._contents_of_parts()})
+        self._remove_part_reports()
+
+    def _contents_of_parts(self) -> dict[str, dict[str, Any]]:
         contents = _no_contents()
         for path in self._part_reports():
             for kind, entries in read_json(path)["contents"].items():
                 contents[kind] |= entries
-        write_json(self.folder / REPORT, report | {"contents": contents})
-        self._remove_part_reports()
+        return contents
 
     def finished_report(self) -> dict[str, Any] | None:
         """Return the report on the whole, if an earlier run was killed after it was written."""
@@ -125,10 +164,10 @@ class QuantizedModel:
         ggml_names: Names of the tensors that are stored in ggml's blocks, sorted.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        """Read quantized.json."""
+    def __init__(self, folder: Path | str, report: dict[str, Any] | None = None) -> None:
+        """Read quantized.json, unless its content is given."""
         self.folder = Path(folder)
-        self.report = read_json(self.folder / REPORT)
+        self.report = read_json(self.folder / REPORT) if report is None else report
         self._contents = self.report["contents"]
         self._linears = dict(self._contents["linears"])
         self.linears = sorted(self._linears)

@@ -20,6 +20,8 @@ from quantline.recipes.context import QuantizationContext
 from quantline.recipes.fallback import check_some_layer, fallbacks
 from quantline.recipes.grid_counts import describe_grids, grid_counts
 from quantline.recipes.quantize_block import quantize_block
+from quantline.recipes.refinement.check import check_refinement, refines
+from quantline.recipes.refinement.leftovers import remove_leftovers
 from quantline.recipes.rounded_head import check_head
 from quantline.run.progress import progress
 
@@ -69,15 +71,17 @@ def quantize_model(
     Raises:
         StageError: config_invalid for a budget that nothing fits in; worse_than_round_to_nearest;
             non_finite; unsupported_width; unsupported_architecture; as the method and the
-            calibration do; as `run_items` does.
+            calibration do; as `check_refinement` and `run_items` do.
     """
     requested = {"name": name, **recipe.model_dump(mode="json")}
     writer = QuantizedWriter(folder)
     finished = writer.finished_report()
     if finished is not None:
+        remove_leftovers(folder)
         return finished
     check_taken_apart(recipe, source.arch)
     check_head(name, recipe, source)
+    check_refinement(name, recipe, source, calibration)
     given = QuantizationContext(recipe, source, source.arch, calibration, writer)
     ctx, transforms = fit(given, requested, folder, executor)
     layers: dict[str, Any] = {}
@@ -100,6 +104,12 @@ def quantize_model(
         step = {"step": "quantize", **recipe.model_dump(mode="json")}
         chosen = grid_counts(layers) if AUTO in step.values() else {}
         transforms.append(step | ({"grids": chosen} if chosen else {}))
+    refined = None
+    if refines(recipe):
+        from quantline.recipes.refinement.refine import refine
+
+        refined = refine(ctx, name, folder)
+        transforms.append({"step": "refine", **refined})
     report: dict[str, Any] = {
         "recipe": requested,
         "transforms": transforms,
@@ -115,7 +125,10 @@ def quantize_model(
     else:
         report["layers"] = layers
         report["outside"] = outside
+    if refined is not None:
+        report["refine"] = refined
     writer.close(report)
+    remove_leftovers(folder)
     return report
 
 
@@ -173,10 +186,30 @@ def summarize(report: dict[str, Any], recipe: Recipe) -> Summary:
         baseline = BASELINES[recipe.baseline]
         metrics |= {f"{baseline.measure}_over_{recipe.baseline}": gain, "fell_back": len(fell_back)}
         text += f", {baseline.measure_label} {gain:.2f} of {baseline.possessive}"
+    if refined := report.get("refine"):
+        known = ("kld_before", "kld_after")
+        metrics |= {f"refine_{key}": refined[key] for key in known if refined[key] is not None}
+        text += f", {describe_refinement(refined)}"
     if fell_back:
         name, how = next(iter(fell_back.items()))
         text += f", {len(fell_back)} otherwise, such as {name}: {how}"
     return Summary(metrics, text, fell_back)
+
+
+def describe_refinement(refined: dict[str, Any]) -> str:
+    """Return what came of a refinement in words.
+
+    Args:
+        refined: As the report has it.
+    """
+    before, after = refined["kld_before"], refined["kld_after"]
+    found = "NaN" if after is None else f"{after:.4f}"
+    if refined["kept"]:
+        return f"{refined['steps']} steps of refinement, divergence {before:.4f} → {found}"
+    return (
+        f"{refined['steps']} steps of refinement not kept: divergence {before:.4f} without them, "
+        f"{found} with them"
+    )
 
 
 def layer_gain(report: dict[str, Any], recipe: Recipe) -> float | None:
