@@ -213,8 +213,13 @@ class GroupedRecipe(Recipe):
 
         None if the only group of a row is the row, in which no container holds them.
         """
-        grid = {"bits": self.embedding_bits, "symmetric": True, "curvature": False, "budget": None}
-        grid["refine"] = Refinement()
+        grid = {
+            "bits": self.embedding_bits,
+            "symmetric": True,
+            "curvature": False,
+            "budget": None,
+            "refine": Refinement(),
+        }
         recipe = self.model_copy(update=grid).for_layer((width,))
         size = recipe.group_size
         return None if size == WHOLE_ROW or width % int(size) else recipe

@@ -100,7 +100,7 @@ class SharedState(UserDict):
         self._leaves = {}
 
     def begin_again(self) -> None:
-        """Forget what blocks left in an earlier pass; what was there before the first block stays."""
+        """Forget what blocks left in an earlier pass, but not what was there before the first."""
         before = {
             key: [version for version in versions if version.block == BEFORE]
             for key, versions in self._versions.items()

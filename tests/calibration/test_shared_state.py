@@ -87,3 +87,18 @@ def test_shared_state_keeps_what_was_read_and_what_came_last():
     assert "k" not in state
     with pytest.raises(KeyError):
         state["k"]
+
+
+def test_shared_state_begins_again_with_what_was_given():
+    state = SharedState({"given": 7})
+    state.begin(0, backward=False)
+    state["k"] = torch.tensor(1.0)
+    state.begin(1, backward=False)
+    assert state["k"] == 1.0
+    state.begin_again()
+    state.begin(0, backward=False)
+    assert list(state) == ["given"] and state["given"] == 7
+    state["k"] = torch.tensor(2.0)
+    state.begin(1, backward=False)
+    assert state["k"] == 2.0
+    assert [version.block for version in state._versions["k"]] == [0]

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from quantline.calibration.collect import collect_statistics
+from quantline.calibration.embedding_and_head import TOKENS
 from quantline.calibration.store import INFO, CalibrationStore
-from quantline.files import write_json
+from quantline.files import write_json, write_tensors
 from quantline.model.checkpoint import Checkpoint
 
 
@@ -28,5 +29,6 @@ def calibrate_into(
         "tokens": tokens.size,
         "seed": seed or 0,
     }
+    write_tensors(folder / TOKENS, {"tokens": tokens})
     write_json(folder / INFO, info)
     return CalibrationStore(folder)

@@ -68,3 +68,13 @@ def test_activation_batches_go_to_a_file_when_they_outgrow_memory(tmp_path, monk
     monkeypatch.setattr(activation_store, "RESIDENT_BYTES", 4 * int(np.prod(SHAPES[0])))
     assert ActivationBatches(SHAPES[:1], tmp_path)._file is None
     assert ActivationBatches(SHAPES, tmp_path)._file is not None
+
+
+def test_batch_is_one_of_a_set(tmp_path):
+    sets = [filled(tmp_path, seed) for seed in range(2)]
+    store = ActivationStore(tmp_path / "states", 2, sets[0][0])
+    for number, (batches, _) in enumerate(sets):
+        store.put(number, batches)
+    for number, (_, tensors) in enumerate(sets):
+        for index, tensor in enumerate(tensors):
+            assert torch.equal(store.batch(number, index), tensor)

@@ -90,3 +90,55 @@ def test_quantized_model_has_no_linear_that_was_not_added(tmp_path):
     QuantizedWriter(tmp_path).close({})
     with pytest.raises(KeyError):
         QuantizedModel(tmp_path).linear(LAYER)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_change_part_replaces_tensors_and_adds_overrides(tmp_path):
+    linear, other = random_grouped(seed=1), random_grouped(seed=2)
+    writer = QuantizedWriter(tmp_path)
+    for name in (LAYER, "other"):
+        writer.add_linear(name, linear)
+    writer.add_override("a.weight", np.ones(4, np.float32))
+    writer.close_part("block-000", {"layers": {LAYER: {"error": 1.0}}})
+    norms = {"a.weight": np.zeros(4, np.float32), "b.weight": np.full(4, 2, np.float32)}
+    writer.change_part("block-000", {f"{LAYER}.scales": other.scales}, norms)
+    writer.change_part("norms", {}, {"c.weight": np.full(2, 3, np.float32)})
+    assert writer.report_of("block-000") == {"layers": {LAYER: {"error": 1.0}}}
+    assert writer.so_far().linears == [LAYER, "other"]
+    writer.close({})
+    model = QuantizedModel(tmp_path)
+    assert np.array_equal(model.linear(LAYER).scales, other.scales)
+    assert np.array_equal(model.linear(LAYER).integers, linear.integers)
+    assert np.array_equal(model.linear("other").scales, linear.scales)
+    assert model.overrides == ["a.weight", "b.weight", "c.weight"]
+    assert [model.override(name)[0] for name in model.overrides] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("owner", ["write_tensors", "os.replace", "sync", "write_json"])
+def test_change_part_that_is_killed_leaves_a_whole_part(tmp_path, monkeypatch, owner):
+    """And the next change makes of it what this one would have made."""
+    writer = QuantizedWriter(tmp_path)
+    writer.add_linear(LAYER, random_grouped(seed=1))
+    writer.close_part("block-000", {})
+    before = contents(tmp_path)
+    scales = random_grouped(seed=2).scales
+    change = ({f"{LAYER}.scales": scales}, {"a.weight": np.zeros(4, np.float32)})
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"quantline.quantized.store.{owner}", killed)
+        writer.change_part("block-000", *change)
+    left = {name: data for name, data in contents(tmp_path).items() if name[0] != "."}
+    assert left.keys() == before.keys()
+    is_new = owner in ("sync", "write_json")
+    assert (left["block-000.safetensors"] != before["block-000.safetensors"]) == is_new
+    found = writer.so_far().linear(LAYER).scales
+    assert np.array_equal(found, scales) == is_new
+    writer.change_part("block-000", *change)
+    assert np.array_equal(writer.so_far().linear(LAYER).scales, scales)
+    assert writer.so_far().overrides == ["a.weight"]

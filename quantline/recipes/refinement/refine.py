@@ -148,10 +148,11 @@ class _Refinement:
         """Refuse what is not finite. Raises StageError(non_finite)."""
         if bool(torch.as_tensor(value).isfinite().all()):
             return
+        key = f"recipes.{self.name}.refine"
         raise StageError(
             Failure.NON_FINITE,
-            f"expected finite numbers for {what}, found NaN or infinity; set "
-            f"recipes.{self.name}.refine.learning_rate lower, or recipes.{self.name}.refine.steps=0",
+            f"expected finite numbers for {what}, found NaN or infinity; set {key}.learning_rate "
+            f"lower, or {key}.steps=0",
         )
 
     def _shapes(self) -> list[tuple[int, ...]]:

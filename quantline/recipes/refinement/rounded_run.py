@@ -103,7 +103,7 @@ class RoundedRun:
                         out = self.run.call(block, number, entering)
                         states[(block + 1) * many + place] = out.float().cpu()
                 advance(1)
-        gradients = self._entering(numbers, sets=1)
+        gradients = self._room(numbers)
         total = self._from_head(numbers, states, gradients, take)
         for block in range(self.layers - 1, -1, -1):
             with self.run.loaded(block) as (linears, _):
@@ -120,13 +120,17 @@ class RoundedRun:
             advance(1)
         return total / self._tokens(numbers)
 
-    def _entering(self, numbers: Sequence[int], sets: int) -> ActivationBatches:
-        """Return room for sets of hidden states; the first set is what enters the first block."""
+    def _room(self, numbers: Sequence[int], sets: int = 1) -> ActivationBatches:
+        """Return room for sets of the hidden states of some batches."""
         hidden = self.run.hidden
         shapes = [hidden.shapes[number] for number in numbers]
-        states = ActivationBatches(shapes * sets, hidden.folder)
+        return ActivationBatches(shapes * sets, hidden.folder)
+
+    def _entering(self, numbers: Sequence[int], sets: int) -> ActivationBatches:
+        """Begin a pass: return room whose first set is what enters the first block."""
+        states = self._room(numbers, sets)
         for place, number in enumerate(numbers):
-            states[place] = hidden[number]
+            states[place] = self.run.hidden[number]
             for shared in self.run.shared(number):
                 shared.begin_again()
         return states
@@ -176,34 +180,32 @@ class RoundedRun:
             take(NORMS, self._by_change(weights))
         return total
 
-    def _moving_weights(self, block: int, linears: dict[str, nn.Linear]) -> dict[str, nn.Parameter]:
+    def _moving_weights(self, block: int, linears: dict[str, nn.Linear]) -> dict[str, torch.Tensor]:
         """Return what moves in a loaded block, by its name, and ask for its gradients."""
-        found = {
-            name: linear.weight
-            for name, linear in linears.items()
-            if name in self.student.part_of
-        }
-        for parameter in found.values():
-            parameter.requires_grad_(True)
-        return found | self._moving_norms(block=block)
+        found = self._moving_norms(block=block)
+        for name, linear in linears.items():
+            if name in self.student.part_of:
+                linear.weight.requires_grad_(True)
+                found[name] = linear.weight
+        return found
 
     def _moving_norms(
         self, block: int | None = None, outside: bool = False
-    ) -> dict[str, nn.Parameter]:
+    ) -> dict[str, torch.Tensor]:
         """Return the norms of a loaded block, or those outside, and ask for their gradients."""
         inside = f"{self.run.parts.path}."
         start = inside if outside else f"{self.run.parts.block_path(block or 0)}."
         found = {}
         for path, name in self._norms.items():
             if path.startswith(start) != outside:
-                found[name] = self.run.parts.model.get_parameter(path).requires_grad_(True)
+                found[name] = self.run.parts.model.get_parameter(path)
+                found[name].requires_grad_(True)
         return found
 
-    def _by_change(self, weights: dict[str, nn.Parameter]) -> Gradients:
+    def _by_change(self, weights: dict[str, torch.Tensor]) -> Gradients:
         """Return the gradients by what moves; of what none reached there is none."""
         return {
             name: self.student.by_change(name, parameter.grad)
             for name, parameter in weights.items()
             if parameter.grad is not None
         }
-

@@ -32,9 +32,7 @@ class Schedule:
     rates: list[float]
 
 
-def make_schedule(
-    tokens: np.ndarray, options: Refinement, seed: int, most_rows: int
-) -> Schedule:
+def make_schedule(tokens: np.ndarray, options: Refinement, seed: int, most_rows: int) -> Schedule:
     """Return the steps of a refinement.
 
     The text is shuffled. Every step takes the next sequences; once all have been taken, the same

@@ -39,9 +39,9 @@ def norms_of(parts: BlockModel, names: Collection[str]) -> dict[str, str]:
         is_norm = "norm" in type(module).__name__.lower()
         if weight is None or weight.ndim != 1 or not is_norm:
             continue
-        name = parts.names.get(path + WEIGHT)
-        if name in names and uses[str(name)] == 1:
-            found[path + WEIGHT] = str(name)
+        stored = parts.names.get(path + WEIGHT, "")
+        if stored in names and uses[stored] == 1:
+            found[path + WEIGHT] = stored
     return found
 
 
