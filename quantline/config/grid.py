@@ -79,8 +79,11 @@ def recipe_yaml(
     lines += [""] if different else []
     for key, value in different.items():
         if isinstance(value, dict) and value:
+            known = base.get(key) or {}
             lines.append(f"{key}:")
-            lines += [f"  {option}: {as_flow(inner)}" for option, inner in value.items()]
+            for option, inner in value.items():
+                if option not in known or known[option] != inner:
+                    lines.append(f"  {option}: {as_flow(inner)}")
         else:
             lines.append(f"{key}: {as_flow(value)}")
     return "\n".join(lines) + "\n"

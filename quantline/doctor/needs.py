@@ -13,6 +13,11 @@ from typing import NamedTuple
 from quantline.config.ggml_recipes import GgmlRecipe
 from quantline.config.params import Params
 from quantline.config.recipes import Recipe
+from quantline.doctor.refinement import (
+    refinement_bytes,
+    refinement_disk,
+    refinement_operations,
+)
 from quantline.doctor.sizes import ModelSizes
 from quantline.run.events import read_events
 from quantline.run.memory import allowed_bytes
@@ -80,7 +85,8 @@ def needs_of(params: Params, sizes: ModelSizes, flops: float, before: Mapping[st
     seconds["reference"] = START_S + pass_s
     slower = REFERENCE_FLOPS / flops
     for name, recipe in params.recipes.items():
-        seconds[f"quantize {name}"] = START_S + slower * recipe_seconds(recipe, sizes)
+        refined_s = refinement_operations(recipe, params.calibration, sizes) / flops / EFFICIENCY
+        seconds[f"quantize {name}"] = START_S + slower * recipe_seconds(recipe, sizes) + refined_s
     speed = params.evaluation.speed
     decoded = (speed.repetitions + 1) * (speed.new_tokens + speed.prompt_tokens / 8)
     for name, variant in params.variants.items():
@@ -106,6 +112,10 @@ def needs_of(params: Params, sizes: ModelSizes, flops: float, before: Mapping[st
         sizes.blocks + 5 if params.calibration.curvature else 2
     )
     passing += parts_bytes(params, sizes)
+    refined = [
+        refinement_disk(recipe, params.calibration, sizes) for recipe in params.recipes.values()
+    ]
+    passing = max(passing, *refined)
     return Needs(seconds, frozenset(measured), memory[most], most, disk, disk + passing)
 
 
@@ -121,9 +131,11 @@ def memory_of_stages(params: Params, sizes: ModelSizes) -> dict[str, float]:
         + min(2 * RESIDENT_STATES, 2 * states_bytes(params, sizes))
     )
     memory: dict[str, float] = {"calibrate": workers * calibrated}
-    for name in params.recipes:
+    for name, recipe in params.recipes.items():
         quantized = FIXED_BYTES + QUANTIZE_BLOCKS * 4 * sizes.block_weights
-        memory[f"quantize {name}"] = workers * quantized
+        # Refinement is the stage's own, after its workers are done.
+        refined = FIXED_BYTES + refinement_bytes(recipe, params.calibration, sizes)
+        memory[f"quantize {name}"] = max(workers * quantized, refined)
     for name, variant in params.variants.items():
         fixed, held = _held_by_runtime(variant.runtime, variant_bytes(params, name, sizes), sizes)
         memory[f"evaluate {name}"] = workers * (fixed + held)

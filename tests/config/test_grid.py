@@ -278,8 +278,27 @@ def test_recipe_name_tells_the_recipes_of_the_full_suite_apart():
         for grid_name in ("w3g32", "w3g128", "w4g32", "w4g128")
     }
     assert {name: made for name, made in names.items() if made != name} == together | {
+        "awq-gptq-w2g64-curvature-refined": "awq-w2g64-curvature-roundinggptq-refined16",
+        "gptq-w2g64-refined": "gptq-w2g64-refined16",
         "rtn-w8": "rtn-w8g128-symmetrictrue",
         "smoothquant-w8a8": "smoothquant",
         "fp8-w8a8": "fp8",
         "q8_0": "q8_0-importancefalse",
     }
+
+
+@pytest.mark.parametrize(
+    ("refine", "name"),
+    [
+        ({"steps": 0}, "gptq-w4g64"),
+        ({"steps": 8}, "gptq-w4g64-refined8"),
+        (
+            {"steps": 8, "sequences": 2},
+            "gptq-w4g64-refine_steps__8__learning_rate__0_002__sequences__2_",
+        ),
+    ],
+)
+def test_recipe_name_has_the_steps_of_refinement(refine, name):
+    base = grid.base_options(CONF, "gptq")
+    options = base | {"group_size": 64, "refine": base["refine"] | refine}
+    assert grid.recipe_name(RECIPES["gptq"].model_validate(options), base) == name

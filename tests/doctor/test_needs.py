@@ -108,6 +108,37 @@ def test_needs_know_how_workers_calibrate():
     assert (needs.PARTS, needs.FISHER_BLOCK) == (sums.PARTS, collect.FISHER_BLOCK)
 
 
+def test_needs_count_refinement():
+    refined = "recipes.gptq-w4g128.refine.steps=16"
+    plain = needs_of(composed("suite=quick"), sizes(), 1e9, {})
+    found = needs_of(composed("suite=quick", refined), sizes(), 1e9, {})
+    stage = "quantize gptq-w4g128"
+    # 16 steps of 4 sequences of 256 tokens, forwards twice and backwards, at half of the speed.
+    least = 16 * 4 * 256 * (8 * sizes().weights + 6 * 64_000) / 1e9 / 0.5
+    assert least < found.seconds.pop(stage) - plain.seconds.pop(stage) < 1.5 * least
+    assert found.seconds == plain.seconds
+    assert found.disk_bytes == plain.disk_bytes
+    wide = sizes()._replace(vocabulary=200_000, hidden=4096)
+    plain, found = (
+        needs_of(composed("suite=quick", *more), wide, 1e9, {}) for more in ((), (refined,))
+    )
+    assert found.memory_of == stage
+    # The head, and logits of some tokens.
+    assert found.memory_bytes > FIXED_BYTES + 4 * 200_000 * 4096
+
+
+def test_needs_know_how_refinement_works():
+    from quantline.calibration import output_moments
+    from quantline.doctor import refinement
+    from quantline.model import activation_store
+    from quantline.recipes.refinement import schedule
+
+    assert refinement.HELD_OUT_SHARE == schedule.HELD_OUT_SHARE
+    assert refinement.MOST_HELD_OUT == schedule.MOST_HELD_OUT
+    assert refinement.CHUNK_VALUES == output_moments.CHUNK_VALUES
+    assert refinement.RESIDENT_STATES == activation_store.RESIDENT_BYTES
+
+
 def test_a_stage_that_has_run_with_these_parameters_takes_what_it_took(tmp_path):
     params = composed("suite=quick")
     events = tmp_path / "events.jsonl"
