@@ -6,6 +6,7 @@ import pytest
 
 from quantline.paths import MODEL, QUANTIZED
 from quantline.quantized.store import QuantizedModel, QuantizedWriter
+from quantline.recipes.refinement.state import RefinementState
 from tests.helpers.injection import kill_after_calls
 from tests.helpers.project import Project
 
@@ -67,3 +68,37 @@ def test_quantize_starts_over_when_something_changed(calibrated_project, capsys)
     (MODEL / "model.safetensors").touch()
     calibrated_project.stage("quantize", name)
     assert "because model changed since a run was killed" in capsys.readouterr().out
+
+
+def test_quantize_resumes_at_the_step_of_refinement_where_it_was_killed(
+    calibrated_project, capsys, monkeypatch
+):
+    name = "rtn-w4g128"
+    refine = f"recipes.{name}.refine"
+    calibrated_project.compose(
+        f"recipe=[none,{name}]",
+        "variant=[bf16]",
+        *(f"recipes.{name}.bits=2", f"recipes.{name}.group_size=64"),
+        *(f"{refine}.steps=3", f"{refine}.learning_rate=0.01"),
+    )
+    calibrated_project.stage("quantize", name)
+    told = capsys.readouterr().out
+    assert "3 steps of refinement" in told and "refine" in quantized(name).report
+    expected = files(name)
+    shutil.rmtree(QUANTIZED)
+    # Two steps of two blocks and the last norm, and the norm of the third.
+    root = calibrated_project.root
+    kill_after_calls(root, "quantize", name, RefinementState, "write", 7)
+    noted = []
+    note = RefinementState.note
+
+    def note_and_tell(self, **found):
+        noted.extend(found)
+        note(self, **found)
+
+    monkeypatch.setattr(RefinementState, "note", note_and_tell)
+    calibrated_project.stage("quantize", name)
+    assert "resumes where a killed run stopped" in capsys.readouterr().out
+    assert noted == ["steps", "kld_after", "report", "parts"]
+    assert files(name) == expected
+    assert [path.name for path in QUANTIZED.iterdir()] == [name]

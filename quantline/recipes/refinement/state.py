@@ -56,7 +56,7 @@ class RefinementState:
     def read(self, part: str) -> dict[str, Moved]:
         """Return what the last finished step left of a part: what moves → how far it is."""
         path = self._path(part, self.steps)
-        if not self.steps or not path.is_file():
+        if not path.is_file():
             return {}
         values = load_file(path)
         names = sorted({key.rpartition("|")[0] for key in values})
@@ -68,7 +68,7 @@ class RefinementState:
     def change(self, part: str, name: str) -> torch.Tensor | None:
         """Return how far a single tensor has moved; None for one that has not."""
         path = self._path(part, self.steps)
-        if not self.steps or not path.is_file():
+        if not path.is_file():
             return None
         key = f"{name}|change"
         with safe_open(path, "np") as file:
