@@ -7,5 +7,10 @@ FOLDER = "refinement"  # inside the folder of the result
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the steps of a refinement from the folder of a result that is whole."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    """Remove the steps of a refinement, if there are any, from a result that is whole.
+
+    Raises:
+        OSError: If they stay: no result is whole with them.
+    """
+    if (folder / FOLDER).exists():
+        shutil.rmtree(folder / FOLDER)

@@ -90,16 +90,19 @@ class _Refinement:
         Layers that the source has had rounded already, and whose codes were kept, stay as they are.
         """
         parts = BlockModel(self.checkpoint)
+        inside = f"{parts.path}."
         found = {}
         for path, name in norms_of(parts, set(self.checkpoint.names)).items():
-            of_block = path.removeprefix(f"{parts.path}.") if path.startswith(parts.path) else None
-            found[name] = part_name(int(of_block.partition(".")[0])) if of_block else NORMS
-        for block in range(parts.arch.layers):
-            report = self.ctx.writer.report_of(part_name(block))
-            assert report is not None, f"block {block} is not rounded yet"
+            found[name] = NORMS
+            if path.startswith(inside):
+                block = path.removeprefix(inside).partition(".")[0]
+                found[name] = part_name(int(block))
+        for number in range(parts.arch.layers):
+            report = self.ctx.writer.report_of(part_name(number))
+            assert report is not None, f"block {number} is not rounded yet"
             for layer, of_layer in report["layers"].items():
                 if "codes" not in of_layer:
-                    found[layer] = part_name(block)
+                    found[layer] = part_name(number)
         return found
 
     def run(self) -> None:

@@ -208,6 +208,17 @@ def test_quantize_model_that_was_killed_at_the_very_end_leaves_no_steps(model, t
     assert digest(folder) == whole
 
 
+def test_quantize_model_ends_with_no_steps_that_cannot_be_removed(model, tmp_path, monkeypatch):
+    def full(*arguments, **named):
+        raise OSError("no room to remove it")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr("shutil.rmtree", full)
+        quantized(model, tmp_path / "r", recipe_of(steps=1))
+    quantized(model, tmp_path / "r", recipe_of(steps=1))
+    assert not (tmp_path / "r" / "refinement").exists()
+
+
 def test_quantize_model_takes_no_finished_step_again(model, tmp_path, monkeypatch):
     folder = tmp_path / "r"
     with pytest.MonkeyPatch.context() as patch:
