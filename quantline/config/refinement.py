@@ -20,8 +20,8 @@ class Refinement(Section):
         gt=0,
         le=0.1,
         allow_inf_nan=False,
-        description="How far a step moves them at first, as a share of their size; it falls to "
-        "nothing by a cosine.",
+        description="How far a step moves them at first: a scale by this share of it, a norm's "
+        "weight by this. It falls to nothing by a cosine.",
     )
     sequences: int = Field(
         default=4, gt=0, le=100_000, description="Sequences of the calibration text in a step."

@@ -10,7 +10,7 @@ import torch
 DECAYS = (0.9, 0.999)  # of the means of gradients and of their squares
 # Gradients of single scales are tiny in large models. One without any gradient stays where it is.
 EPSILON = 1e-15
-# A scale that were zero or negative would be no scale.
+# Of a change: a scale that were zero or negative would be no scale.
 LEAST = -0.5
 MOST = 1.0
 
@@ -19,7 +19,7 @@ class Moved(NamedTuple):
     """What moves, and what Adam remembers of it: three tensors of one shape, float32.
 
     Attributes:
-        change: By how much it has moved, as a share of its size.
+        change: By how much it has moved.
         mean: Of the gradients.
         square: Mean of their squares.
     """

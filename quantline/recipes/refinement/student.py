@@ -48,8 +48,7 @@ def norms_of(parts: BlockModel, names: Collection[str]) -> dict[str, str]:
 class Student(Mapping[str, torch.Tensor]):
     """Tensors of a rounded model, by the names of the unquantized one's; others are not there.
 
-    What moves is a share: a group's scale is multiplied by 1 + its change; a norm's weight gets its
-    change times the root mean square of the norm added.
+    A group's scale is multiplied by 1 + its change; a norm's weight gets its change added.
 
     Attributes:
         stored: Whether scales and norms that have moved are rounded as files hold them.
@@ -123,19 +122,16 @@ class Student(Mapping[str, torch.Tensor]):
 
     def norm(self, name: str) -> torch.Tensor:
         """Return the weight of a norm, float32 [width], as far as it has moved."""
-        weight = self._norm_before(name)
+        is_changed = name in self.rounded.overrides
+        weight = _on_device(self.rounded.override(name) if is_changed else self.source.tensor(name))
         change = self._change(name)
         if change is None:
             return weight
-        moved = weight + size_of(weight) * change
+        moved = weight + change
         if not self.stored:
             return moved
         dtype = NUMPY_DTYPES[self.source.stored_dtype(name)]
         return _on_device(moved.cpu().numpy().astype(dtype).astype(np.float32))
-
-    def _norm_before(self, name: str) -> torch.Tensor:
-        is_changed = name in self.rounded.overrides
-        return _on_device(self.rounded.override(name) if is_changed else self.source.tensor(name))
 
     def _change(self, name: str) -> torch.Tensor | None:
         part = self.part_of.get(name)
@@ -152,16 +148,10 @@ class Student(Mapping[str, torch.Tensor]):
             [out, groups], or [width].
         """
         if name not in self.rounded.linears:
-            return gradient * size_of(self._norm_before(name))
+            return gradient
         codes = self.codes(name)
         by_scales = (gradient.reshape(codes.shape) * codes).sum(-1)
         return by_scales * _on_device(self._layer(name).scales)
-
-
-def size_of(weight: torch.Tensor) -> torch.Tensor:
-    """Return the root mean square of a norm's weight, as a number; 1 if it is zero."""
-    size = weight.square().mean().sqrt()
-    return torch.where(size > 0, size, 1.0)
 
 
 def scales_as_stored(moved: torch.Tensor, before: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from quantline.ingest import verify
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
-from quantline.recipes.refinement.student import NORMS, size_of
+from quantline.recipes.refinement.student import NORMS
 from tests.helpers.models import transformers_model
 from tests.helpers.quantized import rounded, tokens_of
 from tests.helpers.refinement import (
@@ -45,7 +45,7 @@ def gradients_of_transformers(student, changes, tokens) -> tuple[float, dict[str
             weights[f"{name}.weight"] = weight.reshape(len(weight), -1)
         else:
             weight = torch.from_numpy(student.source.tensor(name)).double()
-            weights[name] = weight + size_of(weight) * change
+            weights[name] = weight + change
     logits = torch.func.functional_call(model, weights, (ids,)).logits
     found = torch.log_softmax(logits, -1)
     total = functional.kl_div(found, wanted, reduction="sum", log_target=True) / tokens.size
@@ -102,7 +102,10 @@ def test_step_gives_slopes_of_the_divergence_where_layers_are_taken_apart(
     gradients = {name: values for part in again[1].values() for name, values in part.items()}
     for part, of_part in first[1].items():
         assert all(torch.equal(again[1][part][name], values) for name, values in of_part.items())
-    direction = random_changes(student, 1.0, seed=3)
+    direction = {
+        name: change.abs() * gradients[name].sign() if name in gradients else change
+        for name, change in random_changes(student, 1.0, seed=3).items()
+    }
     slope = sum(float((gradients[name] * direction[name]).sum()) for name in gradients)
     sides = []
     for sign in (1, -1):

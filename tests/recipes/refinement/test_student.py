@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantline.model.checkpoint import Checkpoint
-from quantline.recipes.refinement.student import NORMS, scales_as_stored, size_of
+from quantline.recipes.refinement.student import NORMS, scales_as_stored
 from tests.helpers.quantized import rounded
 from tests.helpers.refinement import move_by, random_changes, student_of
 
@@ -45,7 +45,7 @@ def test_student_has_the_rounded_model_before_the_first_step(student, checkpoint
     )
 
 
-def test_student_moves_scales_by_shares_and_norms_by_shares_of_their_size(student, checkpoint):
+def test_student_moves_scales_by_shares_and_norms_by_what_is_added(student, checkpoint):
     changes = random_changes(student, 0.1)
     move_by(student, changes)
     linear = student.rounded.linear(LAYER)
@@ -54,8 +54,7 @@ def test_student_moves_scales_by_shares_and_norms_by_shares_of_their_size(studen
         student[f"{LAYER}.weight"].numpy(), linear.dequantize() * grown, rtol=1e-6
     )
     weight = torch.from_numpy(checkpoint.tensor(NORM))
-    size = weight.square().mean().sqrt()
-    torch.testing.assert_close(student[NORM], weight + size * changes[NORM])
+    torch.testing.assert_close(student[NORM], weight + changes[NORM])
 
 
 def test_student_as_stored_has_scales_of_bfloat16_and_norms_in_the_type_of_the_source(student):
@@ -74,8 +73,3 @@ def test_scales_as_stored_are_in_float16_where_they_were():
     stored = scales_as_stored(moved, before)
     # The first would be none of float16's, of which the last has been none before.
     assert stored.tolist() == [2.0**-24, 2.0**-23, torch.tensor(1.1).bfloat16().item(), moved[3]]
-
-
-def test_size_of_a_norm_of_zeros_is_one():
-    assert size_of(torch.zeros(3)) == 1
-    assert size_of(torch.tensor([3.0, -4.0])) == pytest.approx(12.5**0.5)
