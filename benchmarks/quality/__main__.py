@@ -73,8 +73,9 @@ class QualityBenchmark:
         with tempfile.TemporaryDirectory() as folder:
             calibration = Path(folder) / "calibration"
             self.calibrations.append(self.model.calibrate(calibration, gradients=True))
-            if not self.rows:
-                recipes = our_recipes(4, self.options.groups[0])
+            recipes = our_recipes(4, self.options.groups[0])
+            warms_up = self.options.warm_up and any(map(self.is_wanted, recipes))
+            if warms_up and not self.rows:
                 for name in WARM_UP:
                     run_recipe(self.model, recipes[name], calibration)
             for bits, group_size in product(self.options.bits, self.options.groups):
@@ -188,6 +189,12 @@ def parse_options() -> argparse.Namespace:
         "--peers-of", type=Path, help="results of an earlier run, whose other tools are not run"
     )
     parser.add_argument("--name", help="of this run, in the name of the results")
+    parser.add_argument(
+        "--no-warm-up",
+        dest="warm_up",
+        action="store_false",
+        help="where an earlier run has compiled all kernels",
+    )
     return parser.parse_args()
 
 

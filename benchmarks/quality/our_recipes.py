@@ -2,18 +2,28 @@
 
 from typing import Any
 
+REFINED_BITS = 2  # at which refinement pays
+
 
 def our_recipes(bits: int, group_size: int) -> dict[str, dict[str, Any]]:
     """Return our recipes on one grid: name in the table → options."""
     grid = {"bits": bits, "group_size": group_size, "symmetric": False}
     gptq = {"method": "gptq", **grid}
     awq = {"method": "awq", **grid}
-    return {
+    best = awq | {"rounding": "gptq", "curvature": True}
+    recipes = {
         "rtn": {"method": "rtn", **grid},
         "awq": awq,
         "gptq": gptq,
         "gptq symmetric": gptq | {"symmetric": True},
         "awq + gptq": awq | {"rounding": "gptq"},
         "gptq + curvature": gptq | {"curvature": True},
-        "awq + gptq + curvature": awq | {"rounding": "gptq", "curvature": True},
+        "awq + gptq + curvature": best,
     }
+    if bits == REFINED_BITS:
+        refined = {"refine": {"steps": 16}}
+        recipes |= {
+            "gptq, refined": gptq | refined,
+            "awq + gptq + curvature, refined": best | refined,
+        }
+    return recipes
