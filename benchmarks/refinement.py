@@ -38,6 +38,11 @@ def measure(
         return times | {"kld": found, "refine": QuantizedModel(folder).report.get("refine")}
 
 
+def told(divergence: float | None) -> str:
+    """Return a divergence for the table; None is one that is not finite."""
+    return "not finite" if divergence is None else f"{divergence:.4f}"
+
+
 def cells_of(row: dict[str, Any]) -> list[str]:
     """Return a row of the table."""
     held_out = row["refine"]
@@ -45,7 +50,7 @@ def cells_of(row: dict[str, Any]) -> list[str]:
         f"{row['bits']} / {row['group_size']}",
         str(row["steps"]),
         *(f"{one['kld']:.4f} ± {one['se']:.4f}" for one in row["kld"].values()),
-        f"{held_out['kld_before']:.4f} → {held_out['kld_after']:.4f}" if held_out else "",
+        "" if held_out is None else f"{held_out['kld_before']:.4f} → {told(held_out['kld_after'])}",
         f"{row['seconds']:.0f}",
     ]
 

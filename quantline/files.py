@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantline.causes import failure_of
 from quantline.durable import remove_leftovers, sync, temporary_path
-from quantline.errors import Failure, StageError
+from quantline.errors import Failure, Reason, StageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +81,29 @@ def _read_json(path: Path, kind: type, name: str) -> Any:
         found = type(value).__name__
         raise StageError(Failure.MISSING_FILE, f"{expected}, found {found}; {CHECK_FILE}")
     return value
+
+
+def check_made(
+    path: Path, stage: str, reason: Reason | None = None, what: str | None = None
+) -> None:
+    """Check that a file is there which a stage makes.
+
+    Args:
+        path: The file.
+        stage: As DVC calls it.
+        reason: Of the failure; by default that of the stage that runs.
+        what: The file in words, before its path.
+
+    Raises:
+        StageError: missing_file.
+    """
+    if not path.is_file():
+        raise StageError(
+            Failure.MISSING_FILE,
+            f"expected {f'{what} in ' if what else ''}{path}, found nothing; run "
+            f"`dvc repro {stage}`",
+            reason,
+        )
 
 
 def write_tensors(

@@ -83,7 +83,7 @@ class Registry(Generic[Entry]):
         load_registrations()
         near = difflib.get_close_matches(str(name), self._entries, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"unknown {self.kind} {name!r}{hint}; there are {', '.join(self._entries)}"
+        return f"unknown {self.kind} {name!r}{hint}; there are {', '.join(sorted(self._entries))}"
 
     def __contains__(self, name: object) -> bool:
         load_registrations()

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from quantline.calibration import packing
-from quantline.files import write_tensors
+from quantline.files import check_made, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -102,12 +102,22 @@ def embedding_fisher(folder: Path) -> np.ndarray:
     return packing.unpack(tensors["diagonal"], tensors["triangle"])
 
 
+def calibration_tokens(folder: Path) -> np.ndarray:
+    """Return the tokens of a calibration, int32 [sequences, length].
+
+    Raises:
+        StageError: missing_file.
+    """
+    path = folder / TOKENS
+    check_made(path, "calibrate", what="the tokens of the calibration")
+    with safe_open(path, "np") as file:
+        return file.get_tensor("tokens")
+
+
 def token_frequencies(folder: Path, vocabulary: int) -> np.ndarray:
     """Return the share of each token in the calibration text, float64 [vocabulary].
 
     One more of each token is counted, so that none has the share 0.
     """
-    with safe_open(folder / TOKENS, "np") as file:
-        tokens = file.get_tensor("tokens").reshape(-1)
-    counts = np.bincount(tokens, minlength=vocabulary) + 1.0
+    counts = np.bincount(calibration_tokens(folder).reshape(-1), minlength=vocabulary) + 1.0
     return counts / counts.sum()

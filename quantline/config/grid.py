@@ -158,7 +158,7 @@ def read_suite(path: Path) -> tuple[str, list[str], list[str]]:
 def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:
     """Return a name that tells a recipe from the others of its method.
 
-    Such as gptq-w3g32-curvature, q4_k_m-budget or gptq-w2g64-refined16; other options that differ
+    Such as gptq-w3g32-curvature, q4_k_m-budget or gptq-w2g32-refined16; other options that differ
     from the base are appended, such as gptq-w4g128-damping0_05. Group sizes chosen layer by layer
     are g128, as they are at most; 128 in every layer is then gptq-w4g128-group_size128.
 

@@ -81,7 +81,7 @@ class Speed(Section):
     seconds: float | None = Field(
         default=None,
         gt=0,
-        description="After so long three repetitions do: slow runtimes differ little between them.",
+        description="After so long no repetition beyond the third begins.",
     )
     threads: int | None = Field(
         default=None, gt=0, description="Threads of the runtime; null is one per core."

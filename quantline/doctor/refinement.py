@@ -3,11 +3,9 @@
 from quantline.config.recipes import GroupedRecipe, Recipe
 from quantline.config.texts import Calibration
 from quantline.doctor.sizes import ModelSizes
+from quantline.recipes.refinement.schedule import held_out_sequences
 
-# As recipes/refinement has them, whose modules import torch (a test compares them).
-HELD_OUT_SHARE = 8
-MOST_HELD_OUT = 16
-CHUNK_VALUES = 1 << 24
+CHUNK_VALUES = 1 << 24  # of calibration/output_moments.py, which imports torch (a test compares)
 CHUNKS = 7  # of logits, and of what is made of them, at once
 BLOCKS = 8  # times one block's float32 weights, with gradients
 RESIDENT_STATES = 1 << 30  # of a set of hidden states in memory; a larger one lies in a file
@@ -20,7 +18,7 @@ def refinement_operations(recipe: Recipe, text: Calibration, sizes: ModelSizes) 
         return 0.0
     weights, head = sizes.weights, sizes.head_weights
     stepped = recipe.refine.steps * recipe.refine.sequences
-    held = _held_out(text)
+    held = held_out_sequences(text.sequences, recipe.refine.sequences)
     once = min(stepped, text.sequences - held) + held
     # Forwards, forwards again and backwards, which is as much as both.
     operations = stepped * (8 * weights + 6 * head)
@@ -54,8 +52,3 @@ def refinement_disk(recipe: Recipe, text: Calibration, sizes: ModelSizes) -> flo
     # What moves, with Adam's two means, of two steps; and the result.
     moving = (2 * 3 + 1) * 4 * sizes.weights / GROUP
     return states * text.sequences + step + moving
-
-
-def _held_out(text: Calibration) -> int:
-    """Return the sequences that no step sees."""
-    return min(max(1, text.sequences // HELD_OUT_SHARE), MOST_HELD_OUT)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from quantline.config.recipes import Recipe
 from quantline.durable import sync, temporary_path
 from quantline.errors import Failure, Reason, StageError
-from quantline.files import read_json, write_json, write_tensors
+from quantline.files import check_made, read_json, write_json, write_tensors
 from quantline.freed_memory import return_freed_memory
 from quantline.quantized.storages import GROUPED, STORAGES
 from quantline.quantized.tensors import GgmlBlocks, GroupedLinear, QuantizedTensor, Scheme
@@ -26,6 +26,11 @@ from quantline.registry import load_object
 
 REPORT = "quantized.json"
 REST = "rest"  # the part that holds what lies outside the decoder blocks
+
+
+def block_part(block: int) -> str:
+    """Return the part that holds a decoder block."""
+    return f"block-{block:03d}"
 
 
 def _no_contents() -> dict[str, dict[str, Any]]:
@@ -237,12 +242,7 @@ def open_quantized(folder: Path, name: str, recipe: Recipe) -> QuantizedModel:
             are of another recipe.
     """
     path = folder / REPORT
-    if not path.is_file():
-        raise StageError(
-            Failure.MISSING_FILE,
-            f"expected {path}, found nothing; run `dvc repro quantize@{name}`",
-            Reason.EXPORT_ARTIFACT_MISSING,
-        )
+    check_made(path, f"quantize@{name}", Reason.EXPORT_ARTIFACT_MISSING)
     quantized = QuantizedModel(folder)
     wanted = {"name": name, **recipe.model_dump(mode="json")}
     found = quantized.report["recipe"]

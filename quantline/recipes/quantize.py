@@ -12,7 +12,7 @@ from quantline.errors import Failure, StageError
 from quantline.files import versions
 from quantline.model.architecture import Architecture
 from quantline.model.tensor_source import TensorSource
-from quantline.quantized.store import REST, QuantizedWriter
+from quantline.quantized.store import REST, QuantizedWriter, block_part
 from quantline.recipes.baseline import BASELINES
 from quantline.recipes.block_items import quantize_by_workers
 from quantline.recipes.budget.fit import fit
@@ -38,7 +38,7 @@ def parts_of(recipe: Recipe, blocks: int) -> dict[str, int | None]:
     """
     if recipe.storage == "none":
         return {}
-    parts: dict[str, int | None] = {f"block-{layer:03d}": layer for layer in range(blocks)}
+    parts: dict[str, int | None] = {block_part(layer): layer for layer in range(blocks)}
     if recipe.rounds_outside:
         parts[REST] = None
     return parts

@@ -83,8 +83,8 @@ def has_git(folder: Path) -> bool:
 def read_locks_plainly() -> None:
     """Have DVC read dvc.lock without what it keeps of comments, of which it writes none.
 
-    It reads and writes the file after each stage; with comments in mind, which takes Python in
-    place of C, that is a second.
+    It reads and writes the file after each stage. To read that of ten variants with comments in
+    mind, in Python in place of C, takes 0.75 seconds in place of 0.1.
     """
     from dvc.dvcfile import LOCK_FILE
     from dvc.utils.serialize import _yaml

@@ -40,9 +40,9 @@ def guests(root: Path) -> list[str]:
     """Return the folders of the projects that log to a project's database."""
     try:
         found = json.loads((root / GUESTS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return []
-    return [str(one) for one in found] if isinstance(found, list) else []
+    return [str(one) for one in found]
 
 
 def follow_project(database: sqlite3.Connection, root: Path) -> None:

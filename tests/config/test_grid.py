@@ -278,8 +278,8 @@ def test_recipe_name_tells_the_recipes_of_the_full_suite_apart():
         for grid_name in ("w3g32", "w3g128", "w4g32", "w4g128")
     }
     assert {name: made for name, made in names.items() if made != name} == together | {
-        "awq-gptq-w2g64-curvature-refined": "awq-w2g64-curvature-roundinggptq-refined16",
-        "gptq-w2g64-refined": "gptq-w2g64-refined16",
+        "awq-gptq-w2g32-curvature-refined": "awq-w2g32-curvature-roundinggptq-refined16",
+        "gptq-w2g32-refined": "gptq-w2g32-refined16",
         "rtn-w8": "rtn-w8g128-symmetrictrue",
         "smoothquant-w8a8": "smoothquant",
         "fp8-w8a8": "fp8",

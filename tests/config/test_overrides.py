@@ -105,7 +105,7 @@ def test_an_interpreter_of_any_runtime_can_be_named():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("recipe=gtpq", "recipe=gtpq: there is no recipe gtpq (did you mean gptq-w2g64-refined"),
+        ("recipe=gtpq", "recipe=gtpq: there is no recipe gtpq (did you mean gptq-w2g32-refined"),
         ("recipe=[none,q4_k_n]", "did you mean q4_k_s?"),
         ("+variant=gguf-f17", "did you mean gguf-f16?"),
         ("model=größe", "model=größe: there is no model größe; there are demo, hub"),

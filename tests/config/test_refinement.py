@@ -9,12 +9,12 @@ from quantline.config.validation import validate
 from quantline.errors import ConfigError
 from tests.helpers.project import ROOT
 
-RECIPE = "recipes.gptq-w2g64-refined"
+RECIPE = "recipes.gptq-w2g32-refined"
 
 
 def composed(*overrides: str):
-    values = compose(["suite=quick", "+recipe=gptq-w2g64-refined", *overrides], ROOT)
-    return validate(values).recipes["gptq-w2g64-refined"]
+    values = compose(["suite=quick", "+recipe=gptq-w2g32-refined", *overrides], ROOT)
+    return validate(values).recipes["gptq-w2g32-refined"]
 
 
 def test_compose_takes_steps_of_a_recipe_without_them():

@@ -131,10 +131,7 @@ def test_needs_know_how_refinement_works():
     from quantline.calibration import output_moments
     from quantline.doctor import refinement
     from quantline.model import activation_store
-    from quantline.recipes.refinement import schedule
 
-    assert refinement.HELD_OUT_SHARE == schedule.HELD_OUT_SHARE
-    assert refinement.MOST_HELD_OUT == schedule.MOST_HELD_OUT
     assert refinement.CHUNK_VALUES == output_moments.CHUNK_VALUES
     assert refinement.RESIDENT_STATES == activation_store.RESIDENT_BYTES
 

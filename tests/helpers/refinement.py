@@ -12,9 +12,9 @@ from quantline.model.block_runner import final_hidden_states
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
-from quantline.quantized.store import QuantizedModel
-from quantline.recipes.refinement.adam import Moved
-from quantline.recipes.refinement.rounded_run import RoundedRun, part_name
+from quantline.quantized.store import QuantizedModel, block_part
+from quantline.recipes.refinement.moves import Moved
+from quantline.recipes.refinement.rounded_run import RoundedRun
 from quantline.recipes.refinement.schedule import Schedule
 from quantline.recipes.refinement.state import RefinementState
 from quantline.recipes.refinement.student import NORMS, Student, norms_of
@@ -26,9 +26,9 @@ def student_of(checkpoint: Checkpoint, rounded: QuantizedModel, folder: Path) ->
     part_of = {}
     for path, name in norms_of(parts, set(checkpoint.names)).items():
         inside = path.removeprefix(f"{parts.path}.")
-        part_of[name] = NORMS if inside == path else part_name(int(inside.partition(".")[0]))
+        part_of[name] = NORMS if inside == path else block_part(int(inside.partition(".")[0]))
     for block in range(parts.arch.layers):
-        part_of |= dict.fromkeys(parts.arch.linears_of(block), part_name(block))
+        part_of |= dict.fromkeys(parts.arch.linears_of(block), block_part(block))
     return Student(checkpoint, rounded, part_of, RefinementState(folder))
 
 

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quantline.config.containers import CONTAINERS
 from quantline.config.variants import Variant
-from quantline.errors import Failure, Reason, StageError
-from quantline.files import MIB, read_json, sha256_json, versions, write_json, write_text
+from quantline.errors import Reason
+from quantline.files import (
+    MIB,
+    check_made,
+    read_json,
+    sha256_json,
+    versions,
+    write_json,
+    write_text,
+)
 from quantline.formats.bundle.manifest import MANIFEST, README, SMOKE, files_of_bundle
 from quantline.formats.bundle.readme import bundle_readme
 from quantline.formats.bundle.verify_container import check_container, substitutions
@@ -115,12 +123,7 @@ def export_bundle(
 def _manifest_of_model(model: Path) -> dict[str, Any]:
     """Read what `load` says of the model."""
     path = model / MANIFEST
-    if not path.is_file():
-        raise StageError(
-            Failure.MISSING_FILE,
-            f"expected {path}, found nothing; run `dvc repro load`",
-            Reason.EXPORT_ARTIFACT_MISSING,
-        )
+    check_made(path, "load", Reason.EXPORT_ARTIFACT_MISSING)
     return read_json(path)
 
 

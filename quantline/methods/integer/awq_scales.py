@@ -9,8 +9,8 @@ matters through its own input and, where it is a group's least or greatest, thro
 import numba
 import numpy as np
 import torch
-from torch.optim.adam import adam
 
+from quantline.methods.integer import adam
 from quantline.methods.threads import in_threads
 
 SMALLEST = 1e-4  # of a share that is divided by
@@ -189,7 +189,7 @@ def search_expected_scales(
     candidates = candidate_scales(weights, input_magnitude, group_size, steps)
     start = min(candidates, key=lambda scales: float(error(scales)[0]))
     logs = start.log()
-    descent = Adam(logs)
+    moments = adam.Moments.zeros(logs)
     least = float("inf")
     best = start
     for step in range(ITERATIONS):
@@ -197,41 +197,6 @@ def search_expected_scales(
         if float(value) < least:
             least = float(value)
             best = logs.exp()
-        descent.move(slope / value, RATE * (1 + (1 / ITERATIONS - 1) * step / ITERATIONS))
+        rate = RATE * (1 + (1 / ITERATIONS - 1) * step / ITERATIONS)
+        adam.move(logs, moments, (slope / value).to(logs), step + 1, rate)
     return best
-
-
-class Adam:
-    """Adam on one tensor, by torch's function: torch's class imports its compiler for a second."""
-
-    def __init__(self, moved: torch.Tensor) -> None:
-        """Begin without moments.
-
-        Args:
-            moved: float32, which changes in place.
-        """
-        self._moved = [moved]
-        self._moments = ([torch.zeros_like(moved)], [torch.zeros_like(moved)])
-        self._steps = [torch.zeros(())]
-
-    def move(self, gradient: torch.Tensor, rate: float) -> None:
-        """Take a step.
-
-        Args:
-            gradient: At the tensor, as wide as it.
-            rate: The learning rate.
-        """
-        adam(
-            self._moved,
-            [gradient.to(self._moved[0])],
-            *self._moments,
-            [],
-            self._steps,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=rate,
-            weight_decay=0,
-            eps=1e-8,
-            maximize=False,
-        )

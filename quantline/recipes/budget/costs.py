@@ -19,6 +19,7 @@ import torch
 
 from quantline.calibration import embedding_and_head
 from quantline.errors import Failure, StageError
+from quantline.files import check_made
 from quantline.methods.integer.curvature import divergence
 from quantline.methods.integer.output_error import output_error
 from quantline.model.device import device
@@ -61,13 +62,7 @@ class Costs:
             self.unit = "share of the squared output"
             needed = [embedding_and_head.FINAL]
         for name in needed:
-            path = ctx.calibration.folder / name
-            if not path.is_file():
-                raise StageError(
-                    Failure.MISSING_FILE,
-                    f"expected {path}, which a budget needs, found nothing; run "
-                    "`dvc repro calibrate`",
-                )
+            check_made(ctx.calibration.folder / name, "calibrate", what="what a budget needs")
 
     def of(self, tensor: str, weight: torch.Tensor) -> Cost:
         """Return the function that predicts what rounding a tensor costs.

@@ -1,12 +1,8 @@
 """Whether a model can be refined by a calibration: what is refused, before any work."""
 
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
-from safetensors import safe_open
-
-from quantline.calibration.embedding_and_head import TOKENS
+from quantline.calibration.embedding_and_head import calibration_tokens
 from quantline.calibration.store import CalibrationStore
 from quantline.config.recipes import GroupedRecipe, Recipe
 from quantline.errors import Failure, StageError
@@ -47,23 +43,6 @@ def check_refinement(
             f"expected layers that gradients reach for recipes.{name}.refine, found {problem}; set "
             f"recipes.{name}.refine.steps=0",
         )
-
-
-def calibration_tokens(folder: Path) -> np.ndarray:
-    """Return the tokens of a calibration, int32 [sequences, length].
-
-    Raises:
-        StageError: missing_file.
-    """
-    path = folder / TOKENS
-    if not path.is_file():
-        raise StageError(
-            Failure.MISSING_FILE,
-            f"expected the tokens of the calibration in {path}, found nothing; run "
-            "`dvc repro --force calibrate`",
-        )
-    with safe_open(path, "np") as file:
-        return file.get_tensor("tokens")
 
 
 def _problem_of_model(source: TensorSource) -> str | None:

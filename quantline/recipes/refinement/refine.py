@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from quantline.calibration.embedding_and_head import calibration_tokens
 from quantline.config.recipes import GroupedRecipe
 from quantline.errors import Failure, StageError
 from quantline.model.activation_store import ActivationBatches, ActivationStore
@@ -23,11 +24,10 @@ from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
 from quantline.model.same_bits import same_bits
-from quantline.quantized.store import QuantizedModel
+from quantline.quantized.store import QuantizedModel, block_part
 from quantline.recipes.context import QuantizationContext
-from quantline.recipes.refinement.adam import at_rest, move
-from quantline.recipes.refinement.check import calibration_tokens
-from quantline.recipes.refinement.rounded_run import Gradients, RoundedRun, part_name
+from quantline.recipes.refinement.moves import at_rest, move
+from quantline.recipes.refinement.rounded_run import Gradients, RoundedRun
 from quantline.recipes.refinement.schedule import Schedule, make_schedule
 from quantline.recipes.refinement.state import EXPECTED, RefinementState
 from quantline.recipes.refinement.student import NORMS, WEIGHT, Student, norms_of
@@ -96,13 +96,13 @@ class _Refinement:
             found[name] = NORMS
             if path.startswith(inside):
                 block = path.removeprefix(inside).partition(".")[0]
-                found[name] = part_name(int(block))
+                found[name] = block_part(int(block))
         for number in range(parts.arch.layers):
-            report = self.ctx.writer.report_of(part_name(number))
+            report = self.ctx.writer.report_of(block_part(number))
             assert report is not None, f"block {number} is not rounded yet"
             for layer, of_layer in report["layers"].items():
                 if "codes" not in of_layer:
-                    found[layer] = part_name(number)
+                    found[layer] = block_part(number)
         return found
 
     def run(self) -> None:
@@ -199,7 +199,7 @@ class _Refinement:
         kept = after is not None and after < before
         parts = []
         if kept:
-            parts = [part_name(block) for block in range(self.checkpoint.arch.layers)]
+            parts = [block_part(block) for block in range(self.checkpoint.arch.layers)]
             parts += [NORMS] if self.state.read(NORMS) else []
         for part in parts:
             self.state.keep_result(part, self._result(part))

@@ -11,16 +11,12 @@ from quantline.model.block_runner import BlockRun
 from quantline.model.checkpoint import Checkpoint
 from quantline.model.device import device
 from quantline.model.output_head import OutputHead
+from quantline.quantized.store import block_part
 from quantline.recipes.refinement.divergence import summed_divergence
 from quantline.recipes.refinement.schedule import Schedule
 from quantline.recipes.refinement.student import NORMS, Student, norms_of
 
 Gradients = dict[str, torch.Tensor]  # of layers and norms, by the names of what moves
-
-
-def part_name(block: int) -> str:
-    """Return what the store of rounded weights calls a block."""
-    return f"block-{block:03d}"
 
 
 class RoundedRun:
@@ -116,7 +112,7 @@ class RoundedRun:
                         go_back(self.run.shared(number), out, gradients[place].to(device()))
                     assert entering.grad is not None
                     gradients[place] = entering.grad.cpu()
-                take(part_name(block), self._by_change(weights))
+                take(block_part(block), self._by_change(weights))
             advance(1)
         return total / self._tokens(numbers)
 

@@ -46,7 +46,7 @@ def make_schedule(tokens: np.ndarray, options: Refinement, seed: int, most_rows:
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     size = options.sequences
-    held = min(max(1, len(tokens) // HELD_OUT_SHARE), MOST_HELD_OUT, len(tokens) - size)
+    held = held_out_sequences(len(tokens), size)
     order = generator.permutation(len(tokens))
     sets = min((len(tokens) - held) // size, options.steps)
     rows = next(number for number in range(min(size, most_rows), 0, -1) if size % number == 0)
@@ -65,6 +65,16 @@ def make_schedule(tokens: np.ndarray, options: Refinement, seed: int, most_rows:
         list(range(sets * in_set, -(-len(used) // rows))),
         [cosine(options.learning_rate, step, options.steps) for step in range(options.steps)],
     )
+
+
+def held_out_sequences(sequences: int, in_step: int) -> int:
+    """Return how many sequences of a text no step sees.
+
+    Args:
+        sequences: Of the text, more than `in_step`.
+        in_step: Those that a step takes.
+    """
+    return min(max(1, sequences // HELD_OUT_SHARE), MOST_HELD_OUT, sequences - in_step)
 
 
 def cosine(rate: float, step: int, steps: int) -> float:

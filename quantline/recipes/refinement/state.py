@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from quantline.files import read_json, write_json, write_tensors
 from quantline.model.device import device
-from quantline.recipes.refinement.adam import Moved
 from quantline.recipes.refinement.leftovers import FOLDER
+from quantline.recipes.refinement.moves import Moved
 
 PROGRESS = "progress.json"
 EXPECTED = "expected"  # final hidden states of the unquantized model

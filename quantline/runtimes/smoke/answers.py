@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantline.errors import Failure, Reason, StageError
-from quantline.files import read_json
+from quantline.files import check_made, read_json
 
 if TYPE_CHECKING:
     from quantline.text.tokenizer import Tokenizer
@@ -19,13 +19,7 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
         StageError: missing_file (reason export_artifact_missing).
     """
     path = folder / FILE
-    if not path.is_file():
-        raise StageError(
-            Failure.MISSING_FILE,
-            f"expected the unquantized model's answers in {path}, found nothing; run "
-            "`dvc repro answer`",
-            Reason.EXPORT_ARTIFACT_MISSING,
-        )
+    check_made(path, "answer", Reason.EXPORT_ARTIFACT_MISSING, "the unquantized model's answers")
     return read_json(path)["prompts"]
 
 

@@ -1,16 +1,14 @@
-"""Adam on tensors: Kingma and Ba 2015, algorithm 1.
-
-torch.optim's has the same numbers, and imports torch's compiler for seconds when it is made.
-"""
+"""How far scales and norms have moved, and one step further by Adam."""
 
 from typing import NamedTuple
 
 import torch
 
-DECAYS = (0.9, 0.999)  # of the means of gradients and of their squares
+from quantline.methods.integer import adam
+
 # Gradients of single scales are tiny in large models. One without any gradient stays where it is.
 EPSILON = 1e-15
-# Of a change: a scale that were zero or negative would be no scale.
+# A scale that were zero or negative would be no scale.
 LEAST = -0.5
 MOST = 1.0
 
@@ -19,7 +17,7 @@ class Moved(NamedTuple):
     """What moves, and what Adam remembers of it: three tensors of one shape, float32.
 
     Attributes:
-        change: By how much it has moved.
+        change: By how much it has moved: a scale as a share of its size, a norm by what is added.
         mean: Of the gradients.
         square: Mean of their squares.
     """
@@ -43,9 +41,8 @@ def move(moved: Moved, gradient: torch.Tensor, step: int, rate: float) -> Moved:
         step: Its number, from 1.
         rate: About how far it goes.
     """
-    first, second = DECAYS
-    mean = first * moved.mean + (1 - first) * gradient
-    square = second * moved.square + (1 - second) * gradient * gradient
-    size = (square / (1 - second**step)).sqrt() + EPSILON
-    change = moved.change - rate / (1 - first**step) * mean / size
-    return Moved(change.clamp(LEAST, MOST), mean, square)
+    after = Moved(*(tensor.clone() for tensor in moved))
+    moments = adam.Moments(after.mean, after.square)
+    adam.move(after.change, moments, gradient, step, rate, EPSILON)
+    after.change.clamp_(LEAST, MOST)
+    return after

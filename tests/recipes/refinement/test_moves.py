@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from quantline.recipes.refinement import adam
-from quantline.recipes.refinement.adam import at_rest, move
+from quantline.recipes.refinement import moves
+from quantline.recipes.refinement.moves import at_rest, move
 from quantline.recipes.refinement.schedule import cosine
 
 
@@ -16,7 +16,7 @@ def gradients(step: int) -> torch.Tensor:
 def test_move_is_torchs_adam_with_torchs_cosine():
     steps = 6
     parameter = torch.nn.Parameter(torch.zeros(5, 3))
-    optimizer = torch.optim.Adam([parameter], lr=0.01, eps=adam.EPSILON)
+    optimizer = torch.optim.Adam([parameter], lr=0.01, eps=moves.EPSILON)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     moved = at_rest(gradients(0))
     for step in range(steps):
@@ -42,8 +42,8 @@ def test_move_never_turns_a_scale_around():
     moved = at_rest(torch.zeros(2))
     for step in range(1, 30):
         moved = move(moved, torch.tensor([1.0, -1.0]), step, 0.1)
-    assert moved.change.tolist() == [adam.LEAST, adam.MOST]
-    assert adam.LEAST > -1
+    assert moved.change.tolist() == [moves.LEAST, moves.MOST]
+    assert moves.LEAST > -1
 
 
 def test_cosine_begins_with_the_rate_and_ends_before_nothing():
