@@ -33,14 +33,26 @@ ANY_CUTS = frozenset(
         "aten::clone",
         "aten::copy_",
         "aten::div",
+        "aten::gather",
+        "aten::index",
         "aten::mul",
+        "aten::mul_",
         "aten::neg",
+        "aten::repeat",
         "aten::sub",
+        "aten::sub_",
+        "aten::where",
     }
 )
 
 # Products → which of their arguments is the first matrix.
-PRODUCTS = {"aten::mm": 0, "aten::bmm": 0, "aten::addmm": 1, "aten::baddbmm": 1}
+PRODUCTS = {
+    "aten::mm": 0,
+    "aten::bmm": 0,
+    "aten::addmm": 1,
+    "aten::addmm_": 1,
+    "aten::baddbmm": 1,
+}
 # T threads give the bits of one if a product has so many numbers times T². Of some 1,200 shapes up
 # to 6,000 wide, with up to 64 threads, the one that needed most needed a third of it.
 NUMBERS = 4096

@@ -139,9 +139,15 @@ ELEMENTWISE = {
     "aten::clone": lambda a, b: a.clone(),
     "aten::copy_": lambda a, b: torch.empty_like(a).copy_(b),
     "aten::div": lambda a, b: a / b,
+    "aten::gather": lambda a, b: a.gather(0, b.argsort()),
+    "aten::index": lambda a, b: a[b.argsort()],
     "aten::mul": lambda a, b: a * b,
+    "aten::mul_": lambda a, b: a.double().mul_(b),
     "aten::neg": lambda a, b: -a,
+    "aten::repeat": lambda a, b: a.repeat(3),
     "aten::sub": lambda a, b: a - b,
+    "aten::sub_": lambda a, b: a.double().sub_(b),
+    "aten::where": lambda a, b: torch.where(a > 0, a, b),
 }
 
 
@@ -157,7 +163,8 @@ def test_what_is_rounded_once_may_be_cut_anywhere(name, threads):
 
 
 def test_all_that_may_be_cut_is_tried_here():
-    assert PRODUCTS.keys() == {"aten::addmm", "aten::baddbmm", "aten::bmm", "aten::mm"}
+    names = {"aten::addmm", "aten::addmm_", "aten::baddbmm", "aten::bmm", "aten::mm"}
+    assert PRODUCTS.keys() == names
     attention = {name for name in ANY_CUTS if "attention" in name}
     assert attention | ELEMENTWISE.keys() == ANY_CUTS
 
@@ -192,9 +199,11 @@ def test_products_are_the_same_for_any_number_of_threads_and_any_address(shape, 
 def products(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor) -> list[torch.Tensor]:
     stacked = torch.stack([left] * 3)
     wide_bias = bias.expand(2, len(left), -1)
+    columns = bias.repeat(len(left), 2)[:, 1 : 1 + len(bias)]  # of a wider matrix
     return [
         left @ right,
         torch.addmm(bias, left, right),
+        columns.addmm_(left, right, alpha=-1),
         left.T @ left,
         stacked.mT @ stacked,
         torch.baddbmm(wide_bias, left.expand(2, -1, -1), right.expand(2, -1, -1)),

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 import torch
 
-from quantline.methods.integer.output_error import replace_rows
+from quantline.methods.integer.output_error import replace_rows, row_dots
 from quantline.methods.threads import host_copy, run_over_rows
 from quantline.quantized.tensors import GroupedLinear
 
@@ -162,12 +162,13 @@ def refine_rows(
     steps = integers - zeros.repeat_interleave(size, 1)
     groups_at_once = max(1, BLOCK_COLUMNS // size)
 
-    def errors() -> torch.Tensor:
-        difference = steps * scales.repeat_interleave(size, 1) - weight
-        return (gradients * difference).sum(1, dtype=torch.float64)
+    def values(steps: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        grouped = steps.reshape(len(steps), -1, size)
+        return (grouped * scales[..., None]).reshape(steps.shape)
 
-    gradients = (steps * scales.repeat_interleave(size, 1) - weight) @ hessian
-    before = errors()
+    difference = values(steps, scales) - weight
+    gradients = difference @ hessian
+    before = row_dots(gradients, difference)
     for _ in range(rounds):
         for group in range(0, scales.shape[1], groups_at_once):
             groups = slice(group, min(group + groups_at_once, scales.shape[1]))
@@ -184,12 +185,11 @@ def refine_rows(
                 own,
                 2**linear.bits - 1,
             )
-            old_weight = steps[:, span] * scales[:, groups].repeat_interleave(size, 1)
-            change = new_steps * new_scales.repeat_interleave(size, 1) - old_weight
+            change = values(new_steps, new_scales) - values(steps[:, span], scales[:, groups])
             steps[:, span] = new_steps
             scales[:, groups] = new_scales
-            gradients += change @ hessian[span]
-    after = errors()
+            gradients.addmm_(change, hessian[span])
+    after = row_dots(gradients, values(steps, scales) - weight)
     moved_integers = (steps + zeros.repeat_interleave(size, 1)).to(torch.uint8).cpu().numpy()
     moved = replace(linear, integers=moved_integers, scales=scales.cpu().numpy())
     return replace_rows(linear, moved, after < before), torch.where(after < before, after, before)

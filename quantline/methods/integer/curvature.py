@@ -16,6 +16,7 @@ import torch
 
 from quantline.methods.integer import conjugate_gradients
 from quantline.methods.integer.curvature_descent import descend
+from quantline.methods.integer.output_error import row_dots
 from quantline.quantized.tensors import GroupedLinear
 
 ROUNDS = (
@@ -43,7 +44,8 @@ def divergence(difference: torch.Tensor, hessian: torch.Tensor, fisher_out: torc
         fisher_out: The diagonal blocks of G, float32 [blocks, n, n].
     """
     rows = difference.reshape(len(fisher_out), -1, difference.shape[1])
-    return float(((fisher_out @ rows @ hessian) * rows).sum(dtype=torch.float64))
+    product = (fisher_out @ rows @ hessian).reshape(difference.shape)
+    return float(row_dots(product, difference).sum())
 
 
 def error_and_divergence(
@@ -58,12 +60,12 @@ def error_and_divergence(
             then there is no divergence.
     """
     product = difference @ hessian
-    error = float((product * difference).sum(dtype=torch.float64))
+    error = float(row_dots(product, difference).sum())
     if fisher_out is None:
         return error, None
     shape = (len(fisher_out), -1, difference.shape[1])
-    of_rows = (fisher_out @ product.reshape(shape)) * difference.reshape(shape)
-    return error, float(of_rows.sum(dtype=torch.float64))
+    weighted = (fisher_out @ product.reshape(shape)).reshape(difference.shape)
+    return error, float(row_dots(weighted, difference).sum())
 
 
 def refit_scales(

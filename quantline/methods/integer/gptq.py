@@ -16,7 +16,7 @@ from quantline.methods.integer.coordinate_descent import refine_rows
 from quantline.methods.integer.grid import Grid, grouped_linear
 from quantline.methods.integer.grouped_method import GroupedMethod
 from quantline.methods.integer.inverse_factor import inverse_factor
-from quantline.methods.integer.output_error import choose_rows, replace_rows
+from quantline.methods.integer.output_error import replace_rows, row_dots
 from quantline.methods.threads import host_copy, run_over_rows
 from quantline.quantized.tensors import GroupedLinear
 
@@ -138,7 +138,7 @@ def round_on_grids(
     scales_and_zeros: list[tuple[torch.Tensor, torch.Tensor]],
     grid: Grid,
     factor: GptqFactor,
-) -> list[GroupedLinear]:
+) -> list[tuple[GroupedLinear, torch.Tensor]]:
     """Round a weight once for each choice of scales and zero points, all in one pass.
 
     Args:
@@ -148,7 +148,8 @@ def round_on_grids(
         factor: Of H.
 
     Returns:
-        The rounded weight of each choice.
+        The rounded weight of each choice, and the Δ H Δᵀ of each of its rows, float64 [out], where
+        H is damped as its factor. That is the sum of the squares of what is pushed on.
     """
     scales = torch.cat([scales for scales, _ in scales_and_zeros])
     zeros = torch.cat([zeros for _, zeros in scales_and_zeros])
@@ -158,17 +159,20 @@ def round_on_grids(
     zero = zeros[:, group]
     remaining = weight[:, order].repeat(len(scales_and_zeros), 1)
     integers = torch.empty_like(remaining)
+    row_errors = torch.zeros(len(remaining), dtype=torch.float64, device=weight.device)
     for start in range(0, weight.shape[1], BLOCK_COLUMNS):
         span = slice(start, start + BLOCK_COLUMNS)
         after = slice(start + BLOCK_COLUMNS, None)
         integers[:, span], errors = round_columns(
             remaining[:, span], scale[:, span], zero[:, span], upper[span, span], grid.max_int
         )
-        remaining[:, after] -= errors @ upper[span, after]
+        row_errors += row_dots(errors, errors)
+        remaining[:, after].addmm_(errors, upper[span, after], alpha=-1)
     integers = integers[:, torch.argsort(order)]
     count = len(scales_and_zeros)
     parts = zip(integers.chunk(count), scales.chunk(count), zeros.chunk(count), strict=True)
-    return [grouped_linear(*of_one_choice, grid) for of_one_choice in parts]
+    linears = [grouped_linear(*of_one_choice, grid) for of_one_choice in parts]
+    return list(zip(linears, row_errors.chunk(count), strict=True))
 
 
 def quantize(
@@ -186,7 +190,8 @@ def quantize(
         grid: Its group size divides `in`.
         factor: Of H.
         weighted: Whether to also try grids clipped to the least diag(H)-weighted error; each row
-            keeps the rounding with the smaller Δ H Δᵀ. Without it, only min-max grids.
+            keeps the rounding with the smaller Δ H Δᵀ of the damped H. Without it, only min-max
+            grids.
 
     Returns:
         The rounded weight.
@@ -194,8 +199,10 @@ def quantize(
     scales_and_zeros = [fit_grids(weight, grid)]
     if weighted:
         scales_and_zeros.append(fit_grids(weight, grid, hessian.diagonal()))
-    linears = round_on_grids(weight, scales_and_zeros, grid, factor)
-    return choose_rows(weight, hessian, *linears) if weighted else linears[0]
+    (linear, errors), *others = round_on_grids(weight, scales_and_zeros, grid, factor)
+    for other, other_errors in others:
+        linear = replace_rows(linear, other, other_errors < errors)
+    return linear
 
 
 def improve(
@@ -220,7 +227,7 @@ def improve(
     scales = torch.from_numpy(first.scales.astype(np.float32)).to(weight.device)
     zeros = torch.from_numpy(first.zeros.astype(np.float32)).to(weight.device)
     grid = Grid(linear.bits, linear.group_size, linear.symmetric)
-    rounded_again = round_on_grids(weight, [(scales, zeros)], grid, factor)[0]
+    [(rounded_again, _)] = round_on_grids(weight, [(scales, zeros)], grid, factor)
     second, second_errors = refine_rows(rounded_again, weight, hessian, rounds=1)
     return replace_rows(first, second, second_errors < first_errors)
 

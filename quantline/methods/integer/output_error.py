@@ -2,15 +2,45 @@
 
 from dataclasses import replace
 
+import numba
 import numpy as np
 import torch
 
+from quantline.methods.threads import run_over_rows
 from quantline.quantized.tensors import GroupedLinear, QuantizedTensor
 
 
 def dequantize_like(linear: QuantizedTensor, tensor: torch.Tensor) -> torch.Tensor:
     """Return the weight float32 [out, in] that a linear stands for, on the device of a tensor."""
     return torch.from_numpy(linear.dequantize()).to(tensor.device)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _row_dots(first: np.ndarray, second: np.ndarray, dots: np.ndarray) -> None:
+    """Write `row_dots` of some rows into dots [rows]."""
+    for row in range(len(dots)):
+        total = np.float64(0)
+        for j in range(first.shape[1]):
+            total += np.float64(first[row, j]) * np.float64(second[row, j])
+        dots[row] = total
+
+
+def row_dots(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the dot product of each row of two matrices float32 [rows, n], float64 [rows].
+
+    On the CPU rows run in threads through a compiled kernel.
+    """
+    if first.device.type != "cpu":
+        return (first * second).sum(1, dtype=torch.float64)
+    dots = torch.empty(len(first), dtype=torch.float64)
+    first = first.contiguous()
+    second = second.contiguous()
+
+    def run(rows: slice) -> None:
+        _row_dots(first[rows].numpy(), second[rows].numpy(), dots[rows].numpy())
+
+    run_over_rows(len(first), run)
+    return dots
 
 
 def row_errors(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
@@ -25,7 +55,7 @@ def row_errors(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tenso
         float64 [out].
     """
     difference = rounded - weight
-    return ((difference @ hessian) * difference).sum(1, dtype=torch.float64)
+    return row_dots(difference @ hessian, difference)
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor) -> float:

@@ -80,6 +80,22 @@ def test_gptq_improve_lowers_the_error_of_every_row_and_once_more_helps(grid, sh
     assert after.sum() < share * after_descent.sum()
 
 
+def test_gptq_counts_the_errors_of_rows_while_it_rounds_and_keeps_the_better():
+    weight, hessian = uneven_layer(7, rows=24, width=192)
+    grid = Grid(3, 64, False)
+    factor = gptq.factorize(hessian)
+    added = factor.damping * hessian.diagonal().mean() * torch.eye(192)
+    grids = [fit_grids(weight, grid), fit_grids(weight, grid, hessian.diagonal())]
+    rounded = gptq.round_on_grids(weight, grids, grid, factor)
+    counted = torch.stack([errors for _, errors in rounded])
+    expected = [errors_of(linear, weight, hessian + added) for linear, _ in rounded]
+    assert torch.allclose(counted, torch.stack(expected), rtol=1e-4)
+    assert 0 < (counted[1] < counted[0]).sum() < len(weight)
+    chosen = gptq.quantize(weight, hessian, grid, factor)
+    least = torch.stack(expected).amin(0)
+    assert torch.allclose(errors_of(chosen, weight, hessian + added), least, rtol=1e-4)
+
+
 def test_gptq_quantize_without_correlation_rounds_to_nearest_on_the_same_grids():
     weight, hessian = uneven_layer(4)
     diagonal = torch.diag(hessian.diagonal())

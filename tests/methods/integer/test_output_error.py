@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from quantline.methods.integer.grid import Grid
-from quantline.methods.integer.output_error import choose_rows, output_error
+from quantline.methods.integer.output_error import choose_rows, output_error, row_dots
 from quantline.methods.integer.round_to_nearest import round_to_nearest
+from quantline.model.same_bits import at_most
 from tests.helpers.layers import errors_of, uneven_layer
 
 
@@ -28,3 +29,21 @@ def test_choose_rows_takes_the_better_row_of_each():
     assert 0 < (errors[1] < errors[0]).sum() < len(weight)
     chosen = choose_rows(weight, hessian, first, second)
     assert torch.equal(errors_of(chosen, weight, hessian), errors.amin(0))
+
+
+def test_row_dots_are_summed_in_double_precision():
+    first = torch.tensor([[3e7, 1.0, -3e7], [1.0, 2.0, 3.0]])
+    second = torch.tensor([[3e7, 0.5, 3e7], [4.0, 5.0, 6.0]])
+    expected = torch.tensor([0.5, 32.0], dtype=torch.float64)
+    assert torch.equal(row_dots(first, second), expected)
+    assert torch.equal(row_dots(first.T, first.T), first.double().square().sum(0))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_row_dots_are_the_same_bits_for_any_number_of_threads(threads):
+    generator = torch.Generator().manual_seed(2)
+    first, second = torch.randn(2, 13, 1001, generator=generator)
+    expected = row_dots(first, second)
+    assert torch.allclose(expected, (first.double() * second).sum(1), rtol=1e-12)
+    with at_most(threads):
+        assert torch.equal(row_dots(first, second), expected)
