@@ -22,6 +22,7 @@ from quantline.config.recipes import (
     RECIPES,
     WHOLE_ROW,
     Budget,
+    GridBudget,
     GroupedRecipe,
     GroupSize,
     Recipe,
@@ -191,7 +192,7 @@ def recipe_name(recipe: Recipe, base: Mapping[str, Any]) -> str:
 
 
 def _budget_name(budget: Budget | None) -> str:
-    """Return what a budget adds to a recipe's name, such as -budget or -budget3_5bpw."""
+    """Return what a budget adds to a recipe's name, such as -budget or -budget3_5bpw-onnx."""
     if budget is None:
         return ""
     limit = ""
@@ -199,7 +200,8 @@ def _budget_name(budget: Budget | None) -> str:
         limit = f"{budget.bits_per_weight:g}bpw"
     elif budget.size_mib is not None:
         limit = f"{budget.size_mib:g}mib"
-    return f"-budget{limit.replace('.', '_')}"
+    other = "-onnx" if isinstance(budget, GridBudget) and budget.format == "onnx" else ""
+    return f"-budget{limit.replace('.', '_')}{other}"
 
 
 def variant_name(recipe: str, container: str) -> str:

@@ -74,6 +74,11 @@ class GridBudget(Budget):
     group_sizes: tuple[FixedGroupSize, ...] = Field(
         default=GROUP_SIZES, min_length=1, description="Group sizes that a layer can have."
     )
+    format: Literal["safetensors", "onnx"] = Field(
+        default="safetensors",
+        description="The format whose sizes count. In onnx the bits of embedding and head are "
+        "chosen too.",
+    )
 
 
 class Recipe(Section):

@@ -67,18 +67,23 @@ def round_outside(
     Raises:
         StageError: non_finite; as the method does.
     """
-    shape = ctx.source.shape(name)
     recipe = recipe_outside(ctx, name)
-    if recipe is None or len(shape) != 2 or not name.endswith(WEIGHT):
+    if recipe is None:
         return None
-    return _round(ctx, name, recipe, _hessian(ctx, name, shape[-1], recipe))
+    return _round(ctx, name, recipe, _hessian(ctx, name, ctx.source.shape(name)[-1], recipe))
 
 
 def recipe_outside(ctx: QuantizationContext, name: str) -> GroupedRecipe | None:
-    """Return the recipe of the embedding or the head, with what a budget chose for it; or None."""
+    """Return the recipe of the embedding or the head, with what a budget chose for it.
+
+    None if it stays as it is.
+    """
+    shape = ctx.source.shape(name)
     recipe = ctx.recipe.model_copy(update=ctx.grids.get(name.removesuffix(WEIGHT)))
     assert isinstance(recipe, GroupedRecipe), "only these round outside of blocks here"
-    return recipe.outside(ctx.source.shape(name)[-1])
+    if len(shape) != 2 or not name.endswith(WEIGHT) or not recipe.rounds_outside:
+        return None
+    return recipe.outside(shape[-1])
 
 
 def _hessian(

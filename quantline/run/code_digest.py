@@ -23,6 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "formats/bundle",
         "formats/container.py",
         "formats/gguf",
+        "formats/onnx/sizes.py",
         "methods",
         "model",
         "quantized",

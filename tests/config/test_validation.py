@@ -98,8 +98,8 @@ PROBLEMS = [
     ),
     (
         "+recipes.gptq-w4g128.budget={types: [Q4_K]}",
-        r"budget\.types: unknown key.*valid keys here are bits, bits_per_weight, group_sizes, "
-        "size_mib",
+        r"budget\.types: unknown key.*valid keys here are bits, bits_per_weight, format, "
+        "group_sizes, size_mib",
     ),
     (
         "+recipes.q4_k_m.budget={types: [Q9]}",

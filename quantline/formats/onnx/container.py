@@ -13,16 +13,12 @@ from quantline.formats.container import StoredTensor
 from quantline.formats.onnx import genai_config
 from quantline.formats.onnx.rope import check_rope, limits
 from quantline.formats.onnx.serve import serve_text
+from quantline.formats.onnx.sizes import is_large
 from quantline.model.checkpoint import Checkpoint
 from quantline.quantized.store import QuantizedModel
 
 # Whole numbers, as safetensors and as ONNX name their types.
 WHOLE_NUMBERS = {"I64": "INT64", "I32": "INT32", "I16": "INT16", "I8": "INT8", "U8": "UINT8"}
-
-
-# Weights of a matrix that is stored in float16 where other weights are rounded to integers. What is
-# smaller, such as norms and states of a recurrence, stays in float32.
-LARGE = 1 << 16
 
 
 class OnnxContainer(HuggingFaceContainer):
@@ -103,7 +99,5 @@ def _requested(source: Checkpoint, quantized: QuantizedModel, name: str, variant
     stored = source.stored_dtype(name)
     if not stored.startswith(("F", "BF")):
         return WHOLE_NUMBERS.get(stored, stored)
-    shape = source.shape(name)
-    is_large = len(shape) > 1 and np.prod(shape) >= LARGE
     halved = variant.dtype == "float16" or (variant.dtype is None and bool(quantized.linears))
-    return "F16" if is_large and halved else "F32"
+    return "F16" if halved and is_large(source.shape(name)) else "F32"

@@ -14,12 +14,9 @@ import onnx
 from onnx import helper
 
 from quantline.errors import Failure, StageError
+from quantline.formats.onnx.sizes import BLOCK_SIZES, block_size, slot_bits
 from quantline.quantized.tensors import GroupedLinear
 
-BLOCK_SIZES = (256, 128, 64, 32, 16)  # that both operators have
-# Of a whole row, that its inputs are rounded in where a weight has eight bits. Smaller ones round
-# them more finely, and take longer.
-LARGEST_ROUNDED_BLOCK = 32
 # What the tensors of a layer are called after its name.
 PACKED = "weight_packed"
 SCALE = "weight_scale"
@@ -43,11 +40,6 @@ class QuantizedNodes(NamedTuple):
 
     nodes: list[onnx.NodeProto]
     tensors: dict[str, np.ndarray]
-
-
-def slot_bits(bits: int) -> int:
-    """Return the bits that an integer takes in MatMulNBits, which has 2, 4 and 8."""
-    return 4 if bits == 3 else bits
 
 
 def matmul_nbits(
@@ -75,8 +67,8 @@ def matmul_nbits(
     """
     rows, columns = linear.integers.shape
     bits = slot_bits(linear.bits)
-    block_size = _block_size(name, linear)
-    tensors = _tensors(name, linear, bits, block_size)
+    block = _block_size(name, linear)
+    tensors = _tensors(name, linear, bits, block)
     node = helper.make_node(
         MATMUL,
         [x, *tensors],
@@ -86,7 +78,7 @@ def matmul_nbits(
         K=columns,
         N=rows,
         bits=bits,
-        block_size=block_size,
+        block_size=block,
     )
     if bits == 8:
         node.attribute.append(helper.make_attribute("accuracy_level", IN_INT8))
@@ -113,8 +105,7 @@ def gather_block_quantized(
     """
     assert can_gather(linear), "what quantline/recipes/embedding_and_head.py makes"
     call = call or name
-    block_size = linear.group_size
-    tensors = _tensors(name, linear, linear.bits, block_size)
+    tensors = _tensors(name, linear, linear.bits, linear.group_size)
     packed, scale = tensors
     last = f"{name}.last_axis"
     width = f"{name}.width"
@@ -134,7 +125,7 @@ def gather_block_quantized(
             gather_axis=0,
             quantize_axis=2,
             bits=linear.bits,
-            block_size=block_size,
+            block_size=linear.group_size,
         ),
         helper.make_node("Shape", [ids], [shape], name=f"{call}.ids"),
         helper.make_node("Concat", [shape, width], [flat], name=f"{call}.concat", axis=0),
@@ -149,14 +140,14 @@ def can_gather(linear: GroupedLinear) -> bool:
     return linear.symmetric and in_slots and linear.group_size in BLOCK_SIZES
 
 
-def _tensors(name: str, linear: GroupedLinear, bits: int, block_size: int) -> dict[str, np.ndarray]:
+def _tensors(name: str, linear: GroupedLinear, bits: int, block: int) -> dict[str, np.ndarray]:
     """Return the packed integers [out, blocks, bytes], scales and zero points of a layer."""
     rows, columns = linear.integers.shape
-    blocks = -(-columns // block_size)
+    blocks = -(-columns // block)
     repeats = blocks // linear.scales.shape[1]
-    padded = np.zeros((rows, blocks * block_size), np.uint8)
+    padded = np.zeros((rows, blocks * block), np.uint8)
     padded[:, :columns] = linear.integers
-    packed = pack(padded.reshape(-1, block_size), bits)
+    packed = pack(padded.reshape(-1, block), bits)
     tensors = {
         f"{name}.{PACKED}": packed.reshape(rows, blocks, -1),
         f"{name}.{SCALE}": _in_16_bits(np.repeat(linear.scales, repeats, 1)),
@@ -173,25 +164,19 @@ def _in_16_bits(scales: np.ndarray) -> np.ndarray:
 
 
 def _block_size(name: str, linear: GroupedLinear) -> int:
-    """Return the largest block that groups consist of, or that wastes least of a whole row.
+    """Return the block size of a layer's node.
 
     Raises:
         StageError: unsupported_width.
     """
-    size = linear.group_size
-    is_row = size == linear.integers.shape[1]
-    most = LARGEST_ROUNDED_BLOCK if is_row and linear.bits == 8 else BLOCK_SIZES[0]
-    sizes = [block for block in BLOCK_SIZES if block <= most]
-    fitting = [block for block in sizes if size % block == 0]
-    if fitting:
-        return fitting[0]
-    if not is_row:
+    size = block_size(linear.integers.shape[1], linear.group_size, linear.bits)
+    if size is None:
         raise StageError(
             Failure.UNSUPPORTED_WIDTH,
             f"expected groups that MatMulNBits' smallest block of {BLOCK_SIZES[-1]} divides, found "
-            f"groups of {size} weights in {name}; use group_size 32",
+            f"groups of {linear.group_size} weights in {name}; use group_size 32",
         )
-    return min(sizes, key=lambda block: -size % block)
+    return size
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:
@@ -221,13 +206,13 @@ def dequantize(node: onnx.NodeProto, parts: dict[str, np.ndarray], columns: int)
     """
     attributes = integer_attributes(node)
     bits = attributes["bits"]
-    block_size = attributes["block_size"]
+    block = attributes["block_size"]
     rows, blocks, _ = parts[PACKED].shape
-    integers = unpack(parts[PACKED].reshape(rows * blocks, -1), bits, block_size)
+    integers = unpack(parts[PACKED].reshape(rows * blocks, -1), bits, block)
     zeros: np.ndarray | np.float32 = np.float32(1 << (bits - 1))
     if ZERO in parts:
         zeros = unpack(parts[ZERO], bits, blocks)[:, :, None]
-    steps = integers.reshape(rows, blocks, block_size) - zeros
+    steps = integers.reshape(rows, blocks, block) - zeros
     scales = parts[SCALE].astype(np.float32)
     return (steps * scales[:, :, None]).reshape(rows, -1)[:, :columns]
 

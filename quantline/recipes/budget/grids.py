@@ -4,8 +4,6 @@ import re
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
-
 from quantline.config.recipes import (
     AUTO,
     WHOLE_ROW,
@@ -16,26 +14,20 @@ from quantline.config.recipes import (
 from quantline.errors import Failure, StageError
 from quantline.methods.integer.output_error import dequantize_like
 from quantline.methods.method import LayerStatistics, load_method
-from quantline.model.dtypes import NUMPY_DTYPES
 from quantline.model.same_bits import same_bits
+from quantline.recipes.budget.container_sizes import SIZES, ContainerSizes
 from quantline.recipes.budget.costs import Costs
-from quantline.recipes.budget.grid_labels import grid_label, packed_bytes, parse_grid
-from quantline.recipes.budget.head_grids import HeadGrids
+from quantline.recipes.budget.grid_labels import grid_label, parse_grid
+from quantline.recipes.budget.outside_grids import OutsideGrids
 from quantline.recipes.context import QuantizationContext
-
-# Bytes at most, besides the name: of a tensor in the header of a safetensors file; of a layer that
-# is listed in config.json, with larger numbers in the header; of a grid in config.json.
-HEADER_BYTES = 120
-LISTED_BYTES = 40
-GRID_BYTES = 400
 
 
 class GridPlan:
     """The Plan of a recipe of grouped integers.
 
     An item is the layers that read one input, since servers fuse those (queries, keys and values;
-    gate and up) and want them alike; so are all experts of a block. A head is one, where
-    safetensors hold it in integers. Sizes are those of the layout compressed-tensors.
+    gate and up) and want them alike; so are all experts of a block. The embedding and the head are
+    one each, where the budget's container holds them in integers.
     """
 
     def __init__(self, ctx: QuantizationContext, requested: dict[str, Any]) -> None:
@@ -52,6 +44,7 @@ class GridPlan:
         recipe = cast(GroupedRecipe, ctx.recipe)
         budget = cast(GridBudget, recipe.budget)
         self.budget = budget
+        self.sizes: ContainerSizes = SIZES[budget.format](ctx.source)
         self.rounding = recipe.rounding_name
         self.linears = self._group_linears()
         self.options: dict[str, list[str]] = {}
@@ -61,19 +54,28 @@ class GridPlan:
             self.options[item] = [grid_label(bits, size) for bits in budget.bits for size in sizes]
             alone = cast(GroupedRecipe, ctx.recipe_of(linears[0]))
             self.unbudgeted[item] = grid_label(recipe.bits, cast(int, alone.group_size))
-        self.head = HeadGrids(ctx, budget.bits) if recipe.safetensors_head else None
+        self.outside = {
+            grids.module: grids
+            for grids in (OutsideGrids(ctx, name, budget.bits) for name in self._outside(recipe))
+        }
         weights = {f"{name}.weight" for names in self.linears.values() for name in names}
-        if self.head:
-            self.options[self.head.module] = self.head.options
-            self.unbudgeted[self.head.module] = self.head.unbudgeted
-            weights.add(ctx.arch.head)
-        names = ctx.source.names
-        self.fixed_bytes = sum(self._bytes(name) for name in names if name not in weights)
-        grids = min(len(budget.bits) * len(budget.group_sizes), len(self.options))
-        self.extra_overhead_bytes = GRID_BYTES * grids
-        self.extra_overhead_bytes += sum(len(name) + LISTED_BYTES for name in weights)
-        self.overhead_bytes = sum(len(name) + HEADER_BYTES for name in names)
-        self.overhead_bytes += sum(3 * (len(name) + HEADER_BYTES) for name in weights)
+        for module, grids in self.outside.items():
+            self.options[module] = grids.options
+            self.unbudgeted[module] = grids.unbudgeted
+            weights.add(grids.tensor)
+        others = [name for name in ctx.source.names if name not in weights]
+        self.fixed_bytes = sum(self.sizes.other(name) for name in others)
+        self.overhead_bytes = self.sizes.overhead(weights)
+        grids_at_most = min(len(budget.bits) * len(budget.group_sizes), len(self.options))
+        self.extra_overhead_bytes = self.sizes.extra_overhead(weights, grids_at_most)
+
+    def _outside(self, recipe: GroupedRecipe) -> list[str]:
+        """Return the tensors outside of all blocks that the container holds in integers."""
+        arch = self.ctx.arch
+        if not self.sizes.rounds_outside:
+            return [arch.head] if recipe.safetensors_head else []
+        tensors = dict.fromkeys((arch.embedding, arch.head))
+        return [name for name in tensors if OutsideGrids.is_rounded(self.ctx, name)]
 
     def _group_linears(self) -> dict[str, list[str]]:
         """Return item → its layers."""
@@ -83,14 +85,6 @@ class GridPlan:
                 item = re.sub(r"\.experts\..*", ".experts", group.linears[0])
                 linears_of_items.setdefault(item, []).extend(group.linears)
         return linears_of_items
-
-    def _bytes_per_number(self, name: str) -> int:
-        """Return the bytes of a number of a source tensor, which its scales have too."""
-        return NUMPY_DTYPES[self.ctx.source.stored_dtype(name)].itemsize
-
-    def _bytes(self, name: str) -> int:
-        """Return the bytes of a source tensor."""
-        return int(np.prod(self.ctx.source.shape(name))) * self._bytes_per_number(name)
 
     def _group_sizes(self, linears: list[str]) -> list[int]:
         """Return the group sizes of the budget that fit all of some layers.
@@ -117,16 +111,12 @@ class GridPlan:
 
     def size(self, item: str, option: str) -> int:
         """Return the bytes that the layers of an item take on a grid."""
-        if self.head and item == self.head.module:
-            return self.head.size(option, self._bytes_per_number(self.ctx.arch.head))
-        bits, group_size = parse_grid(option)
+        if item in self.outside:
+            return self.sizes.layer(self.outside[item].tensor, option, symmetric=True)
         total = 0
         for linear in self.linears[item]:
-            name = f"{linear}.weight"
-            shape = self.ctx.source.shape(name)
-            scale_bytes = self._bytes_per_number(name)
             symmetric = cast(GroupedRecipe, self.ctx.recipe_of(linear)).symmetric is True
-            total += packed_bytes(shape, bits, group_size, symmetric, scale_bytes)
+            total += self.sizes.layer(f"{linear}.weight", option, symmetric)
         return total
 
     @same_bits()
@@ -137,8 +127,9 @@ class GridPlan:
         curvature rounding lowers the cost.
         """
         costs_of_items = {}
-        if self.head and layer is None:
-            costs_of_items[self.head.module] = self.head.costs(costs)
+        if layer is None:
+            for module, grids in self.outside.items():
+                costs_of_items[module] = grids.costs(costs)
         for item, linears in self.linears.items():
             if self.ctx.arch.layer_index(item) != layer:
                 continue
@@ -168,8 +159,8 @@ class GridPlan:
         """Return the context with the chosen grid for every layer."""
         grids: dict[str, dict[str, Any]] = {}
         for item, option in choice.items():
-            if self.head and item == self.head.module:
-                grids[item] = self.head.choice(option)
+            if item in self.outside:
+                grids[item] = self.outside[item].choice(option)
                 continue
             bits, group_size = parse_grid(option)
             for name in self.linears[item]:

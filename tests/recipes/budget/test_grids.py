@@ -17,7 +17,8 @@ from quantline.formats.safetensors.layouts.compressed_tensors import PackedInteg
 from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.round_to_nearest import round_to_nearest
 from quantline.model.checkpoint import Checkpoint
-from quantline.recipes.budget.grid_labels import grid_label, packed_bytes, parse_grid
+from quantline.recipes.budget.container_sizes import packed_bytes
+from quantline.recipes.budget.grid_labels import grid_label, parse_grid
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.budget import (
     MODEL,
@@ -31,6 +32,7 @@ from tests.helpers.budget import (
     quantize,
 )
 from tests.helpers.models import place_model
+from tests.helpers.project import Project
 from tests.helpers.quantized import differing, tokens_of, torch_logprobs, torch_model
 
 NAME = "gptq-w4g128-budget"
@@ -163,6 +165,62 @@ def test_grid_plan_chooses_the_bits_of_a_head_in_integers(ready, make_model, tmp
         assert grid_label(head.bits, head.group_size) == chosen[limit]
     assert chosen["bits_per_weight=6"].startswith("w4"), chosen
     assert chosen["bits_per_weight=9"] == "w8g32", chosen
+
+
+def compose_for_onnx(project: Project, **budget: float) -> None:
+    """Write params.yaml with a budget of 4 and 8 bits whose sizes are those in ONNX."""
+    limits = [f"recipes.{NAME}.budget.{key}={value}" for key, value in budget.items()]
+    choices = [f"recipes.{NAME}.budget.bits=[4,8]", f"recipes.{NAME}.budget.format=onnx"]
+    compose(project, *choices, *limits)
+
+
+def test_grid_plan_chooses_the_bits_of_a_tied_embedding_in_onnx(ready, make_model, tmp_path):
+    shutil.rmtree(ready.root / MODEL)
+    place_model(make_model(tmp_path / "tied", num_hidden_layers=1), ready.root / MODEL)
+    ready.stage("calibrate")
+    chosen = {}
+    for limit in (4.7, 9):
+        compose_for_onnx(ready, bits_per_weight=limit)
+        quantized = quantize(ready, NAME)
+        assert budget_of(quantized)["format"] == "onnx"
+        chosen[limit] = options_of(quantized)["model.embed_tokens"]
+        bundle = export(quantized, tmp_path / f"{limit}", "onnx")
+        assert 0.9 * limit < bits_per_weight(bundle, "onnx") <= limit
+        held = quantized.with_outside(["model.embed_tokens"]).linear("model.embed_tokens")
+        assert grid_label(held.bits, held.group_size) == chosen[limit]
+        assert differing(load_container("onnx"), bundle, Checkpoint(MODEL), quantized) == []
+    assert chosen[4.7].startswith("w4") and chosen[9] == "w8g32", chosen
+
+
+def test_grid_plan_chooses_for_an_embedding_and_a_head_of_its_own_in_onnx(
+    ready, make_model, tmp_path
+):
+    shutil.rmtree(ready.root / MODEL)
+    untied = make_model(tmp_path / "untied", num_hidden_layers=1, tie_word_embeddings=False)
+    place_model(untied, ready.root / MODEL)
+    ready.stage("calibrate")
+    compose_for_onnx(ready, size_mib=0.7)
+    quantized = quantize(ready, NAME)
+    assert {"model.embed_tokens", "lm_head"} < options_of(quantized).keys()
+    bundle = export(quantized, tmp_path / "out", "onnx")
+    assert (bundle / "model.onnx").stat().st_size <= 0.7 * 2**20
+    assert differing(load_container("onnx"), bundle, Checkpoint(MODEL), quantized) == []
+
+
+def test_a_budget_in_onnx_leaves_an_embedding_in_floats_that_is_to_stay(ready, tmp_path):
+    compose_for_onnx(ready, bits_per_weight=12)
+    alone = options_of(quantize(ready, NAME))
+    budget = f"recipes.{NAME}.budget"
+    compose(
+        ready,
+        f"recipes.{NAME}.embedding_bits=null",
+        f"{budget}.format=onnx",
+        f"{budget}.bits_per_weight=12",
+    )
+    quantized = quantize(ready, NAME)
+    assert alone.keys() - options_of(quantized).keys() == {"model.embed_tokens"}
+    bundle = export(quantized, tmp_path / "out", "onnx")
+    assert bits_per_weight(bundle, "onnx") <= 12
 
 
 def test_recipe_of_a_layer_without_a_choice_is_the_recipe(ready):
