@@ -20,6 +20,7 @@ PEERS = (
     ("llmcompressor", "awq"),
     ("gptqmodel", "gptq"),
     ("autoround", "autoround"),
+    ("autoround", "signroundv2"),
 )
 ENVIRONMENTS = Path.home() / ".cache/quantline-peers"
 SETTINGS = {"GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": ""}

@@ -154,7 +154,7 @@ def descend(
                 level_values,
             )
             steps[rows, span] = part.T
-            hessian_product[rows] += torch.from_numpy(change).T @ hessian[span]
+            hessian_product[rows].addmm_(torch.from_numpy(change).T, hessian[span])
 
     in_threads(range(len(fisher_out)), run)
     return steps
