@@ -7,6 +7,7 @@ standard library. Dialogue: questions and answers of ChatterBot's corpus, in Eng
 
 import sysconfig
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -17,10 +18,14 @@ NEWS = ("gensim==4.4.0", "gensim/test/test_data/lee_background.cor")
 DIALOGUE = ("chatterbot-corpus==1.3.3", "chatterbot_corpus/data/english/")
 MODULES = ("argparse", "ast", "asyncio/base_events", "dataclasses", "decimal", "difflib")
 MODULES += ("email/message", "fractions", "heapq", "inspect", "statistics", "tarfile", "textwrap")
+PIECE = 1500  # characters of one kind of text that follow one another in the mixed text
 
 
 def write_texts(folder: Path) -> None:
     """Write calibration.txt and evaluation.txt, two halves of the news, and two other kinds.
+
+    calibration-mixed.txt has the first half of the news, and of the other kinds the last half,
+    from its end. Who evaluates on the first half of those has unseen text there.
 
     Args:
         folder: Also for evaluation-code.txt and evaluation-dialogue.txt.
@@ -30,11 +35,15 @@ def write_texts(folder: Path) -> None:
     """
     news = read_news()
     half = len(news) // 2
+    code = read_code()
+    dialogue = read_dialogue()
+    last_halves = [kind[len(kind) // 2 :][::-1] for kind in (code, dialogue)]
     documents = {
         "calibration.txt": news[:half],
+        "calibration-mixed.txt": mixed([news[:half], *last_halves]),
         "evaluation.txt": news[half:],
-        "evaluation-code.txt": read_code(),
-        "evaluation-dialogue.txt": read_dialogue(),
+        "evaluation-code.txt": code,
+        "evaluation-dialogue.txt": dialogue,
     }
     for name, texts in documents.items():
         (folder / name).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
@@ -64,3 +73,28 @@ def read_dialogue() -> list[str]:
             if member.startswith(members) and member.endswith(".yml"):
                 conversations += yaml.safe_load(archive.read(member)).get("conversations", [])
     return ["\n".join(str(line).strip() for line in lines) for lines in conversations]
+
+
+def mixed(kinds: list[list[str]]) -> list[str]:
+    """Return documents of several kinds in turn, a piece of each, until one of them ends."""
+    documents: list[str] = []
+    for pieces in zip(*map(in_pieces, kinds), strict=False):
+        for piece in pieces:
+            documents += piece
+    return documents
+
+
+def in_pieces(documents: list[str]) -> Iterator[list[str]]:
+    """Yield some documents after another, cut after the line with which a piece is long enough."""
+    piece: list[str] = []
+    size = 0
+    for document in documents:
+        lines: list[str] = []
+        for line in document.splitlines():
+            lines.append(line)
+            size += len(line)
+            if size >= PIECE:
+                yield [*piece, "\n".join(lines)]
+                piece, lines, size = [], [], 0
+        if lines:
+            piece.append("\n".join(lines))
