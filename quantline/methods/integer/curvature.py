@@ -23,7 +23,7 @@ ROUNDS = (
     8  # over the integers; by then the figure hardly falls any more (benchmarks/small_models.md)
 )
 REFITS = 4  # of these, the first; after them the scales stay
-UNMOVED_SHARE = 0.997  # of the integers in a round after which there is no other
+UNMOVED_SHARE = 0.99  # of the integers in a round after which there is no other
 SOLVER_STEPS = 2  # of conjugate gradients in each refit; the rounds do the rest
 DAMPING_IN = 0.01  # share of the mean diagonal that is added to H
 DAMPING_OUT = 0.1  # the same for G
