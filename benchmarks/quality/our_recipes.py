@@ -2,7 +2,7 @@
 
 from typing import Any
 
-REFINED_BITS = 2  # at which refinement pays
+MOST_REFINED_BITS = 3  # with more of them refinement brings nothing
 
 
 def our_recipes(bits: int, group_size: int) -> dict[str, dict[str, Any]]:
@@ -20,7 +20,7 @@ def our_recipes(bits: int, group_size: int) -> dict[str, dict[str, Any]]:
         "gptq + curvature": gptq | {"curvature": True},
         "awq + gptq + curvature": best,
     }
-    if bits == REFINED_BITS:
+    if bits <= MOST_REFINED_BITS:
         refined = {"refine": {"steps": 16}}
         recipes |= {
             "gptq, refined": gptq | refined,
