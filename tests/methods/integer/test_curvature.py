@@ -143,7 +143,7 @@ def test_refine_helps_where_outputs_matter_together():
     refined = refine(linear, weight, hessian, fisher_out)
     before = divergence(dequantize_like(linear, weight) - weight, hessian, fisher_out)
     after = divergence(dequantize_like(refined, weight) - weight, hessian, fisher_out)
-    assert after < 0.6 * before
+    assert after < 0.65 * before
 
 
 def test_refine_gives_the_same_for_any_number_of_threads():
