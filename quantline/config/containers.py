@@ -45,8 +45,8 @@ class ContainerInfo:
         return recipe.storage in self.carries and (self.activations or not recipe.activations)
 
     def methods(self) -> list[str]:
-        """Return the names of the methods that it can carry."""
-        return [name for name, recipe in RECIPES.items() if self.can_carry(recipe)]
+        """Return the names of the methods that it can carry, sorted."""
+        return sorted(name for name, recipe in RECIPES.items() if self.can_carry(recipe))
 
 
 CONTAINERS: Registry[ContainerInfo] = Registry("format")

@@ -52,7 +52,7 @@ def run_over_rows(count: int, run: Callable[[slice], None]) -> None:
     """
     import torch
 
-    step = -(-count // torch.get_num_threads())
+    step = max(1, -(-count // torch.get_num_threads()))
     in_threads((slice(start, start + step) for start in range(0, count, step)), run)
 
 

@@ -20,8 +20,7 @@ def head_misfit(name: str, recipe: Recipe, source: TensorSource) -> str | None:
         return (
             f"expected an output head of its own for safetensors_head, found {head}, which is the "
             "embedding too and is looked up in floats there; set "
-            f"recipes.{name}.safetensors_head=false, or use format onnx or gguf, which hold both "
-            "in integers"
+            f"recipes.{name}.safetensors_head=false; ONNX and GGUF hold both in integers without it"
         )
     width = source.shape(head)[-1]
     if recipe.outside(width) is None:

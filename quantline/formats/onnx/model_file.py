@@ -28,6 +28,7 @@ from quantline.formats.onnx.quantized_nodes import (
     matmul_nbits,
 )
 from quantline.formats.onnx.sixteen_bits import TYPES, read_as_float32, takes_rows
+from quantline.formats.onnx.sizes import ALIGNMENT, fits_inside
 from quantline.formats.onnx.subgraphs import graphs_of, names_read, nodes_of
 from quantline.model.tensor_source import TensorSource
 from quantline.quantized.store import QuantizedModel
@@ -35,8 +36,6 @@ from quantline.quantized.tensors import GroupedLinear
 
 FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-LARGEST_INSIDE = 1536 << 20  # bytes of weights in model.onnx itself; protobuf ends at 2 GiB
-ALIGNMENT = 4096  # onnxruntime maps a tensor of the data file that starts at a page
 WEIGHT = ".weight"
 FLOATS: dict[int, str] = {TensorProto.FLOAT: "F32", TensorProto.FLOAT16: "F16"}
 # Key of the graph's metadata for the tensors that belong to the model and that it never reads, such
@@ -64,7 +63,7 @@ def write_model(
         StageError: unsupported_width.
     """
     layers = {f"{layer}{WEIGHT}": layer for layer in quantized.linears}
-    with _Initializers(folder, _fits_inside(source, quantized)) as initializers:
+    with _Initializers(folder, fits_inside(source, layers)) as initializers:
         unread = sorted(set(source.names) - names_read(graph.graph))
         for name in source.names:
             if name not in layers:
@@ -91,15 +90,6 @@ def in_float16(values: np.ndarray) -> np.ndarray:
     """Return values in float16, or as they are if one of them does not fit it."""
     largest = np.finfo(np.float16).max
     return values.astype(np.float16) if (np.abs(values) <= largest).all() else values
-
-
-def _fits_inside(source: TensorSource, quantized: QuantizedModel) -> bool:
-    """Whether the weights fit into the graph's own file, counted generously."""
-    layers = {f"{layer}{WEIGHT}" for layer in quantized.linears}
-    size = 0
-    for name in source.names:
-        size += int(np.prod(source.shape(name))) * (1 if name in layers else 4)
-    return size <= LARGEST_INSIDE
 
 
 class _Initializers:

@@ -105,7 +105,8 @@ def gather_block_quantized(
     """
     assert can_gather(linear), "what quantline/recipes/embedding_and_head.py makes"
     call = call or name
-    tensors = _tensors(name, linear, linear.bits, linear.group_size)
+    block = _block_size(name, linear)  # as the head has it that reads the same tensors
+    tensors = _tensors(name, linear, linear.bits, block)
     packed, scale = tensors
     last = f"{name}.last_axis"
     width = f"{name}.width"
@@ -125,7 +126,7 @@ def gather_block_quantized(
             gather_axis=0,
             quantize_axis=2,
             bits=linear.bits,
-            block_size=linear.group_size,
+            block_size=block,
         ),
         helper.make_node("Shape", [ids], [shape], name=f"{call}.ids"),
         helper.make_node("Concat", [shape, width], [flat], name=f"{call}.concat", axis=0),

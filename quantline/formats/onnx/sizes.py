@@ -1,8 +1,12 @@
 """The room that weights take in a graph: slots and blocks of MatMulNBits, and float16."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from quantline.model.tensor_source import TensorSource
+
+LARGEST_INSIDE = 1536 << 20  # bytes of weights in model.onnx itself; protobuf ends at 2 GiB
+ALIGNMENT = 4096  # onnxruntime maps a tensor of the data file that starts at a page
 # Weights of a matrix that is stored in float16 where other weights are rounded to integers. What is
 # smaller, such as norms and states of a recurrence, stays in float32.
 LARGE = 1 << 16
@@ -62,3 +66,16 @@ def rounded_bytes(shape: Sequence[int], bits: int, group_size: int, symmetric: b
 def is_large(shape: Sequence[int]) -> bool:
     """Whether a tensor that is not rounded is stored in float16 beside those that are."""
     return len(shape) > 1 and math.prod(shape) >= LARGE
+
+
+def fits_inside(source: TensorSource, rounded: Collection[str]) -> bool:
+    """Whether the weights fit into the graph's own file, counted generously.
+
+    Args:
+        source: The unquantized model.
+        rounded: Those of its tensors that are rounded to integers.
+    """
+    size = 0
+    for name in source.names:
+        size += math.prod(source.shape(name)) * (1 if name in rounded else 4)
+    return size <= LARGEST_INSIDE

@@ -3,7 +3,8 @@
 import math
 from typing import Protocol
 
-from quantline.formats.onnx.sizes import is_large, rounded_bytes
+from quantline.config.recipes import Bits
+from quantline.formats.onnx.sizes import ALIGNMENT, fits_inside, is_large, rounded_bytes
 from quantline.model.dtypes import NUMPY_DTYPES
 from quantline.model.tensor_source import TensorSource
 from quantline.recipes.budget.grid_labels import parse_grid
@@ -13,11 +14,10 @@ from quantline.recipes.budget.grid_labels import parse_grid
 HEADER_BYTES = 120
 LISTED_BYTES = 40
 GRID_BYTES = 400
-# What is reserved for the nodes of a block, a layer's share of them: SmolLM2's graph takes 7,100
-# bytes for each layer. In a model of more than 1.5 GiB tensors lie at pages of the data file.
+# Reserved for the nodes of a graph, a layer's share of them: SmolLM2's takes 7,100 bytes for each.
 NODE_BYTES = 12 << 10
-PARTS_OF_LAYER = 3
-PAGE_BYTES = 4 << 10
+GRID_NODE_BYTES = 160  # by which a layer's nodes on one grid are larger than on another, at most
+PARTS_OF_LAYER = 3  # tensors of a rounded layer
 
 
 class ContainerSizes(Protocol):
@@ -28,6 +28,9 @@ class ContainerSizes(Protocol):
     """
 
     rounds_outside: bool
+
+    def worthwhile_bits(self, bits: tuple[Bits, ...]) -> tuple[Bits, ...]:
+        """Return those bits of a layer that save room."""
 
     def layer(self, name: str, grid: str, symmetric: bool) -> int:
         """Return the bytes of a weight on a grid, such as w4g128."""
@@ -50,6 +53,10 @@ class SafetensorsSizes:
     def __init__(self, source: TensorSource) -> None:
         """Take the unquantized model."""
         self.source = source
+
+    def worthwhile_bits(self, bits: tuple[Bits, ...]) -> tuple[Bits, ...]:
+        """Return all of them."""
+        return bits
 
     def layer(self, name: str, grid: str, symmetric: bool) -> int:
         """Return the bytes of a weight on a grid."""
@@ -84,6 +91,10 @@ class OnnxSizes:
         """Take the unquantized model."""
         self.source = source
 
+    def worthwhile_bits(self, bits: tuple[Bits, ...]) -> tuple[Bits, ...]:
+        """Return those without 3, if 4 is among them, which takes the same slot."""
+        return tuple(number for number in bits if number != 3 or 4 not in bits)
+
     def layer(self, name: str, grid: str, symmetric: bool) -> int:
         """Return the bytes of a weight on a grid."""
         return rounded_bytes(self.source.shape(name), *parse_grid(grid), symmetric)
@@ -98,12 +109,17 @@ class OnnxSizes:
 
     def overhead(self, weights: set[str]) -> int:
         """Return what is reserved for nodes and for the ends of pages."""
-        tensors = len(self.source.names) + PARTS_OF_LAYER * len(weights)
-        return NODE_BYTES * len(weights) + PAGE_BYTES * tensors
+        return NODE_BYTES * len(weights) + self._page_ends(weights)
+
+    def _page_ends(self, weights: set[str]) -> int:
+        """Return the bytes before tensors that begin at a page of a data file, at most."""
+        if fits_inside(self.source, weights):
+            return 0
+        return ALIGNMENT * (len(self.source.names) + PARTS_OF_LAYER * len(weights))
 
     def extra_overhead(self, weights: set[str], grids: int) -> int:
-        """Return nothing: nodes of all grids are of one size, but for the digits of numbers."""
-        return 0
+        """Return what other grids can add to nodes, and to the ends of pages."""
+        return GRID_NODE_BYTES * len(weights) + self._page_ends(weights)
 
 
 SIZES: dict[str, type[SafetensorsSizes] | type[OnnxSizes]] = {

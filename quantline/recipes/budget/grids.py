@@ -49,9 +49,10 @@ class GridPlan:
         self.linears = self._group_linears()
         self.options: dict[str, list[str]] = {}
         self.unbudgeted: dict[str, str] = {}
+        offered = self.sizes.worthwhile_bits(budget.bits)
         for item, linears in self.linears.items():
             sizes = self._group_sizes(linears)
-            self.options[item] = [grid_label(bits, size) for bits in budget.bits for size in sizes]
+            self.options[item] = [grid_label(bits, size) for bits in offered for size in sizes]
             alone = cast(GroupedRecipe, ctx.recipe_of(linears[0]))
             self.unbudgeted[item] = grid_label(recipe.bits, cast(int, alone.group_size))
         self.outside = {
@@ -66,7 +67,7 @@ class GridPlan:
         others = [name for name in ctx.source.names if name not in weights]
         self.fixed_bytes = sum(self.sizes.other(name) for name in others)
         self.overhead_bytes = self.sizes.overhead(weights)
-        grids_at_most = min(len(budget.bits) * len(budget.group_sizes), len(self.options))
+        grids_at_most = min(len(offered) * len(budget.group_sizes), len(self.options))
         self.extra_overhead_bytes = self.sizes.extra_overhead(weights, grids_at_most)
 
     def _outside(self, recipe: GroupedRecipe) -> list[str]:
@@ -78,13 +79,13 @@ class GridPlan:
         return [name for name in tensors if OutsideGrids.is_rounded(self.ctx, name)]
 
     def _group_linears(self) -> dict[str, list[str]]:
-        """Return item → its layers."""
-        linears_of_items: dict[str, list[str]] = {}
+        """Return item → its layers, of which several blocks may share one."""
+        linears_of_items: dict[str, dict[str, None]] = {}
         for layer in range(self.ctx.arch.layers):
             for group in self.ctx.arch.input_groups(layer):
                 item = re.sub(r"\.experts\..*", ".experts", group.linears[0])
-                linears_of_items.setdefault(item, []).extend(group.linears)
-        return linears_of_items
+                linears_of_items.setdefault(item, {}).update(dict.fromkeys(group.linears))
+        return {item: list(linears) for item, linears in linears_of_items.items()}
 
     def _group_sizes(self, linears: list[str]) -> list[int]:
         """Return the group sizes of the budget that fit all of some layers.

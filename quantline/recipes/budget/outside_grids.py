@@ -32,15 +32,15 @@ class OutsideGrids:
         Args:
             ctx: With a recipe that rounds the tensor (`is_rounded`).
             tensor: The embedding or the head.
-            bits: That layers can have. If none of them is for these tensors, the recipe's stay.
+            bits: That layers can have. Beside those among OUTSIDE_BITS there are the recipe's own.
         """
         self.ctx = ctx
         self.tensor = tensor
         self.module = tensor.removesuffix(WEIGHT)
         own_bits = cast(int, cast(GroupedRecipe, ctx.recipe).embedding_bits)
         self.unbudgeted = self._label(own_bits)
-        offered = [number for number in OUTSIDE_BITS if number in bits]
-        self.options = [self._label(number) for number in offered or [own_bits]]
+        offered = [number for number in OUTSIDE_BITS if number in bits or number == own_bits]
+        self.options = [self._label(number) for number in offered]
 
     @staticmethod
     def is_rounded(ctx: QuantizationContext, tensor: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from quantline.formats.container import load_container
-from quantline.formats.onnx import model_file
+from quantline.formats.onnx import sizes
 from quantline.model.checkpoint import Checkpoint
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.quantized import (
@@ -237,7 +237,7 @@ def test_read_back_leaves_out_zero_points_that_no_node_reads(tmp_path, source):
 
 
 def test_write_puts_large_weights_into_a_file_beside_the_graph(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(model_file, "LARGEST_INSIDE", 0)
+    monkeypatch.setattr(sizes, "LARGEST_INSIDE", 0)
     quantized = rounded(tmp_path / "q", source, 4, 32)
     write_variant("onnx", tmp_path / "out", source, quantized)
     graph_bytes = (tmp_path / "out/model.onnx").stat().st_size

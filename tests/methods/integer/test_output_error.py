@@ -6,7 +6,6 @@ import torch
 from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.output_error import choose_rows, output_error, row_dots
 from quantline.methods.integer.round_to_nearest import round_to_nearest
-from quantline.model.same_bits import at_most
 from tests.helpers.layers import errors_of, uneven_layer
 
 
@@ -45,5 +44,13 @@ def test_row_dots_are_the_same_bits_for_any_number_of_threads(threads):
     first, second = torch.randn(2, 13, 1001, generator=generator)
     expected = row_dots(first, second)
     assert torch.allclose(expected, (first.double() * second).sum(1), rtol=1e-12)
-    with at_most(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
         assert torch.equal(row_dots(first, second), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_row_dots_of_no_rows_are_none():
+    assert len(row_dots(torch.zeros(0, 8), torch.zeros(0, 8))) == 0

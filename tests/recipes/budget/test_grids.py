@@ -13,12 +13,14 @@ import torch
 from quantline.config.compose import load_params
 from quantline.errors import Failure, StageError
 from quantline.formats.container import load_container
+from quantline.formats.onnx import sizes
 from quantline.formats.safetensors.layouts.compressed_tensors import PackedIntegers
 from quantline.methods.integer.grid import Grid
 from quantline.methods.integer.round_to_nearest import round_to_nearest
 from quantline.model.checkpoint import Checkpoint
 from quantline.recipes.budget.container_sizes import packed_bytes
 from quantline.recipes.budget.grid_labels import grid_label, parse_grid
+from quantline.recipes.budget.grids import GridPlan
 from quantline.runtimes.runtime import open_runtime
 from tests.helpers.budget import (
     MODEL,
@@ -167,11 +169,57 @@ def test_grid_plan_chooses_the_bits_of_a_head_in_integers(ready, make_model, tmp
     assert chosen["bits_per_weight=9"] == "w8g32", chosen
 
 
-def compose_for_onnx(project: Project, **budget: float) -> None:
-    """Write params.yaml with a budget of 4 and 8 bits whose sizes are those in ONNX."""
+def compose_for_onnx(project: Project, bits: str = "4,8", **budget: float) -> None:
+    """Write params.yaml with a budget whose sizes are those in ONNX."""
     limits = [f"recipes.{NAME}.budget.{key}={value}" for key, value in budget.items()]
-    choices = [f"recipes.{NAME}.budget.bits=[4,8]", f"recipes.{NAME}.budget.format=onnx"]
+    choices = [f"recipes.{NAME}.budget.bits=[{bits}]", f"recipes.{NAME}.budget.format=onnx"]
     compose(project, *choices, *limits)
+
+
+def bytes_of(bundle: Path) -> int:
+    """Return the bytes of a graph with its weights."""
+    return sum(path.stat().st_size for path in bundle.glob("model.onnx*"))
+
+
+@pytest.mark.parametrize("largest_inside", [0, sizes.LARGEST_INSIDE])
+def test_a_budget_in_onnx_without_a_limit_is_that_of_the_recipe_alone(
+    ready, make_model, tmp_path, monkeypatch, largest_inside
+):
+    monkeypatch.setattr(sizes, "LARGEST_INSIDE", largest_inside)
+    shutil.rmtree(ready.root / MODEL)
+    place_model(make_model(tmp_path / "one", num_hidden_layers=1), ready.root / MODEL)
+    ready.stage("calibrate")
+    compose_for_onnx(ready, bits="2,3,4,8")
+    bundles = {}
+    for name in ("gptq-w4g128", NAME):
+        quantized = quantize(ready, name)
+        bundles[name] = export(quantized, tmp_path / name, "onnx")
+    assert len(set(options_of(quantized).values())) > 1
+    assert not any(grid.startswith("w3") for grid in options_of(quantized).values())
+    assert (bundles[NAME] / "model.onnx.data").exists() == (largest_inside == 0)
+    assert 0.6 * bytes_of(bundles["gptq-w4g128"]) < bytes_of(bundles[NAME])
+    assert bytes_of(bundles[NAME]) <= bytes_of(bundles["gptq-w4g128"])
+
+
+def test_bits_of_layers_do_not_take_an_embeddings_own_away(ready):
+    recipe = load_params().recipes[NAME]
+    budget = recipe.budget.model_copy(update={"format": "onnx", "bits": (2,)})
+    ctx = context_in(ready.root / "artifacts")
+    ctx = replace(ctx, recipe=recipe.model_copy(update={"budget": budget}))
+    plan = GridPlan(ctx, {})
+    assert plan.options["model.embed_tokens"] == ["w8g32"]
+    assert {label[:2] for label in plan.options[ctx.arch.linears()[0]]} == {"w2"}
+
+
+def test_layers_that_several_blocks_share_are_in_a_budget_once(ready, monkeypatch):
+    recipe = load_params().recipes[NAME]
+    ctx = replace(context_in(ready.root / "artifacts"), recipe=recipe)
+    first = ctx.arch.input_groups(0)
+    monkeypatch.setattr(type(ctx.arch), "input_groups", lambda _, layer: first)
+    plan = GridPlan(ctx, {})
+    assert [name for names in plan.linears.values() for name in names] == [
+        name for group in first for name in group.linears
+    ]
 
 
 def test_grid_plan_chooses_the_bits_of_a_tied_embedding_in_onnx(ready, make_model, tmp_path):
@@ -199,11 +247,11 @@ def test_grid_plan_chooses_for_an_embedding_and_a_head_of_its_own_in_onnx(
     untied = make_model(tmp_path / "untied", num_hidden_layers=1, tie_word_embeddings=False)
     place_model(untied, ready.root / MODEL)
     ready.stage("calibrate")
-    compose_for_onnx(ready, size_mib=0.7)
+    compose_for_onnx(ready, size_mib=0.55)
     quantized = quantize(ready, NAME)
     assert {"model.embed_tokens", "lm_head"} < options_of(quantized).keys()
     bundle = export(quantized, tmp_path / "out", "onnx")
-    assert (bundle / "model.onnx").stat().st_size <= 0.7 * 2**20
+    assert (bundle / "model.onnx").stat().st_size <= 0.55 * 2**20
     assert differing(load_container("onnx"), bundle, Checkpoint(MODEL), quantized) == []
 
 
