@@ -46,7 +46,7 @@ def server_command(runtime: str, bundle: Path, address: Address) -> list[str]:
     """
     reference = RUNTIMES[runtime].server
     if not reference:
-        able = ", ".join(name for name, info in RUNTIMES.items() if info.server)
+        able = ", ".join(sorted(name for name, info in RUNTIMES.items() if info.server))
         raise StageError(
             Failure.RUNTIME_UNAVAILABLE,
             f"expected a runtime with a server of its own ({able}), found {runtime}; ask it with "
