@@ -181,7 +181,9 @@ def bytes_of(bundle: Path) -> int:
     return sum(path.stat().st_size for path in bundle.glob("model.onnx*"))
 
 
-@pytest.mark.parametrize("largest_inside", [0, sizes.LARGEST_INSIDE])
+@pytest.mark.parametrize(
+    "largest_inside", [pytest.param(0, marks=pytest.mark.slow), sizes.LARGEST_INSIDE]
+)
 def test_a_budget_in_onnx_without_a_limit_is_that_of_the_recipe_alone(
     ready, make_model, tmp_path, monkeypatch, largest_inside
 ):
@@ -232,11 +234,11 @@ def test_grid_plan_chooses_the_bits_of_a_tied_embedding_in_onnx(ready, make_mode
         quantized = quantize(ready, NAME)
         assert budget_of(quantized)["format"] == "onnx"
         chosen[limit] = options_of(quantized)["model.embed_tokens"]
-        bundle = export(quantized, tmp_path / f"{limit}", "onnx")
-        assert 0.9 * limit < bits_per_weight(bundle, "onnx") <= limit
         held = quantized.with_outside(["model.embed_tokens"]).linear("model.embed_tokens")
         assert grid_label(held.bits, held.group_size) == chosen[limit]
-        assert differing(load_container("onnx"), bundle, Checkpoint(MODEL), quantized) == []
+    bundle = export(quantized, tmp_path / "out", "onnx")
+    assert 0.9 * limit < bits_per_weight(bundle, "onnx") <= limit
+    assert differing(load_container("onnx"), bundle, Checkpoint(MODEL), quantized) == []
     assert chosen[4.7].startswith("w4") and chosen[9] == "w8g32", chosen
 
 
@@ -255,20 +257,17 @@ def test_grid_plan_chooses_for_an_embedding_and_a_head_of_its_own_in_onnx(
     assert differing(load_container("onnx"), bundle, Checkpoint(MODEL), quantized) == []
 
 
-def test_a_budget_in_onnx_leaves_an_embedding_in_floats_that_is_to_stay(ready, tmp_path):
-    compose_for_onnx(ready, bits_per_weight=12)
-    alone = options_of(quantize(ready, NAME))
-    budget = f"recipes.{NAME}.budget"
-    compose(
-        ready,
-        f"recipes.{NAME}.embedding_bits=null",
-        f"{budget}.format=onnx",
-        f"{budget}.bits_per_weight=12",
-    )
-    quantized = quantize(ready, NAME)
-    assert alone.keys() - options_of(quantized).keys() == {"model.embed_tokens"}
-    bundle = export(quantized, tmp_path / "out", "onnx")
-    assert bits_per_weight(bundle, "onnx") <= 12
+def test_a_budget_in_onnx_leaves_an_embedding_in_floats_that_is_to_stay(ready):
+    recipe = load_params().recipes[NAME]
+    budget = recipe.budget.model_copy(update={"format": "onnx"})
+    ctx = context_in(ready.root / "artifacts")
+    plans = {}
+    for bits in (8, None):
+        options = {"budget": budget, "embedding_bits": bits}
+        plans[bits] = GridPlan(replace(ctx, recipe=recipe.model_copy(update=options)), {})
+    assert plans[8].options.keys() - plans[None].options.keys() == {"model.embed_tokens"}
+    halves = 2 * int(np.prod(ctx.source.shape(ctx.arch.embedding)))
+    assert plans[None].fixed_bytes - plans[8].fixed_bytes == halves
 
 
 def test_recipe_of_a_layer_without_a_choice_is_the_recipe(ready):
