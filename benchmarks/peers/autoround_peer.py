@@ -1,6 +1,6 @@
 """AutoRound with 200 iterations, in the environment that has it; benchmarks.quality calls it.
 
-The method signroundv2 is what AutoRound's authors recommend at 2 and 3 bits (`enable_alg_ext`).
+The method signroundv2 is its experimental successor, for few bits (`enable_alg_ext`).
 """
 
 import torch

@@ -85,7 +85,10 @@ def mixed(kinds: list[list[str]]) -> list[str]:
 
 
 def in_pieces(documents: list[str]) -> Iterator[list[str]]:
-    """Yield some documents after another, cut after the line with which a piece is long enough."""
+    """Yield some documents after another, cut after the line with which a piece is long enough.
+
+    What is left in the end is too short for a piece.
+    """
     piece: list[str] = []
     size = 0
     for document in documents:

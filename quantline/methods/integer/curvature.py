@@ -19,11 +19,11 @@ from quantline.methods.integer.curvature_descent import descend
 from quantline.methods.integer.output_error import row_dots
 from quantline.quantized.tensors import GroupedLinear
 
-ROUNDS = (
-    8  # over the integers; by then the figure hardly falls any more (benchmarks/small_models.md)
-)
+ROUNDS = 8  # over the integers, at most; by then the figure hardly falls any more
 REFITS = 4  # of these, the first; after them the scales stay
-UNMOVED_SHARE = 0.99  # of the integers in a round after which there is no other
+# Of the integers in a round after which there is no other. Further rounds lower the figure, and on
+# a real model nothing else (benchmarks/README.md, "What the rounds after GPTQ bring").
+UNMOVED_SHARE = 0.99
 SOLVER_STEPS = 2  # of conjugate gradients in each refit; the rounds do the rest
 DAMPING_IN = 0.01  # share of the mean diagonal that is added to H
 DAMPING_OUT = 0.1  # the same for G

@@ -138,12 +138,12 @@ def test_refine_never_makes_worse_what_came_in(seed, grid, blocks):
 
 
 def test_refine_helps_where_outputs_matter_together():
-    weight, hessian, fisher_out = layer(5, 48, 64)
+    weight, hessian, fisher_out = layer(5, 96, 128)
     linear = gptq.quantize(weight, hessian, Grid(3, 32, False), gptq.factorize(hessian))
     refined = refine(linear, weight, hessian, fisher_out)
     before = divergence(dequantize_like(linear, weight) - weight, hessian, fisher_out)
     after = divergence(dequantize_like(refined, weight) - weight, hessian, fisher_out)
-    assert after < 0.65 * before
+    assert after < 0.6 * before
 
 
 def test_refine_gives_the_same_for_any_number_of_threads():
