@@ -202,6 +202,7 @@ def quantize(
     (linear, errors), *others = round_on_grids(weight, scales_and_zeros, grid, factor)
     for other, other_errors in others:
         linear = replace_rows(linear, other, other_errors < errors)
+        errors = torch.minimum(errors, other_errors)
     return linear
 
 
